@@ -1,0 +1,219 @@
+"""Check: LlamaFactory trains on the very tokens that the model sees and produces when it is served.
+
+    python check_training_tokens.py [qwen3_full_sft.yaml] [key=value …] [--trajectories FILE] [--max-samples N]
+
+Takes the YAML and the overrides of `llamafactory-cli train`. LlamaFactory itself (its parser, its template, its data
+loader) builds the training set. Beside it, for each sample, the served prompt and the target of its turn are rendered
+from the original trajectory with the tokenizer's own chat template, prefix by prefix, and tokenized as the server does.
+Token ids and loss mask must be the same, all of them. Exit code 1 where anything differs or is cut.
+
+The one idea: nothing of step 1 and step 2 is trusted; the two sides share only the trajectories.
+"""
+
+import argparse
+import contextlib
+import io
+import os
+import sys
+import tempfile
+from collections import Counter, defaultdict
+from pathlib import Path
+
+from trajectories import ROOT, TrajectoryError, read_rows, served_trajectory, shown, without_reasoning
+
+IGNORE_INDEX = -100  # LlamaFactory's extras/constants.py: no loss on this token
+ASSISTANT = "<|im_start|>assistant\n"
+PROVENANCE = ("source", "trajectory", "turn", "served_as")
+# What the machine that trains has and the one that checks may lack. No data depends on these.
+ANY_MACHINE = {"deepspeed": None, "fsdp": None, "bf16": False, "fp16": False, "pure_bf16": False, "report_to": "none"}
+SHOWN_MISMATCHES = 3
+SHOWN_TOKENS = 12  # on each side of the first difference
+
+
+# ---------------------------------------------------------------- pure functions
+
+
+def served_turn(messages: list[dict], tools: list[dict] | None, turn: int, served_as: str, render) -> tuple[str, str]:
+    """The naive definition: (served prompt, target) of messages[turn].
+
+    Args:
+        messages, tools: as `served_trajectory` returns them.
+        served_as: "drop", "template" or "no-thinking", as step 2 writes it.
+        render: render(messages, tools, add_generation_prompt, **variables) -> str, the tokenizer's chat template.
+    """
+    history, message = messages[:turn], messages[turn]
+    variables = {}
+    if served_as != "template":
+        history = without_reasoning(history)
+    if served_as == "no-thinking":
+        [message], variables = without_reasoning([message]), {"enable_thinking": False}
+    prompt = render(history, tools, True, **variables)
+    given = prompt.rpartition(ASSISTANT)[2]  # what the generation prompt holds already of the assistant block
+    generated = render([*messages[:turn], message], tools, False).rpartition(ASSISTANT)[2]
+    return prompt, generated.removeprefix(given)
+
+
+def first_difference(ours: list[int], theirs: list[int]) -> int | None:
+    """The first position at which two lists differ; None where they are equal."""
+    if ours == theirs:
+        return None
+    return next((i for i, (a, b) in enumerate(zip(ours, theirs)) if a != b), min(len(ours), len(theirs)))
+
+
+def describe_mismatch(expected: dict, trained: dict, decode) -> str:
+    """The first difference of two samples ({"input_ids", "labels"}), as text on both sides."""
+    for column, what in (("input_ids", "the tokens differ"), ("labels", "the loss mask differs")):
+        position = first_difference(expected[column], trained[column])
+        if position is not None:
+            break
+    start, end = max(0, position - SHOWN_TOKENS), position + SHOWN_TOKENS
+    lines = [f"{what} from token {position} of {len(expected['input_ids'])}:"]
+    for side, sample in (("served ", expected), ("trained", trained)):
+        loss = "" if column == "input_ids" else f" (loss: {position < len(sample['labels']) and sample['labels'][position] != IGNORE_INDEX})"
+        lines.append(f"  {side}: …{decode(sample['input_ids'][start:position])!r} >>> {decode(sample['input_ids'][position:end])!r}{loss}")
+    return "\n".join(lines)
+
+
+# ---------------------------------------------------------------- LlamaFactory's side
+
+
+def parse_arguments(yaml: str, overrides: list[str]):
+    """(model, data, training) arguments, as LlamaFactory parses them, less what depends on the machine."""
+    from llamafactory.hparams import get_train_args
+    from llamafactory.hparams.parser import read_args
+
+    sys.argv = ["llamafactory-cli", yaml, *overrides]
+    config = {**read_args(), **ANY_MACHINE, "output_dir": tempfile.gettempdir() + "/no-output"}
+    model_args, data_args, training_args, finetuning_args, _ = get_train_args(config)
+    if finetuning_args.stage != "sft":
+        sys.exit(f"{yaml}: stage is {finetuning_args.stage}; only sft samples can be checked")
+    return model_args, data_args, training_args
+
+
+def training_sets(model_args, data_args, training_args):
+    """Yield (name, provenance, built) for each data set of the YAML: two data sets with the same rows."""
+    from datasets import load_dataset
+    from llamafactory.data import get_dataset, get_template_and_fix_tokenizer
+    from llamafactory.data.parser import get_dataset_list
+    from llamafactory.extras.constants import FILEEXT2TYPE
+    from llamafactory.model import load_tokenizer
+
+    tokenizer_module = load_tokenizer(model_args)
+    template = get_template_and_fix_tokenizer(tokenizer_module["tokenizer"], data_args)
+    names = [*(data_args.dataset or []), *(data_args.eval_dataset or [])]
+    for name, attributes in zip(names, get_dataset_list(names, data_args.dataset_dir)):
+        data_args.dataset, data_args.eval_dataset, data_args.val_size = [name], None, 0.0
+        built = get_dataset(template, model_args, data_args, training_args, stage="sft", **tokenizer_module)["train_dataset"]
+        path = Path(data_args.dataset_dir, attributes.dataset_name)
+        files = [str(path / file) for file in os.listdir(path)] if path.is_dir() else [str(path)]  # LlamaFactory's order
+        provenance = load_dataset(FILEEXT2TYPE[Path(files[0]).suffix[1:]], data_files=files, split="train",
+                                  cache_dir=model_args.cache_dir)  # fmt: skip
+        missing = set(PROVENANCE) - set(provenance.column_names)
+        if missing:
+            sys.exit(f"data set {name}: no column {', '.join(sorted(missing))}; write it with step2_to_alpaca_mask_history.py")
+        provenance = provenance.select_columns(PROVENANCE)
+        if data_args.max_samples is not None:
+            provenance = provenance.select(range(min(data_args.max_samples, len(provenance))))
+        if len(provenance) != len(built):
+            sys.exit(f"data set {name}: LlamaFactory keeps {len(built)} of {len(provenance)} samples; "
+                     "it drops those that it finds invalid, or draws num_samples")  # fmt: skip
+        yield name, provenance, built
+
+
+# ---------------------------------------------------------------- the comparison
+
+
+def check_dataset(provenance, built, trajectories: str | None, tokenizer, cutoff_len: int) -> tuple[Counter, list[str]]:
+    """Compare each sample with its turn; returns (counts, the first mismatches as text)."""
+    counts, mismatches = Counter(), []
+    wanted = defaultdict(lambda: defaultdict(list))  # source -> trajectory -> [(position, turn, served_as)]
+    for position, sample in enumerate(provenance):
+        source = trajectories or sample["source"]
+        wanted[source][sample["trajectory"]].append((position, sample["turn"], sample["served_as"]))
+
+    def render(messages, tools, add_generation_prompt, **variables):
+        return tokenizer.apply_chat_template(messages, tools=tools, tokenize=False,
+                                             add_generation_prompt=add_generation_prompt, **variables)  # fmt: skip
+
+    for source, by_trajectory in wanted.items():
+        for index, row, error in read_rows(source, "check"):
+            try:
+                if error:
+                    raise error
+                messages, tools = served_trajectory(row)
+            except TrajectoryError:
+                counts["rows"] += 1
+                continue
+            counts["turns"] += sum(message["role"] == "assistant" for message in messages)
+            samples = by_trajectory.pop(index, [])
+            counts["covered"] += len({turn for _, turn, _ in samples})
+            if not samples:
+                continue
+            texts = [text for _, turn, mode in samples for text in served_turn(messages, tools, turn, mode, render)]
+            ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
+            for (position, turn, _), prompt, target in zip(samples, ids[::2], ids[1::2]):
+                expected = {"input_ids": prompt + target, "labels": [IGNORE_INDEX] * len(prompt) + target}
+                trained = built[position]
+                if all(expected[column] == trained[column] for column in expected):
+                    counts["exact"] += 1
+                elif len(expected["input_ids"]) > cutoff_len:
+                    counts["cut"] += 1
+                else:
+                    counts["mismatched"] += 1
+                    if len(mismatches) < SHOWN_MISMATCHES:
+                        what = describe_mismatch(expected, trained, tokenizer.decode)
+                        mismatches.append(f"{source}: trajectory {index}, turn {turn}: {what}")
+        if by_trajectory:
+            sys.exit(f"{source}: has no usable trajectory {min(by_trajectory)}, of which there are samples; "
+                     "name the file that step 1 read by --trajectories")  # fmt: skip
+    return counts, mismatches
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("yaml", nargs="?", default=shown(ROOT / "qwen3_full_sft.yaml"), metavar="YAML")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as for llamafactory-cli train")
+    parser.add_argument("--trajectories", metavar="FILE", help="what step 1 read (default: where the samples say)")
+    parser.add_argument("--max-samples", type=int, metavar="N", help="check the first N samples of each data set only")
+    args = parser.parse_intermixed_args()
+    if "=" in args.yaml:
+        args.yaml, args.overrides = parser.get_default("yaml"), [args.yaml, *args.overrides]
+
+    os.environ.setdefault("LLAMAFACTORY_VERBOSITY", "ERROR")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    model_args, data_args, training_args = parse_arguments(args.yaml, args.overrides)
+    packs_blindly = data_args.packing and not data_args.neat_packing
+    data_args.packing = data_args.neat_packing = data_args.streaming = False
+    if args.max_samples is not None:
+        data_args.max_samples = args.max_samples
+    if data_args.tokenized_path is not None:
+        sys.exit(f"tokenized_path: {data_args.tokenized_path} trains on what was tokenized earlier; unset it and check again")
+
+    from llamafactory.model import load_tokenizer
+
+    tokenizer = load_tokenizer(model_args)["tokenizer"]  # before LlamaFactory's template touches it
+    if not tokenizer.chat_template:
+        sys.exit(f"{model_args.model_name_or_path}: the tokenizer has no chat template to compare with")
+    failed = False
+    with contextlib.redirect_stdout(io.StringIO()):  # LlamaFactory prints whole samples
+        sets = list(training_sets(model_args, data_args, training_args))
+    for name, provenance, built in sets:
+        counts, mismatches = check_dataset(provenance, built, args.trajectories, tokenizer, data_args.cutoff_len)
+        for mismatch in mismatches:
+            print(mismatch)
+        wrong = counts["mismatched"] + counts["cut"]
+        failed = failed or wrong > 0
+        print(f"{name}: {len(built)} samples with template {data_args.template}, cutoff_len {data_args.cutoff_len}")
+        print(f"  exact            {counts['exact']:>8}  ({counts['exact'] / max(1, len(built)):.2%})")
+        print(f"  mismatched       {counts['mismatched']:>8}")
+        print(f"  over cutoff_len  {counts['cut']:>8}")
+        print(f"  turns            {counts['turns']:>8}  in the trajectories")
+        print(f"  left out         {counts['turns'] - counts['covered']:>8}  turns without a sample"
+              + (f" (max_samples is {data_args.max_samples})" if data_args.max_samples is not None else ""))  # fmt: skip
+    if packs_blindly:
+        print("packing without neat_packing: samples see the tokens of the samples before them, which no served prompt has")
+    sys.exit("FAILED: the model would not be trained on what it is served with" if failed or packs_blindly else None)
+
+
+if __name__ == "__main__":
+    main()

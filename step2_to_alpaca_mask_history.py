@@ -1,0 +1,246 @@
+"""Step 2: plain messages -> prefix samples in alpaca format, for LlamaFactory's `mask_history`.
+
+    python step2_to_alpaca_mask_history.py [INPUT] [OUTPUT] [--history-thinking drop|template] [--no-thinking]
+
+INPUT   what step 1 wrote: "messages" of plain text, and "served".
+OUTPUT  a .parquet, .jsonl or .json file: one sample per turn of each trajectory, in shuffled order:
+        {"instruction": "…", "input": "", "output": "<target of the turn>", "system": "…", "history": [["…", "…"], …],
+         "source": "data/x.jsonl", "trajectory": 17, "turn": 4, "served_as": "drop" | "template" | "no-thinking"}
+        A preview of the first samples is written beside it, and dataset_info.json gets an entry for it.
+
+The one idea: a sample spells out the served prompt of its turn, as it is when the model generates that turn, and
+supervises the target alone. Text that has no place in LlamaFactory's user/assistant pairs is written out in a user (or
+system) text with its role blocks, where LlamaFactory's tokenizer turns it into the same tokens.
+"""
+
+import argparse
+import json
+import os
+import random
+import re
+import sys
+from collections import Counter
+from pathlib import Path
+
+from tqdm import tqdm
+
+from trajectories import (
+    BLOCK_END,
+    BLOCK_START,
+    ROOT,
+    SAMPLE,
+    Rejects,
+    TrajectoryError,
+    row_writer,
+    shown,
+    whole_file,
+)
+
+DEFAULT_INPUT = SAMPLE.with_name(SAMPLE.stem + "_apply_qwen3_template.jsonl")
+DEFAULT_OUTPUT = ROOT / "data" / "alpaca_mask_history_envscaler_sft_traj_9k.parquet"
+COLUMNS = {"prompt": "instruction", "query": "input", "response": "output", "system": "system", "history": "history"}
+OVERRIDES = {"drop": "", "template": " template=qwen3_nothink", "no-thinking": " enable_thinking=false"}
+DATE_LIKE = re.compile(r"\d{4}-\d{1,2}-\d{1,2}([T ].*)?\s*", re.DOTALL)
+
+
+# ---------------------------------------------------------------- pure functions
+
+
+def to_samples(row: dict, served_as: str = "drop") -> tuple[list[dict], list[str]]:
+    """The samples of one trajectory, and the reasons for which its other turns are left out.
+
+    Args:
+        row: one row of step 1.
+        served_as: "drop" (the history has no reasoning), "template" (it has what the chat template keeps) or
+            "no-thinking" (no reasoning in the targets either; the served prompt ends with an empty think block).
+    Returns (samples, reasons), together one per turn, in the order of the turns.
+    Raises TrajectoryError where the row is not one of step 1.
+    """
+    messages, served = _step1_columns(row)
+    contents = [message["content"] for message in messages]
+    edits = iter(served["template" if served_as == "template" else "drop"])
+    edit = next(edits, None)
+    samples, reasons = [], []
+    for turn in served["turns"]:
+        while edit and edit["turn"] <= turn["turn"]:
+            contents[edit["message"]] = edit["content"]
+            edit = next(edits, None)
+        prompt = [(message["role"], text) for message, text in zip(messages[: turn["message"]], contents)]
+        try:
+            if turn["left_out"]:
+                raise _Inexpressible(turn["left_out"])
+            target = _target(messages[turn["message"]]["content"], turn["answer"], served_as)
+            sample = alpaca_prompt(prompt, think_tags_are_safe=served_as == "template")
+        except _Inexpressible as reason:
+            reasons.append(str(reason))
+            continue
+        samples.append({"instruction": sample["instruction"], "input": "", "output": target,
+                        "system": sample["system"], "history": sample["history"], "source": served["source"],
+                        "trajectory": served["trajectory"], "turn": turn["turn"], "served_as": served_as})  # fmt: skip
+    return samples, reasons
+
+
+def alpaca_prompt(prompt: list[tuple[str, str]], think_tags_are_safe: bool) -> dict:
+    """Spell out a served prompt in LlamaFactory's alpaca columns.
+
+    LlamaFactory (0.9.5, data/template.py) begins with a non-empty system text or a user text, and goes on in pairs of
+    a user and an assistant text. It tokenizes each text by itself, so an assistant text that opens with whitespace
+    would lose the token that this whitespace forms with the newline before it. Its `qwen3` template removes think
+    blocks from the assistant texts of the history, and its user format replaces `{{idx}}`.
+
+    Args:
+        prompt: [(role, text)], the blocks of the served prompt.
+        think_tags_are_safe: the samples are for a LlamaFactory template that leaves assistant texts alone.
+    Returns {"system", "history", "instruction"}. Raises _Inexpressible with the reason.
+    """
+    first_user = next((position for position, (role, _) in enumerate(prompt) if role == "user"), None)
+    if first_user is None:
+        raise _Inexpressible("no user block comes before it, and LlamaFactory's alpaca format needs one")
+    opening = prompt[:first_user]
+    if opening and (opening[0][0] != "system" or not opening[0][1]):
+        raise _Inexpressible(f"its prompt opens with a block that LlamaFactory cannot write ({opening[0][0]}, "
+                             f"{len(opening[0][1])} characters)")  # fmt: skip
+    system = "".join(text if position == 0 else _written_out(role, text) for position, (role, text) in enumerate(opening))
+    history, user = [], prompt[first_user][1]
+    rest = prompt[first_user + 1 :]
+    pairs = iter(zip(rest, [*rest[1:], ("", "")]))
+    for (role, text), (next_role, next_text) in pairs:
+        in_pair = role == "assistant" and next_role == "user" and not text[:1].isspace()
+        if in_pair and (think_tags_are_safe or not _has_think_tag(text)):
+            history.append([user, text])
+            user = next_text
+            next(pairs)
+        else:
+            user += _written_out(role, text)
+    if any("{{idx}}" in text for text in (user, *(pair[0] for pair in history))):
+        raise _Inexpressible("its prompt holds {{idx}}, which LlamaFactory replaces by a number")
+    return {"system": system, "history": history, "instruction": user}
+
+
+class _Inexpressible(Exception):
+    """Why a turn cannot become a sample."""
+
+
+def _written_out(role: str, text: str) -> str:
+    return f"{BLOCK_END}\n{BLOCK_START}{role}\n{text}"
+
+
+def _has_think_tag(text: str) -> bool:
+    return "<think>" in text or "</think>" in text
+
+
+def _target(text: str, answer_start: int | None, served_as: str) -> str:
+    if served_as != "no-thinking":
+        return text
+    answer = None if answer_start is None else text[answer_start:]
+    if answer is None or _has_think_tag(answer) or answer.startswith("\n"):
+        raise _Inexpressible("its answer holds a think tag or opens with a newline, which LlamaFactory removes")
+    return answer
+
+
+def _step1_columns(row: dict) -> tuple[list[dict], dict]:
+    """The decoded columns `messages` and `served`, which a Parquet file of step 1 holds as JSON strings."""
+    try:
+        messages, served = (
+            json.loads(value) if isinstance(value, str) else value for value in (row["messages"], row["served"])
+        )
+        served["turns"], served["drop"], served["template"], served["source"], served["trajectory"]
+        if not all(message["role"] and isinstance(message["content"], str) for message in messages):
+            raise TypeError
+    except (KeyError, TypeError, ValueError):
+        raise TrajectoryError("the row is not one of step 1; run step1_apply_tool_template.py first") from None
+    return messages, served
+
+
+# ---------------------------------------------------------------- around them
+
+
+def sample_schema():
+    import pyarrow as pa
+
+    text = pa.string()
+    return pa.schema([("instruction", text), ("input", text), ("output", text), ("system", text),
+                      ("history", pa.list_(pa.list_(text))), ("source", text), ("trajectory", pa.int64()),
+                      ("turn", pa.int64()), ("served_as", text)])  # fmt: skip
+
+
+def for_json(samples: list[dict]) -> list[dict]:
+    """The samples in an order that the JSON reader of datasets (4.0.0) types rightly: one with a history comes first.
+
+    It takes the types of a column from the first block of the file. Where all histories in it are empty, it takes them
+    for lists of null and stops at the first other one; where all texts look like dates, it makes them timestamps.
+    """
+    first = next((position for position, sample in enumerate(samples) if sample["history"]), 0)
+    for column in ("instruction", "output", "system"):
+        if samples and all(DATE_LIKE.fullmatch(sample[column]) for sample in samples):
+            sys.exit(f"every {column} looks like a date, which JSON readers turn into a timestamp; write .parquet instead")
+    return samples[first : first + 1] + samples[:first] + samples[first + 1 :]
+
+
+def register(dataset_info: Path, name: str, output: Path) -> None:
+    """Add the output to LlamaFactory's dataset_info.json, or replace its entry; all others stay."""
+    try:
+        entries = json.loads(dataset_info.read_text(encoding="utf-8")) if dataset_info.exists() else {}
+        if not isinstance(entries, dict):
+            raise ValueError("not an object")
+    except ValueError as error:
+        sys.exit(f"{dataset_info}: not a dataset_info.json ({error}); mend it, or name another by --dataset-info")
+    file_name = os.path.relpath(output.absolute(), dataset_info.absolute().parent)
+    entries[name] = {"file_name": Path(file_name).as_posix(), "formatting": "alpaca", "columns": COLUMNS}
+    with whole_file(dataset_info) as part:
+        part.write_text(json.dumps(entries, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("input", nargs="?", default=shown(DEFAULT_INPUT), metavar="INPUT")
+    parser.add_argument("output", nargs="?", type=Path, default=Path(shown(DEFAULT_OUTPUT)), metavar="OUTPUT",
+                        help=f"default: {shown(DEFAULT_OUTPUT)}")  # fmt: skip
+    parser.add_argument("--history-thinking", choices=("drop", "template"), default="drop",
+                        help="the reasoning of earlier turns: dropped, as for an agent that does not send it back "
+                             "(default), or kept where the chat template keeps it")  # fmt: skip
+    parser.add_argument("--no-thinking", action="store_true", help="targets without reasoning, for a non-thinking model")
+    parser.add_argument("--seed", type=int, default=42, help="of the shuffle (default: 42)")
+    parser.add_argument("--no-shuffle", action="store_true", help="keep the order of trajectories and turns")
+    parser.add_argument("--preview", type=int, default=100, metavar="N", help="samples in the preview (default: 100)")
+    parser.add_argument("--dataset-name", help="the name in dataset_info.json (default: OUTPUT's name)")
+    parser.add_argument("--dataset-info", type=Path, default=ROOT / "dataset_info.json", help="default: the one here")
+    parser.add_argument("--strict", action="store_true", help="stop at the first bad row instead of setting it aside")
+    args = parser.parse_args()
+    if args.no_thinking and args.history_thinking == "template":
+        parser.error("--no-thinking leaves no reasoning for --history-thinking template to keep; drop one of the two")
+    served_as = "no-thinking" if args.no_thinking else args.history_thinking
+
+    rejects = Rejects(args.input, args.output, args.strict)
+    samples, left_out, trajectories = [], Counter(), 0
+    for row_samples, reasons in rejects.convert(lambda row, _: to_samples(row, served_as), "step 2"):
+        samples += row_samples
+        left_out.update(reasons)
+        trajectories += 1
+    rejects.save()
+    if not samples:
+        sys.exit(f"{args.input}: no sample is left; {shown(args.output)} is not written")
+    if not args.no_shuffle:
+        random.Random(args.seed).shuffle(samples)
+    if args.output.suffix != ".parquet":
+        samples = for_json(samples)
+
+    with row_writer(args.output, sample_schema()) as write:
+        for sample in tqdm(samples, desc="write", unit=" samples"):
+            write(sample)
+    preview = args.output.with_name(args.output.stem + "_preview.json")
+    with whole_file(preview) as part:
+        part.write_text(json.dumps(samples[: args.preview], indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    name = args.dataset_name or args.output.stem
+    register(args.dataset_info, name, args.output)
+
+    print(f"{trajectories} trajectories, {len(samples) + left_out.total()} turns: {len(samples)} samples")
+    for reason, count in left_out.items():
+        print(f"{count} turns left out: {reason}")
+    print(f"{shown(args.output)}, registered as {name} in {shown(args.dataset_info)}; the first samples: {shown(preview)}")
+    dataset = "" if name == DEFAULT_OUTPUT.stem else f" dataset={name}"
+    print(f"next: python check_training_tokens.py qwen3_full_sft.yaml{dataset}{OVERRIDES[served_as]}")
+
+
+if __name__ == "__main__":
+    main()

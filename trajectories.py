@@ -1,0 +1,379 @@
+"""What the scripts share: reading trajectories, the server's view of their messages, and writing files whole or not at all.
+
+A trajectory is one row of a `.json` array, a `.jsonl` or a `.parquet` file, or of a Hugging Face data set. Its
+`messages` and `tools` are lists, or JSON strings of lists. Rows are counted from 0.
+"""
+
+import contextlib
+import json
+import os
+import re
+import sys
+from pathlib import Path
+
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parent
+SAMPLE = ROOT / "data" / "envscaler_sample.jsonl"
+FORMATS = (".json", ".jsonl", ".parquet")
+ROLES = ("system", "user", "assistant", "tool")
+BLOCK_START, BLOCK_END = "<|im_start|>", "<|im_end|>"
+PARQUET_BATCH = 512  # rows held in memory while a Parquet file is written
+
+
+class TrajectoryError(ValueError):
+    """What is wrong with one trajectory, and in which message."""
+
+
+# ---------------------------------------------------------------- the server's view of a trajectory
+
+
+def served_trajectory(row: dict) -> tuple[list[dict], list[dict] | None]:
+    """The messages and tools of a row as an OpenAI-compatible server hands them to the chat template.
+
+    Servers parse tool-call `arguments` strings into objects, read `content: null` as empty and a list of text parts as
+    their concatenation (vLLM and SGLang do; see README, "What the server sees"). Reasoning, whether in
+    `reasoning_content`, `reasoning` or inline in `content`, comes out in `reasoning_content`.
+
+    Returns (messages, tools): new dicts, the row is left alone; tools is None where there are none.
+    Raises TrajectoryError.
+    """
+    messages = _decoded(row.get("messages"), "messages")
+    if not messages:
+        raise TrajectoryError("the trajectory has no messages")
+    tools = _decoded(row.get("tools"), "tools") or None
+    for position, tool in enumerate(tools or []):
+        if not isinstance(tool, dict):
+            raise TrajectoryError(f"tool {position} is not an object but {_kind(tool)}")
+    served = []
+    for position, message in enumerate(messages):
+        try:
+            served.append(_served_message(message))
+        except TrajectoryError as error:
+            raise TrajectoryError(f"message {position}: {error}") from None
+    if not any(message["role"] == "assistant" for message in served):
+        raise TrajectoryError("the trajectory has no assistant message, so there is nothing to train on")
+    text = json.dumps([served, tools], ensure_ascii=False)
+    for token in (BLOCK_START, BLOCK_END):
+        if token in text:
+            raise TrajectoryError(f"the text holds the control token {token}, which would open or close a message")
+    return served, tools
+
+
+def without_reasoning(messages: list[dict]) -> list[dict]:
+    """The messages as an agent sends them that does not send reasoning back: the `drop` history."""
+    return [{key: value for key, value in message.items() if key != "reasoning_content"} for message in messages]
+
+
+def _served_message(message: dict) -> dict:
+    if not isinstance(message, dict):
+        raise TrajectoryError(f"is not an object but {_kind(message)}")
+    role = message.get("role")
+    if role not in ROLES:
+        raise TrajectoryError(f"unknown role {role!r}; known are {', '.join(ROLES)}")
+    served = {key: value for key, value in message.items() if key not in ("reasoning", "reasoning_content", "tool_calls")}
+    served["content"] = _text(message.get("content"))
+    if role == "assistant":
+        reasoning = message.get("reasoning_content") or message.get("reasoning") or ""
+        if not isinstance(reasoning, str):
+            raise TrajectoryError(f"reasoning is not a string but {_kind(reasoning)}")
+        inline, answer = _inline_reasoning(served["content"])
+        if reasoning and inline and served["content"].lstrip().startswith("<think>"):
+            if inline.strip() != reasoning.strip():
+                raise TrajectoryError("has reasoning both in its own field and inline in content, and they differ")
+            served["content"] = answer
+        elif not reasoning and inline is not None:
+            reasoning, served["content"] = inline, answer
+        if reasoning:
+            served["reasoning_content"] = reasoning
+        calls = message.get("tool_calls")
+        if not isinstance(calls, (list, type(None))):
+            raise TrajectoryError(f"tool_calls is not a list but {_kind(calls)}")
+        if calls:
+            served["tool_calls"] = [_served_call(call) for call in calls]
+    return served
+
+
+def _inline_reasoning(content: str) -> tuple[str | None, str]:
+    """Split `<think>…</think>answer` into (reasoning, answer) as Qwen3's template does; (None, content) without one."""
+    before, close, answer = content.partition("</think>")
+    if not close:
+        return None, content
+    lead, opened, reasoning = before.partition("<think>")
+    if opened and lead.strip():
+        raise TrajectoryError("has text before an inline <think> block, which the chat template would lose")
+    return (reasoning if opened else before).strip("\n"), answer.lstrip("\n")
+
+
+def _served_call(call: dict) -> dict:
+    function = call.get("function", call) if isinstance(call, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        raise TrajectoryError("a tool call has no function name")
+    arguments = function.get("arguments")
+    if isinstance(arguments, str) and arguments.strip():
+        try:
+            arguments = json.loads(arguments)
+        except ValueError as error:
+            raise TrajectoryError(f"tool call arguments are not valid JSON ({error})") from None
+    if not arguments and not isinstance(arguments, (bool, int, float)):  # missing, null, "" and [] are no arguments
+        arguments = {}
+    if not isinstance(arguments, dict):
+        raise TrajectoryError(f"tool call arguments are not a JSON object but {_kind(arguments)}")
+    function = {**function, "arguments": arguments}
+    return {**call, "function": function} if "function" in call else function
+
+
+def _text(content) -> str:
+    if content is None:
+        return ""
+    if isinstance(content, str):
+        return content
+    if isinstance(content, list) and all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in content):
+        return "".join(part["text"] for part in content)
+    raise TrajectoryError(f"content is not text but {_kind(content)}")
+
+
+def _decoded(value, column: str) -> list:
+    if isinstance(value, str) and value.strip():
+        try:
+            value = json.loads(value)
+        except ValueError as error:
+            raise TrajectoryError(f"column {column} is not valid JSON ({error})") from None
+    if value is None or value == "":
+        return []
+    if not isinstance(value, list):
+        raise TrajectoryError(f"column {column} is not a list but {_kind(value)}")
+    return value
+
+
+def _kind(value) -> str:
+    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
+    return names.get(type(value), "a number" if isinstance(value, (int, float)) else type(value).__name__)
+
+
+# ---------------------------------------------------------------- reading
+
+
+def local_files(source: str) -> list[Path]:
+    """The data files behind a path or a Hugging Face data set id; a data set is downloaded once, into the Hub's cache."""
+    path = Path(source)
+    if path.is_file():
+        if path.suffix not in FORMATS:
+            raise SystemExit(f"{source}: unknown file type {path.suffix!r}; known are {', '.join(FORMATS)}")
+        return [path]
+    if path.exists() or path.suffix in FORMATS or not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
+        raise SystemExit(f"{source}: no such file; give a {', '.join(FORMATS)} file or a Hugging Face data set id")
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = Path(snapshot_download(source, repo_type="dataset", allow_patterns=[f"*{suffix}" for suffix in FORMATS]))
+    except Exception as error:  # the Hub client raises many kinds; each means that the data set is out of reach
+        raise SystemExit(f"{source}: no such file, and not to be had from the Hugging Face Hub ({error})") from None
+    files = sorted(p for p in folder.rglob("*") if p.suffix in FORMATS and p.name != "dataset_infos.json")
+    files = [p for p in files if "train" in p.name] or files  # where there are splits, train is the one
+    if not files:
+        raise SystemExit(f"{source}: the data set has no {', '.join(FORMATS)} file")
+    return files
+
+
+def read_rows(source: str, desc: str | None = None):
+    """Yield (index, row, None) for each row of the source, or (index, text, error) where a row cannot be read."""
+    files = local_files(source)
+    total = sum(_count_rows(path) for path in files)
+    rows = (item for path in files for item in _READERS[path.suffix](path))
+    for index, (row, error) in enumerate(tqdm(rows, total=total, desc=desc, unit=" rows", disable=desc is None)):
+        if error is None and not isinstance(row, dict):
+            error = TrajectoryError(f"the row is not an object but {_kind(row)}")
+        yield index, row, error
+
+
+def _read_jsonl(path: Path):
+    with path.open("rb") as file:
+        for line in file:
+            if line.strip():
+                try:
+                    yield json.loads(line), None
+                except ValueError as error:
+                    yield line.decode("utf-8", "replace"), TrajectoryError(f"the row is not valid JSON ({error})")
+
+
+def _read_json(path: Path):
+    try:
+        rows = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise SystemExit(f"{path}: not valid JSON ({error}); a .json file holds one array of rows") from None
+    if not isinstance(rows, list):
+        raise SystemExit(f"{path}: holds {_kind(rows)} where an array of rows is expected")
+    return ((row, None) for row in rows)
+
+
+def _read_parquet(path: Path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        file = pq.ParquetFile(path)
+    except pa.ArrowInvalid as error:
+        raise SystemExit(f"{path}: not a Parquet file ({error})") from None
+    for column, key in (("messages", "arguments"), ("tools", "parameters")):
+        index = file.schema_arrow.get_field_index(column)
+        if index >= 0 and re.search(rf"\b{key}: struct<", str(file.schema_arrow.field(index).type)):
+            raise SystemExit(
+                f"{path}: column {column} holds `{key}` as Arrow structs, in which every entry has the keys of all "
+                f"others; store `{key}`, or the whole column, as JSON strings"
+            )
+    for batch in file.iter_batches(batch_size=PARQUET_BATCH):
+        yield from ((row, None) for row in batch.to_pylist())
+
+
+_READERS = {".jsonl": _read_jsonl, ".json": _read_json, ".parquet": _read_parquet}
+
+
+def _count_rows(path: Path) -> int:
+    if path.suffix == ".jsonl":
+        with path.open("rb") as file:
+            return sum(1 for line in file if line.strip())
+    if path.suffix == ".parquet":
+        import pyarrow.parquet as pq
+
+        with contextlib.suppress(Exception):  # the reader says what is wrong
+            return pq.read_metadata(path).num_rows
+    return 0
+
+
+# ---------------------------------------------------------------- writing
+
+
+@contextlib.contextmanager
+def whole_file(path: Path):
+    """A path to write to: it takes the name `path` when the block ends, and is removed if the block fails."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield part
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def row_writer(path: Path, schema=None):
+    """Yield write(row: dict) for a `.json`, `.jsonl` or `.parquet` file that appears whole, or not at all.
+
+    `schema` (pyarrow) types a Parquet file. Without it the first rows do, by a rule that cannot mix the keys of nested
+    objects: see `_inferred_schema`.
+    """
+    if path.suffix not in FORMATS:
+        raise SystemExit(f"{path}: unknown file type {path.suffix!r}; known are {', '.join(FORMATS)}")
+    with whole_file(path) as part:
+        if path.suffix == ".parquet":
+            with _parquet_writer(part, schema) as write:
+                yield write
+            return
+        opening, between, closing = ("[\n", ",\n", "\n]\n") if path.suffix == ".json" else ("", "\n", "\n")
+        with part.open("w", encoding="utf-8") as file:
+            separator = opening
+
+            def write(row: dict) -> None:
+                nonlocal separator
+                file.write(separator + json.dumps(row, ensure_ascii=False))
+                separator = between
+
+            yield write
+            file.write(closing if separator == between else opening + closing.strip("\n"))
+
+
+@contextlib.contextmanager
+def _parquet_writer(part: Path, schema):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows, writer = [], None
+
+    def flush() -> None:
+        nonlocal schema, writer
+        schema = schema or _inferred_schema(rows)
+        writer = writer or pq.ParquetWriter(part, schema, compression="zstd")
+        columns = {field.name: [_stored(row.get(field.name), field.type) for row in rows] for field in schema}
+        try:
+            writer.write_table(pa.table(columns, schema=schema))
+        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+            raise SystemExit(f"a column changes its type between rows ({error}); write .jsonl instead") from None
+        rows.clear()
+
+    def write(row: dict) -> None:
+        if schema and not row.keys() <= set(schema.names):
+            raise SystemExit(f"column {min(row.keys() - set(schema.names))} is in no earlier row; write .jsonl instead")
+        rows.append(row)
+        if len(rows) == PARQUET_BATCH:
+            flush()
+
+    try:
+        yield write
+        if rows or writer is None:
+            flush()
+    finally:
+        if writer:
+            writer.close()
+
+
+def _inferred_schema(rows: list[dict]):
+    """Scalars keep their type; lists and objects become JSON strings, so that no key of one row reaches another."""
+    import pyarrow as pa
+
+    types = {bool: pa.bool_(), int: pa.int64(), float: pa.float64()}
+    fields = []
+    for column in dict.fromkeys(key for row in rows for key in row):
+        kinds = {type(row[column]) for row in rows if row.get(column) is not None}
+        fields.append((column, types.get(kinds.pop(), pa.string()) if len(kinds) == 1 else pa.string()))
+    return pa.schema(fields)
+
+
+def _stored(value, kind):
+    import pyarrow as pa
+
+    is_text = value is None or isinstance(value, str) or not pa.types.is_string(kind)
+    return value if is_text else json.dumps(value, ensure_ascii=False)
+
+
+# ---------------------------------------------------------------- around the pure functions
+
+
+class Rejects:
+    """Rows set aside: counted, and written with their reason to `<output>.rejects.jsonl` (none, no file)."""
+
+    def __init__(self, source: str, output: Path, strict: bool):
+        self.source, self.strict, self.rows = source, strict, []
+        self.path = output.with_name(output.name + ".rejects.jsonl")
+
+    def convert(self, function, desc: str):
+        """Yield function(row, index) for each row of the source; a row in which it finds an error is set aside."""
+        for index, row, error in read_rows(self.source, desc):
+            try:
+                if error:
+                    raise error
+                yield function(row, index)
+            except TrajectoryError as error:
+                if self.strict:
+                    raise SystemExit(
+                        f"{self.source}: row {index}: {error}; fix the row, or drop --strict to set it aside"
+                    ) from None
+                self.rows.append({"source": self.source, "row": index, "reason": str(error), "trajectory": row})
+
+    def save(self) -> None:
+        """Write the file, or remove that of an earlier run; say where it is and what the reasons were."""
+        self.path.unlink(missing_ok=True)
+        if not self.rows:
+            return
+        with whole_file(self.path) as part:  # ASCII, so that rows with lone surrogates can be written too
+            part.write_text("".join(json.dumps(row) + "\n" for row in self.rows), encoding="ascii")
+        for rejected in self.rows[:3]:
+            print(f"  row {rejected['row']}: {rejected['reason']}", file=sys.stderr)
+        print(f"{len(self.rows)} rows set aside with their reasons: {self.path}", file=sys.stderr)
+
+
+def shown(path: Path | str) -> str:
+    """A path as a person would type it from here."""
+    with contextlib.suppress(ValueError):
+        return str(Path(path).absolute().relative_to(Path.cwd()))
+    return str(path)
