@@ -1,0 +1,98 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+os.environ.update(HF_HUB_OFFLINE="1", LLAMAFACTORY_VERBOSITY="ERROR", TOKENIZERS_PARALLELISM="false")
+
+import tiny_qwen3  # noqa: E402
+
+GOLDEN = json.loads((ROOT / "tests" / "golden" / "qwen3_rendering.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def hub_cache(tmp_path_factory):
+    """Caches of their own, so that no test depends on what an earlier run left."""
+    os.environ["HF_DATASETS_CACHE"] = str(tmp_path_factory.mktemp("datasets_cache"))
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny_qwen3")
+    tiny_qwen3.build(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    return tiny_qwen3.build_tokenizer()
+
+
+@pytest.fixture
+def run(tmp_path):
+    """run("script.py", *arguments) in a folder of its own; returns the finished process, with its output as text."""
+
+    def run(script: str, *arguments, expect: int = 0, **environment):
+        process = subprocess.run(
+            [sys.executable, str(ROOT / script), *map(str, arguments)],
+            cwd=tmp_path, capture_output=True, text=True, env={**os.environ, **environment}, timeout=600,
+        )  # fmt: skip
+        assert process.returncode == expect, process.stdout + process.stderr
+        return process
+
+    return run
+
+
+@pytest.fixture
+def pipeline(run, tmp_path):
+    """pipeline(rows, *step2_options) -> the name of a data set in tmp_path, made by both scripts."""
+
+    def pipeline(rows: list[dict], *options, name: str = "samples", suffix: str = ".parquet") -> str:
+        write_jsonl(tmp_path / "rows.jsonl", rows)
+        run("step1_apply_tool_template.py", "rows.jsonl", "plain.jsonl")
+        run("step2_to_alpaca_mask_history.py", "plain.jsonl", name + suffix, "--dataset-info", "dataset_info.json", *options)
+        return name
+
+    return pipeline
+
+
+@pytest.fixture
+def check(run, tmp_path, tiny_model):
+    def check(dataset: str, *overrides, expect: int = 0):
+        return run("check_training_tokens.py", ROOT / "qwen3_full_sft.yaml", f"dataset_dir={tmp_path}", f"dataset={dataset}",
+                   f"model_name_or_path={tiny_model}", "preprocessing_num_workers=1", *overrides, expect=expect).stdout  # fmt: skip
+
+    return check
+
+
+def write_jsonl(path: Path, rows: list) -> Path:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def read_jsonl(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def call(name: str, arguments, **more) -> dict:
+    return {"type": "function", "function": {"name": name, "arguments": arguments}, **more}
+
+
+def user(content) -> dict:
+    return {"role": "user", "content": content}
+
+
+def tool(content) -> dict:
+    return {"role": "tool", "content": content}
+
+
+def assistant(content="", reasoning=None, calls=()) -> dict:
+    message = {"role": "assistant", "content": content}
+    if reasoning is not None:
+        message["reasoning_content"] = reasoning
+    return {**message, "tool_calls": list(calls)} if calls else message

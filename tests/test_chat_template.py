@@ -1,0 +1,103 @@
+"""The embedded chat template and the environment it is rendered in."""
+
+import json
+
+import pytest
+from conftest import GOLDEN, ROOT, assistant, call, tool, user
+
+from check_training_tokens import served_turn
+from step1_apply_tool_template import QWEN3, apply_chat_template, chains_extend, load_chat_template, split_blocks
+from step2_to_alpaca_mask_history import to_samples
+from trajectories import TrajectoryError, served_trajectory
+
+RENDER = load_chat_template(str(QWEN3))
+
+
+def served_text(sample: dict) -> tuple[str, str]:
+    """What LlamaFactory makes of a sample before it tokenizes: (prompt, target)."""
+    text = f"<|im_start|>system\n{sample['system']}<|im_end|>\n" if sample["system"] else ""
+    for user_text, assistant_text in [*sample["history"], [sample["instruction"], ""]]:
+        text += f"<|im_start|>user\n{user_text}<|im_end|>\n<|im_start|>assistant\n{assistant_text}<|im_end|>\n"
+    return text.removesuffix("<|im_end|>\n"), sample["output"] + "<|im_end|>\n"
+
+
+@pytest.mark.parametrize("case", GOLDEN, ids=lambda case: case["name"])
+def test_template_file_renders_the_official_prompts_and_targets(case):
+    messages, tools = served_trajectory(case)
+    for turn in case["turns"]:
+        for mode in ("drop", "template"):
+            prompt, target = served_turn(messages, tools, turn["turn"], mode, RENDER)
+            assert (prompt, target) == (turn[f"prompt_{mode}"], turn["target"])
+
+
+@pytest.mark.parametrize("by_chain", [True, False])
+@pytest.mark.parametrize("case", GOLDEN, ids=lambda case: case["name"])
+def test_both_steps_reproduce_the_official_prompts_and_targets(case, by_chain):
+    plain, served = apply_chat_template(*served_trajectory(case), RENDER, by_chain=by_chain)
+    expected = {turn["turn"]: turn for turn in case["turns"]}
+    assert [turn["turn"] for turn in served["turns"]] == list(expected)
+    for turn in served["turns"]:
+        assert plain[turn["message"]]["content"] + "<|im_end|>\n" == expected[turn["turn"]]["target"]
+    row = {"messages": plain, "served": {**served, "source": "golden", "trajectory": 0}}
+    for mode in ("drop", "template"):
+        samples, left_out = to_samples(row, mode)
+        assert len(samples) + len(left_out) == len(expected)
+        assert len(left_out) == (case["name"] == "assistant_opens")
+        for sample in samples:
+            turn = expected[sample["turn"]]
+            assert served_text(sample) == (turn[f"prompt_{mode}"], turn["target"])
+
+
+@pytest.mark.parametrize("case", GOLDEN, ids=lambda case: case["name"])
+def test_rendering_equals_that_of_transformers(case, tokenizer):
+    messages, tools = served_trajectory(case)
+    for variables in ({}, {"enable_thinking": False}):
+        for cut in range(1, len(messages) + 1):
+            ours = RENDER(messages[:cut], tools, add_generation_prompt=True, **variables)
+            theirs = tokenizer.apply_chat_template(
+                messages[:cut], tools=tools, tokenize=False, add_generation_prompt=True, **variables
+            )
+            assert ours == theirs
+
+
+def test_environment_has_what_templates_for_transformers_use(tmp_path):
+    source = tmp_path / "t.jinja"
+    source.write_text(
+        "{% for m in messages %}{% if m.role == 'tool' %}{% continue %}{% endif %}<|im_start|>{{ m.role }}\n"
+        "{% generation %}{{ m.content }}{% endgeneration %}<|im_end|>\n{% endfor %}"
+        "{{ tools | tojson(indent=1) if tools else '' }}{{ raise_exception('no') if messages | length > 2 else '' }}"
+    )
+    render = load_chat_template(str(source))
+    assert render([user("é<"), tool("x")], None) == "<|im_start|>user\né<<|im_end|>\n"
+    assert render([user("a")], [{"b": 1}]).endswith('[\n {\n  "b": 1\n }\n]')
+    with pytest.raises(TrajectoryError, match="no"):
+        render([user("a")] * 3, None)
+
+
+def test_template_cannot_reach_python_internals(tmp_path):
+    source = tmp_path / "t.jinja"
+    source.write_text("{{ messages.__class__.__mro__[1].__subclasses__() }}")
+    with pytest.raises(TrajectoryError, match="unsafe"):
+        load_chat_template(str(source))([user("a")], None)
+
+
+def test_template_that_is_not_chatml_is_named_as_such():
+    with pytest.raises(TrajectoryError, match="not ChatML"):
+        split_blocks("[INST] hi [/INST]")
+
+
+def test_one_rendering_per_chain_is_used_only_where_prompts_extend(tmp_path):
+    assert chains_extend(RENDER)
+    numbered = QWEN3.read_text(encoding="utf-8").replace("'<|im_end|>\\n' -}}", "messages | length ~ '<|im_end|>\\n' -}}")
+    (tmp_path / "numbered.jinja").write_text(numbered, encoding="utf-8")
+    render = load_chat_template(str(tmp_path / "numbered.jinja"))
+    assert not chains_extend(render)  # each prompt shows how many messages it has, so none begins with another
+    messages = [user("q"), assistant("", "r", [call("f", {})]), tool("1"), assistant("a", "s")]
+    plain, served = apply_chat_template(messages, None, render, by_chain=False)
+    for sample in to_samples({"messages": plain, "served": {**served, "source": "", "trajectory": 0}}, "drop")[0]:
+        assert served_text(sample)[0] == served_turn(messages, None, sample["turn"], "drop", render)[0]
+
+
+def test_golden_cases_are_the_official_ones():
+    assert len(GOLDEN) == 25 and sum(len(case["turns"]) for case in GOLDEN) == 54
+    assert json.loads((ROOT / "tests/golden/qwen3_rendering.json").read_text(encoding="utf-8")) == GOLDEN

@@ -1,0 +1,114 @@
+"""The fast path against the naive definition, on made-up conversations, down to LlamaFactory's token ids."""
+
+import functools
+
+import pytest
+from conftest import assistant, call, tool, user
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from llamafactory.data import get_template_and_fix_tokenizer
+from llamafactory.data.converter import AlpacaDatasetConverter
+from llamafactory.data.parser import DatasetAttr
+from llamafactory.data.processor import SupervisedDatasetProcessor
+from llamafactory.hparams import DataArguments
+
+import tiny_qwen3
+from check_training_tokens import IGNORE_INDEX, served_turn
+from step1_apply_tool_template import QWEN3, apply_chat_template, load_chat_template
+from step2_to_alpaca_mask_history import COLUMNS, to_samples
+from trajectories import TrajectoryError, served_trajectory
+
+RENDER = load_chat_template(str(QWEN3))
+PIECES = ["a", "Zug", "订单", "é", "e\u0301", "\u0301", "😀", "7", ".", '"', "{", " ", "  ", "\n", "\n\n", "\t", "\r\n", "\u3000",
+          "<think>", "</think>", "<think>\nx\n</think>\n\n", "<tool_response>", "</tool_response>", "<tool_call>",
+          "<tool_response>\nr\n</tool_response>", "{{content}}", "{{idx}}", "{% x %}", "<image>", "2024-01-01"]  # fmt: skip
+TEXT = st.lists(st.sampled_from(PIECES), max_size=5).map("".join)
+ARGUMENTS = st.dictionaries(TEXT, st.one_of(TEXT, st.none(), st.integers(), st.floats(allow_nan=False), st.lists(TEXT, max_size=2)), max_size=2)
+CALLS = st.lists(st.builds(call, st.sampled_from(["f", "get_order"]), ARGUMENTS), max_size=2)
+MESSAGE = st.one_of(
+    st.builds(user, TEXT),
+    st.builds(tool, TEXT),
+    st.builds(assistant, TEXT, st.none() | TEXT, CALLS),
+    st.builds(assistant, TEXT, TEXT, CALLS),
+    st.builds(lambda text: {"role": "system", "content": text}, TEXT),
+)
+TURN = st.tuples(st.builds(assistant, TEXT, st.none() | TEXT, CALLS), st.lists(st.builds(tool, TEXT), max_size=2)).map(
+    lambda turn: [turn[0], *turn[1]]
+)
+ORDINARY = st.lists(st.tuples(st.builds(user, TEXT), st.lists(TURN, min_size=1, max_size=3)), min_size=1, max_size=3).map(
+    lambda chains: [message for query, turns in chains for message in [query, *sum(turns, [])]]
+)
+CONVERSATION = st.one_of(ORDINARY, st.lists(MESSAGE, min_size=1, max_size=8))
+TOOLS = st.sampled_from([None, [{"type": "function", "function": {"name": "f", "parameters": {"é": [1.0, None]}}}]])
+MODES = {  # served_as -> the settings of LlamaFactory that are exact for it
+    "drop": [("qwen3", True), ("qwen3_nothink", True)],
+    "template": [("qwen3_nothink", True)],
+    "no-thinking": [("qwen3", False)],
+}
+
+
+@functools.cache
+def llamafactory(template: str, enable_thinking: bool):
+    """LlamaFactory's own way from a sample to token ids and labels."""
+    tokenizer = tiny_qwen3.build_tokenizer()
+    arguments = DataArguments(template=template, mask_history=True, cutoff_len=10**6, enable_thinking=enable_thinking)
+    attributes = DatasetAttr("file", "samples")
+    attributes.join({"formatting": "alpaca", "columns": COLUMNS})
+    convert = AlpacaDatasetConverter(attributes, arguments)
+    fixed = get_template_and_fix_tokenizer(tokenizer, arguments)
+    processor = SupervisedDatasetProcessor(fixed, tokenizer, None, arguments)
+
+    def tokens(sample: dict) -> tuple[list[int], list[int]]:
+        fixed.enable_thinking = enable_thinking  # LlamaFactory keeps one template object per name
+        built = processor.preprocess_dataset({key: [value] for key, value in convert(sample).items()})
+        return built["input_ids"][0], built["labels"][0]
+
+    return tokens
+
+
+def samples_of(messages, tools, mode, by_chain=True):
+    plain, served = apply_chat_template(messages, tools, RENDER, by_chain=by_chain)
+    return to_samples({"messages": plain, "served": {**served, "source": "x", "trajectory": 0}}, mode)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck))
+@given(conversation=CONVERSATION, tools=TOOLS)
+def test_llamafactory_trains_on_the_served_tokens(mode, conversation, tools, tokenizer):
+    try:
+        messages, tools = served_trajectory({"messages": conversation, "tools": tools})
+    except TrajectoryError:
+        return
+    samples, left_out = samples_of(messages, tools, mode)
+    assert len(samples) + len(left_out) == sum(message["role"] == "assistant" for message in messages)
+    for sample in samples:
+        texts = served_turn(messages, tools, sample["turn"], mode, RENDER)
+        prompt, target = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+        for setting in MODES[mode]:
+            assert llamafactory(*setting)(sample) == (prompt + target, [IGNORE_INDEX] * len(prompt) + target)
+
+
+@settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck))
+@given(conversation=CONVERSATION, tools=TOOLS)
+def test_one_rendering_per_chain_equals_one_per_prefix(conversation, tools):
+    try:
+        messages, tools = served_trajectory({"messages": conversation, "tools": tools})
+    except TrajectoryError:
+        return
+    assert apply_chat_template(messages, tools, RENDER, True) == apply_chat_template(messages, tools, RENDER, False)
+
+
+def ordinary_turns(chain_lengths: list[int]) -> list[dict]:
+    messages = [{"role": "system", "content": "P"}]
+    for length in chain_lengths:
+        messages.append(user("q"))
+        for step in range(length - 1):
+            messages += [assistant("", f"r{step}", [call("f", {"x": step})]), tool("out")]
+        messages.append(assistant("done", "r"))
+    return messages
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_ordinary_conversations_lose_no_turn(mode):
+    samples, left_out = samples_of(ordinary_turns([1, 3, 5]), None, mode)
+    assert [sample["turn"] for sample in samples] == [2, 4, 6, 8, 10, 12, 14, 16, 18] and not left_out
