@@ -70,7 +70,7 @@ def to_samples(row: dict, served_as: str = "drop") -> tuple[list[dict], list[str
             if turn["left_out"]:
                 raise _Inexpressible(turn["left_out"])
             target = _target(messages[turn["message"]]["content"], turn["answer"], served_as)
-            sample = alpaca_prompt(prompt, think_tags_are_safe=served_as == "template")
+            sample = alpaca_prompt(prompt, pairs_keep_reasoning=served_as == "template")
         except _Inexpressible as reason:
             reasons.append(str(reason))
             continue
@@ -80,33 +80,34 @@ def to_samples(row: dict, served_as: str = "drop") -> tuple[list[dict], list[str
     return samples, reasons
 
 
-def alpaca_prompt(prompt: list[tuple[str, str]], think_tags_are_safe: bool) -> dict:
+def alpaca_prompt(prompt: list[tuple[str, str]], pairs_keep_reasoning: bool) -> dict:
     """Spell out a served prompt in LlamaFactory's alpaca columns.
 
     LlamaFactory (0.9.5, data/template.py) begins with a non-empty system text or a user text, and goes on in pairs of
     a user and an assistant text. It tokenizes each text by itself, so an assistant text that opens with whitespace
     would lose the token that this whitespace forms with the newline before it. Its `qwen3` template removes think
-    blocks from the assistant texts of the history, and its user format replaces `{{idx}}`.
+    blocks from assistant texts of the history, and its user format replaces `{{idx}}`.
 
     Args:
         prompt: [(role, text)], the blocks of the served prompt.
-        think_tags_are_safe: the samples are for a LlamaFactory template that leaves assistant texts alone.
+        pairs_keep_reasoning: the samples are for a LlamaFactory template that leaves think blocks alone.
     Returns {"system", "history", "instruction"}. Raises _Inexpressible with the reason.
     """
     first_user = next((position for position, (role, _) in enumerate(prompt) if role == "user"), None)
     if first_user is None:
         raise _Inexpressible("no user block comes before it, and LlamaFactory's alpaca format needs one")
     opening = prompt[:first_user]
-    if opening and (opening[0][0] != "system" or not opening[0][1]):
-        raise _Inexpressible(f"its prompt opens with a block that LlamaFactory cannot write ({opening[0][0]}, "
-                             f"{len(opening[0][1])} characters)")  # fmt: skip
+    if opening and opening[0][0] != "system":
+        raise _Inexpressible(f"its prompt opens with a block of {opening[0][0]}, which LlamaFactory cannot write")
+    if opening and not opening[0][1]:
+        raise _Inexpressible("its system prompt is empty, and LlamaFactory writes no block for that")
     system = "".join(text if position == 0 else _written_out(role, text) for position, (role, text) in enumerate(opening))
     history, user = [], prompt[first_user][1]
     rest = prompt[first_user + 1 :]
     pairs = iter(zip(rest, [*rest[1:], ("", "")]))
     for (role, text), (next_role, next_text) in pairs:
-        in_pair = role == "assistant" and next_role == "user" and not text[:1].isspace()
-        if in_pair and (think_tags_are_safe or not _has_think_tag(text)):
+        exact_as_pair = not text[:1].isspace() and (pairs_keep_reasoning or "<think>" not in text)
+        if role == "assistant" and next_role == "user" and exact_as_pair:
             history.append([user, text])
             user = next_text
             next(pairs)
@@ -125,15 +126,11 @@ def _written_out(role: str, text: str) -> str:
     return f"{BLOCK_END}\n{BLOCK_START}{role}\n{text}"
 
 
-def _has_think_tag(text: str) -> bool:
-    return "<think>" in text or "</think>" in text
-
-
 def _target(text: str, answer_start: int | None, served_as: str) -> str:
     if served_as != "no-thinking":
         return text
     answer = None if answer_start is None else text[answer_start:]
-    if answer is None or _has_think_tag(answer) or answer.startswith("\n"):
+    if answer is None or "<think>" in answer or "</think>" in answer or answer.startswith("\n"):
         raise _Inexpressible("its answer holds a think tag or opens with a newline, which LlamaFactory removes")
     return answer
 

@@ -21,7 +21,7 @@ from trajectories import TrajectoryError, served_trajectory
 RENDER = load_chat_template(str(QWEN3))
 PIECES = ["a", "Zug", "订单", "é", "e\u0301", "\u0301", "😀", "7", ".", '"', "{", " ", "  ", "\n", "\n\n", "\t", "\r\n", "\u3000",
           "<think>", "</think>", "<think>\nx\n</think>\n\n", "<tool_response>", "</tool_response>", "<tool_call>",
-          "<tool_response>\nr\n</tool_response>", "{{content}}", "{{idx}}", "{% x %}", "<image>", "2024-01-01"]  # fmt: skip
+          "<tool_response>\nr\n</tool_response>", "{{content}}", "{% x %}", "<image>", "2024-01-01"]  # fmt: skip
 TEXT = st.lists(st.sampled_from(PIECES), max_size=5).map("".join)
 ARGUMENTS = st.dictionaries(TEXT, st.one_of(TEXT, st.none(), st.integers(), st.floats(allow_nan=False), st.lists(TEXT, max_size=2)), max_size=2)
 CALLS = st.lists(st.builds(call, st.sampled_from(["f", "get_order"]), ARGUMENTS), max_size=2)
@@ -112,3 +112,30 @@ def ordinary_turns(chain_lengths: list[int]) -> list[dict]:
 def test_ordinary_conversations_lose_no_turn(mode):
     samples, left_out = samples_of(ordinary_turns([1, 3, 5]), None, mode)
     assert [sample["turn"] for sample in samples] == [2, 4, 6, 8, 10, 12, 14, 16, 18] and not left_out
+
+
+def test_whitespace_at_the_start_of_a_history_turn_stays_one_token_with_the_newline_before_it():
+    conversation = [user("q"), assistant("\n\na", "r"), user("q2"), assistant("b", "s")]
+    samples, _ = samples_of(conversation, None, "drop")
+    assert samples[1]["history"] == []
+    assert samples[1]["instruction"] == "q<|im_end|>\n<|im_start|>assistant\n\n\na<|im_end|>\n<|im_start|>user\nq2"
+
+
+def test_answer_that_opens_with_a_newline_is_left_out_without_thinking():
+    samples, left_out = samples_of([user("q"), assistant("\n", "r", [call("f", {})])], None, "no-thinking")
+    assert samples == [] and "opens with a newline" in left_out[0]
+
+
+def test_text_that_llamafactory_would_replace_is_left_out_with_the_reason():
+    samples, left_out = samples_of([user("q"), assistant("a", "r"), user("{{idx}}"), assistant("b", "s")], None, "drop")
+    assert [sample["turn"] for sample in samples] == [1]
+    assert left_out == ["its prompt holds {{idx}}, which LlamaFactory replaces by a number"]
+    assert llamafactory("qwen3", True)({**samples[0], "instruction": "{{idx}}"}) == llamafactory("qwen3", True)(
+        {**samples[0], "instruction": "0"}
+    )
+
+
+def test_think_block_typed_into_an_answer_stays_in_a_drop_history():
+    conversation = [user("q"), assistant("</think><think>\nx\n</think>\n\na"), tool("t"), assistant("b", "s")]
+    samples, _ = samples_of(*served_trajectory({"messages": conversation}), "drop")
+    assert samples[1]["history"] == [] and "<think>\nx\n</think>\n\na" in samples[1]["instruction"]
