@@ -26,6 +26,11 @@ ASSISTANT = "<|im_start|>assistant\n"
 PROVENANCE = ("source", "trajectory", "turn", "served_as")
 # What the machine that trains has and the one that checks may lack. No data depends on these.
 ANY_MACHINE = {"deepspeed": None, "fsdp": None, "bf16": False, "fp16": False, "pure_bf16": False, "report_to": "none"}
+SETTINGS = {  # served_as of the samples -> what LlamaFactory's settings must be
+    "drop": "template: qwen3 or qwen3_nothink, mask_history: true",
+    "template": "template: qwen3_nothink, mask_history: true",
+    "no-thinking": "template: qwen3, enable_thinking: false, mask_history: true",
+}
 SHOWN_MISMATCHES = 3
 SHOWN_TOKENS = 12  # on each side of the first difference
 
@@ -210,6 +215,9 @@ def main() -> None:
         print(f"  turns            {counts['turns']:>8}  in the trajectories")
         print(f"  left out         {counts['turns'] - counts['covered']:>8}  turns without a sample"
               + (f" (max_samples is {data_args.max_samples})" if data_args.max_samples is not None else ""))  # fmt: skip
+        if counts["mismatched"]:
+            for served_as in sorted(set(provenance["served_as"])):
+                print(f"samples served as {served_as}: train with {SETTINGS[served_as]}")
     if packs_blindly:
         print("packing without neat_packing: samples see the tokens of the samples before them, which no served prompt has")
     sys.exit("FAILED: the model would not be trained on what it is served with" if failed or packs_blindly else None)

@@ -34,6 +34,7 @@ from trajectories import (
     Rejects,
     TrajectoryError,
     local_files,
+    open_parquet,
     row_writer,
     served_trajectory,
     shown,
@@ -279,9 +280,9 @@ def output_schema(files: list[Path], output: Path):
     if output.suffix != ".parquet" or files[0].suffix != ".parquet":
         return None
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
-    fields = {field.name: field for field in pq.read_schema(files[0])}
+    with open_parquet(files[0]) as file:
+        fields = {field.name: field for field in file.schema_arrow}
     return pa.schema([*{**fields, "messages": pa.field("messages", pa.string())}.values(), ("served", pa.string())])
 
 

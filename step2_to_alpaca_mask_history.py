@@ -174,17 +174,23 @@ def for_json(samples: list[dict]) -> list[dict]:
     return samples[first : first + 1] + samples[:first] + samples[first + 1 :]
 
 
-def register(dataset_info: Path, name: str, output: Path) -> None:
-    """Add the output to LlamaFactory's dataset_info.json, or replace its entry; all others stay."""
+def read_dataset_info(path: Path) -> dict:
+    """The entries of LlamaFactory's dataset_info.json; none where there is no file yet."""
     try:
-        entries = json.loads(dataset_info.read_text(encoding="utf-8")) if dataset_info.exists() else {}
+        entries = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         if not isinstance(entries, dict):
-            raise ValueError("not an object")
-    except ValueError as error:
-        sys.exit(f"{dataset_info}: not a dataset_info.json ({error}); mend it, or name another by --dataset-info")
-    file_name = os.path.relpath(output.absolute(), dataset_info.absolute().parent)
-    entries[name] = {"file_name": Path(file_name).as_posix(), "formatting": "alpaca", "columns": COLUMNS}
+            raise ValueError("it holds no object")
+    except (OSError, ValueError) as error:
+        sys.exit(f"{path}: not a dataset_info.json ({error}); mend it, or name another by --dataset-info")
+    return entries
+
+
+def register(dataset_info: Path, name: str, output: Path) -> None:
+    """Add the output to dataset_info.json, or replace its entry; all others stay."""
+    file_name = Path(os.path.relpath(output.absolute(), dataset_info.absolute().parent)).as_posix()
+    entry = {"file_name": file_name, "formatting": "alpaca", "columns": COLUMNS}
     with whole_file(dataset_info) as part:
+        entries = {**read_dataset_info(dataset_info), name: entry}
         part.write_text(json.dumps(entries, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
@@ -207,6 +213,7 @@ def main() -> None:
     if args.no_thinking and args.history_thinking == "template":
         parser.error("--no-thinking leaves no reasoning for --history-thinking template to keep; drop one of the two")
     served_as = "no-thinking" if args.no_thinking else args.history_thinking
+    read_dataset_info(args.dataset_info)  # before the work, so that a broken one costs nothing
 
     rejects = Rejects(args.input, args.output, args.strict)
     samples, left_out, trajectories = [], Counter(), 0

@@ -179,12 +179,16 @@ def local_files(source: str) -> list[Path]:
 def read_rows(source: str, desc: str | None = None):
     """Yield (index, row, None) for each row of the source, or (index, text, error) where a row cannot be read."""
     files = local_files(source)
-    total = sum(_count_rows(path) for path in files)
     rows = (item for path in files for item in _READERS[path.suffix](path))
-    for index, (row, error) in enumerate(tqdm(rows, total=total, desc=desc, unit=" rows", disable=desc is None)):
-        if error is None and not isinstance(row, dict):
-            error = TrajectoryError(f"the row is not an object but {_kind(row)}")
-        yield index, row, error
+    try:
+        counts = [_count_rows(path) for path in files]
+        total = None if None in counts else sum(counts)
+        for index, (row, error) in enumerate(tqdm(rows, total=total, desc=desc, unit=" rows", disable=desc is None)):
+            if error is None and not isinstance(row, dict):
+                error = TrajectoryError(f"the row is not an object but {_kind(row)}")
+            yield index, row, error
+    except OSError as error:
+        raise SystemExit(f"{source}: cannot be read ({error})") from None
 
 
 def _read_jsonl(path: Path):
@@ -208,37 +212,40 @@ def _read_json(path: Path):
 
 
 def _read_parquet(path: Path):
+    with open_parquet(path) as file:
+        for column, key in (("messages", "arguments"), ("tools", "parameters")):
+            index = file.schema_arrow.get_field_index(column)
+            if index >= 0 and re.search(rf"\b{key}: struct<", str(file.schema_arrow.field(index).type)):
+                raise SystemExit(
+                    f"{path}: column {column} holds `{key}` as Arrow structs, in which every entry has the keys of all "
+                    f"others; store `{key}`, or the whole column, as JSON strings"
+                )
+        for batch in file.iter_batches(batch_size=PARQUET_BATCH):
+            yield from ((row, None) for row in batch.to_pylist())
+
+
+def open_parquet(path: Path):
+    """The pyarrow.parquet.ParquetFile at path."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        file = pq.ParquetFile(path)
+        return pq.ParquetFile(path)
     except pa.ArrowInvalid as error:
         raise SystemExit(f"{path}: not a Parquet file ({error})") from None
-    for column, key in (("messages", "arguments"), ("tools", "parameters")):
-        index = file.schema_arrow.get_field_index(column)
-        if index >= 0 and re.search(rf"\b{key}: struct<", str(file.schema_arrow.field(index).type)):
-            raise SystemExit(
-                f"{path}: column {column} holds `{key}` as Arrow structs, in which every entry has the keys of all "
-                f"others; store `{key}`, or the whole column, as JSON strings"
-            )
-    for batch in file.iter_batches(batch_size=PARQUET_BATCH):
-        yield from ((row, None) for row in batch.to_pylist())
 
 
 _READERS = {".jsonl": _read_jsonl, ".json": _read_json, ".parquet": _read_parquet}
 
 
-def _count_rows(path: Path) -> int:
+def _count_rows(path: Path) -> int | None:
     if path.suffix == ".jsonl":
         with path.open("rb") as file:
             return sum(1 for line in file if line.strip())
     if path.suffix == ".parquet":
-        import pyarrow.parquet as pq
-
-        with contextlib.suppress(Exception):  # the reader says what is wrong
-            return pq.read_metadata(path).num_rows
-    return 0
+        with open_parquet(path) as file:
+            return file.metadata.num_rows
+    return None
 
 
 # ---------------------------------------------------------------- writing

@@ -1,0 +1,149 @@
+"""check_training_tokens.py says 100 % where LlamaFactory trains on the served tokens, and catches what breaks it."""
+
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from conftest import GOLDEN, ROOT, assistant, user, write_jsonl
+
+EXACT = [  # step 2's options, LlamaFactory's overrides
+    ([], ["template=qwen3"]),
+    ([], ["template=qwen3_nothink"]),
+    (["--history-thinking", "template"], ["template=qwen3_nothink"]),
+    (["--no-thinking"], ["template=qwen3", "enable_thinking=false"]),
+]
+
+
+@pytest.fixture
+def breaking(pipeline, tmp_path):
+    """breaking(change) -> a data set in which change(sample) has altered each sample after step 2."""
+
+    def breaking(change, rows=GOLDEN, name="broken"):
+        path = tmp_path / f"{pipeline(rows, name=name)}.parquet"
+        table = pq.read_table(path)
+        samples = table.to_pylist()
+        for sample in samples:
+            change(sample)
+        pq.write_table(pa.Table.from_pylist(samples, schema=table.schema), path)
+        return name
+
+    return breaking
+
+
+@pytest.mark.parametrize("options, overrides", EXACT, ids=lambda value: "-".join(value).strip("-") or "default")
+def test_golden_cases_are_exact_in_every_mode(pipeline, check, options, overrides):
+    output = check(pipeline(GOLDEN, *options), *overrides)
+    assert "53  (100.00%)" in output and "54  in the trajectories" in output and "1  turns without a sample" in output
+
+
+@pytest.mark.parametrize("suffix", [".json", ".jsonl", ".parquet"])
+def test_each_format_loads_through_llamafactory(pipeline, check, suffix):
+    assert "(100.00%)" in check(pipeline(GOLDEN, "--no-shuffle", suffix=suffix))
+
+
+def test_json_whose_first_blocks_hold_no_history_loads_through_llamafactory(pipeline, check):
+    single = {"messages": [user("q " * 5000), assistant("a", "r")]}  # 11 MB: datasets reads blocks of 10 MB
+    output = check(pipeline([single] * 1100 + GOLDEN[-1:], "--no-shuffle", suffix=".jsonl"), "preprocessing_num_workers=2")
+    assert "1102  (100.00%)" in output
+
+
+def test_data_set_in_which_no_sample_has_a_history_loads_through_llamafactory(pipeline, check):
+    assert "3  (100.00%)" in check(pipeline([{"messages": [user("q"), assistant("a", "r")]}] * 3, suffix=".json"))
+
+
+# ---------------------------------------------------------------- each is broken, and caught
+
+
+def test_doubled_think_block_is_caught(breaking, check):
+    def double(sample):
+        sample["output"] = "<think>\n\n</think>\n\n" + sample["output"]
+
+    output = check(breaking(double), expect=1)
+    assert "53\n" in output.split("mismatched")[1] and "the tokens differ from token" in output
+    assert "served : …" in output and "trained: …" in output
+
+
+def test_stripped_whitespace_is_caught(breaking, check):
+    def strip(sample):
+        for column in ("instruction", "output", "system"):
+            sample[column] = sample[column].strip()
+
+    rows = [case for case in GOLDEN if case["name"] in ("user_edge_whitespace", "assistant_trailing_whitespace")]
+    assert "mismatched              4" in check(breaking(strip, rows), expect=1)
+
+
+def test_template_that_is_wrong_for_the_history_is_caught(pipeline, check):
+    name = pipeline(GOLDEN, "--history-thinking", "template")
+    output = check(name, "template=qwen3", expect=1)
+    assert "(73.58%)" in output and "train with template: qwen3_nothink" in output
+
+
+def test_thinking_mode_that_is_wrong_for_the_targets_is_caught(pipeline, check):
+    output = check(pipeline(GOLDEN, "--no-thinking"), expect=1)
+    assert "the loss mask differs" in output and "enable_thinking: false" in output
+
+
+@pytest.mark.parametrize("override", ["preserve_thinking=true", "mask_history=false", "train_on_prompt=true", "template=default"])
+def test_setting_that_changes_the_tokens_or_the_mask_is_caught(pipeline, check, override):
+    assert "FAILED" not in check(pipeline(GOLDEN, name=override.split("=")[0]), override, expect=1)
+
+
+def test_cutoff_that_cuts_samples_is_caught(pipeline, check):
+    output = check(pipeline(GOLDEN), "cutoff_len=400", expect=1)
+    cut = int(output.split("over cutoff_len")[1].split()[0])
+    assert cut > 0 and f"exact            {53 - cut:>8}" in output
+
+
+def test_packing_that_lets_samples_see_each_other_is_caught(pipeline, check):
+    name = pipeline(GOLDEN)
+    assert "packing without neat_packing" in check(name, "packing=true", expect=1)
+    assert "(100.00%)" in check(name, "packing=true", "neat_packing=true")
+
+
+def test_chat_template_of_another_model_is_caught(run, pipeline, check, tmp_path):
+    template = (ROOT / "chat_templates/qwen3.jinja").read_text(encoding="utf-8").replace("# Tools", "# Functions")
+    (tmp_path / "other.jinja").write_text(template, encoding="utf-8")
+    write_jsonl(tmp_path / "x.jsonl", GOLDEN)
+    run("step1_apply_tool_template.py", "x.jsonl", "p.jsonl", "--chat-template", "other.jinja")
+    run("step2_to_alpaca_mask_history.py", "p.jsonl", "other.parquet", "--dataset-info", "dataset_info.json")
+    assert "# Functions" in check("other", expect=1)
+
+
+# ---------------------------------------------------------------- how it is used
+
+
+def test_trajectories_can_be_elsewhere(pipeline, check, tmp_path):
+    name = pipeline(GOLDEN)
+    (tmp_path / "rows.jsonl").rename(tmp_path / "moved.jsonl")
+    assert "(100.00%)" in check(name, "--trajectories", "moved.jsonl")
+
+
+def test_trajectories_that_are_not_there_or_others_are_named(run, pipeline, tmp_path, tiny_model):
+    name = pipeline(GOLDEN)
+    arguments = [ROOT / "qwen3_full_sft.yaml", f"dataset_dir={tmp_path}", f"dataset={name}", f"model_name_or_path={tiny_model}"]
+    (tmp_path / "rows.jsonl").rename(tmp_path / "moved.jsonl")
+    assert "rows.jsonl: no such file" in run("check_training_tokens.py", *arguments, expect=1).stderr
+    write_jsonl(tmp_path / "few.jsonl", GOLDEN[:3])
+    process = run("check_training_tokens.py", *arguments, "--trajectories", "few.jsonl", expect=1)
+    assert "few.jsonl: has no usable trajectory 3" in process.stderr
+
+
+def test_max_samples_gives_a_quick_look(pipeline, check):
+    output = check(pipeline(GOLDEN), "--max-samples", "5")
+    assert "5  (100.00%)" in output and "(max_samples is 5)" in output
+
+
+def test_data_set_that_step_2_did_not_write_is_named(check, tmp_path, run, tiny_model):
+    write_jsonl(tmp_path / "x.jsonl", [{"instruction": "q", "input": "", "output": "a", "system": "", "history": [["a", "b"]]}])
+    entry = {"x": {"file_name": "x.jsonl", "columns": {"prompt": "instruction", "response": "output", "history": "history"}}}
+    (tmp_path / "dataset_info.json").write_text(json.dumps(entry))
+    process = run("check_training_tokens.py", ROOT / "qwen3_full_sft.yaml", f"dataset_dir={tmp_path}", "dataset=x",
+                  f"model_name_or_path={tiny_model}", expect=1)  # fmt: skip
+    assert "data set x: no column served_as, source, trajectory, turn" in process.stderr
+
+
+def test_several_data_sets_and_an_evaluation_set_are_checked_each(pipeline, check):
+    one, two = pipeline(GOLDEN, name="one"), pipeline(GOLDEN, name="two")
+    output = check(f"{one},{two}", f"eval_dataset={one}", "eval_strategy=epoch")
+    assert output.count("53  (100.00%)") == 3

@@ -1,0 +1,204 @@
+"""Step 2 through the command a user types: options, formats, what is left out and what is said."""
+
+import json
+
+import pyarrow.parquet as pq
+import pytest
+from conftest import ROOT, assistant, call, read_jsonl, tool, user, write_jsonl
+
+from step1_apply_tool_template import QWEN3, apply_chat_template, load_chat_template
+from step2_to_alpaca_mask_history import alpaca_prompt, to_samples
+from trajectories import served_trajectory
+
+RENDER = load_chat_template(str(QWEN3))
+CONVERSATION = [
+    {"role": "system", "content": "P"}, user("q1"), assistant("", "r1", [call("f", {})]), tool("t1"), assistant("a1", "r2"),
+    user("q2"), assistant("", "r3", [call("f", {})]), tool("t2"), assistant("a2", "r4"), user("bye"),
+]  # fmt: skip
+CALL = '<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call>'
+RESPONSE = "<tool_response>\n%s\n</tool_response>"
+
+
+def step1_row(messages, tools=None) -> dict:
+    plain, served = apply_chat_template(*served_trajectory({"messages": messages, "tools": tools}), RENDER)
+    return {"messages": plain, "served": {"source": "x.jsonl", "trajectory": 0, **served}}
+
+
+def read_samples(path) -> list[dict]:
+    if path.suffix == ".parquet":
+        return pq.read_table(path).to_pylist()
+    return read_jsonl(path) if path.suffix == ".jsonl" else json.loads(path.read_text(encoding="utf-8"))
+
+
+@pytest.fixture
+def step2(run, tmp_path):
+    """step2(rows, *options) -> the samples that the command writes for these trajectories."""
+
+    def step2(rows: list, *options, output: str = "out.parquet", expect: int = 0):
+        write_jsonl(tmp_path / "rows.jsonl", [{"messages": messages} for messages in rows])
+        run("step1_apply_tool_template.py", "rows.jsonl", "plain.jsonl")
+        process = run("step2_to_alpaca_mask_history.py", "plain.jsonl", output, "--dataset-info", "dataset_info.json", *options, expect=expect)
+        return read_samples(tmp_path / output) if expect == 0 else process
+
+    return step2
+
+
+# ---------------------------------------------------------------- what a sample is
+
+
+def test_each_turn_becomes_one_prefix_sample_without_the_reasoning_of_the_history():
+    samples, left_out = to_samples(step1_row(CONVERSATION), "drop")
+    assert left_out == []
+    assert samples[3] == {
+        "instruction": RESPONSE % "t2",
+        "input": "",
+        "output": "<think>\nr4\n</think>\n\na2",
+        "system": "P",
+        "history": [["q1", CALL], [RESPONSE % "t1", "a1"], ["q2", CALL]],
+        "source": "x.jsonl",
+        "trajectory": 0,
+        "turn": 8,
+        "served_as": "drop",
+    }
+    assert [sample["turn"] for sample in samples] == [2, 4, 6, 8]
+    assert [len(sample["history"]) for sample in samples] == [0, 1, 2, 3]
+
+
+def test_template_history_keeps_the_reasoning_of_the_active_chain_only():
+    samples, _ = to_samples(step1_row(CONVERSATION), "template")
+    assert samples[1]["history"] == [["q1", f"<think>\nr1\n</think>\n\n{CALL}"]]
+    assert samples[3]["history"] == [["q1", CALL], [RESPONSE % "t1", "a1"], ["q2", f"<think>\nr3\n</think>\n\n{CALL}"]]
+
+
+def test_no_thinking_removes_the_reasoning_from_the_targets_too():
+    samples, _ = to_samples(step1_row(CONVERSATION), "no-thinking")
+    assert [sample["output"] for sample in samples] == [CALL, "a1", CALL, "a2"]
+    assert "think" not in json.dumps([sample["history"] for sample in samples])
+
+
+@pytest.mark.parametrize(
+    "prompt, expected",
+    [
+        ([("user", "q")], ("", [], "q")),
+        ([("system", "P"), ("user", "q"), ("assistant", "a"), ("user", "q2")], ("P", [["q", "a"]], "q2")),
+        ([("user", "q"), ("user", "q2")], ("", [], "q<|im_end|>\n<|im_start|>user\nq2")),
+        ([("user", "q"), ("assistant", "a"), ("system", "R"), ("user", "q2")],
+         ("", [], "q<|im_end|>\n<|im_start|>assistant\na<|im_end|>\n<|im_start|>system\nR<|im_end|>\n<|im_start|>user\nq2")),
+        ([("system", "P"), ("assistant", "Hi"), ("user", "q")], ("P<|im_end|>\n<|im_start|>assistant\nHi", [], "q")),
+        ([("user", "q"), ("assistant", "a"), ("assistant", "b"), ("user", "q2"), ("assistant", "c"), ("user", "q3")],
+         ("", [["q<|im_end|>\n<|im_start|>assistant\na", "b"], ["q2", "c"]], "q3")),
+    ],
+)  # fmt: skip
+def test_conversations_that_do_not_alternate_are_written_out(prompt, expected):
+    written = alpaca_prompt(prompt, pairs_keep_reasoning=False)
+    assert (written["system"], written["history"], written["instruction"]) == expected
+
+
+@pytest.mark.parametrize(
+    "messages, turns, reason",
+    [
+        ([assistant("Hi"), user("q"), assistant("a", "r")], [], "opens with a block of assistant"),
+        ([{"role": "system", "content": "P"}, assistant("Hi"), user("q"), assistant("a", "r")], [3], "no user query"),
+        ([{"role": "system", "content": ""}, user("q"), assistant("a", "r")], [], "system prompt is empty"),
+    ],
+)
+def test_turn_that_the_format_cannot_express_is_left_out_and_the_rest_stays(messages, turns, reason):
+    samples, left_out = to_samples(step1_row(messages), "drop")
+    assert [sample["turn"] for sample in samples] == turns
+    assert len(samples) + len(left_out) == sum(message["role"] == "assistant" for message in messages)
+    assert any(reason in text for text in left_out)
+
+
+# ---------------------------------------------------------------- the command
+
+
+def test_formats_hold_the_same_samples_in_the_same_order(step2, tmp_path):
+    rows = [CONVERSATION, CONVERSATION[:5]]
+    parquet, jsonl, array = (step2(rows, output="out" + suffix) for suffix in (".parquet", ".jsonl", ".json"))
+    assert parquet == jsonl == array and len(parquet) == 6
+
+
+def test_shuffle_is_seeded_and_can_be_left_out(step2):
+    rows = [CONVERSATION] * 3
+
+    def order(*options):
+        return [(sample["trajectory"], sample["turn"]) for sample in step2(rows, *options)]
+
+    in_order = [(trajectory, turn) for trajectory in range(3) for turn in (2, 4, 6, 8)]
+    assert order("--no-shuffle") == in_order
+    assert order() == order("--seed", "42") != in_order
+    assert order("--seed", "7") != order() and sorted(order("--seed", "7")) == in_order
+
+
+def test_preview_holds_the_first_samples(step2, tmp_path):
+    samples = step2([CONVERSATION], "--preview", "2")
+    assert json.loads((tmp_path / "out_preview.json").read_text(encoding="utf-8")) == samples[:2]
+
+
+def test_output_is_registered_and_other_entries_stay(step2, tmp_path):
+    (tmp_path / "dataset_info.json").write_text('{"mine": {"file_name": "x.json"}}')
+    step2([CONVERSATION], output="sub/out.parquet")
+    step2([CONVERSATION], "--dataset-name", "named", output="out.jsonl")
+    entries = json.loads((tmp_path / "dataset_info.json").read_text())
+    assert list(entries) == ["mine", "out", "named"] and entries["mine"] == {"file_name": "x.json"}
+    assert entries["out"]["file_name"] == "sub/out.parquet"
+    assert entries["named"] == {
+        "file_name": "out.jsonl",
+        "formatting": "alpaca",
+        "columns": {"prompt": "instruction", "query": "input", "response": "output", "system": "system", "history": "history"},
+    }
+
+
+def test_broken_dataset_info_is_named_and_left_alone(step2, tmp_path):
+    (tmp_path / "dataset_info.json").write_text("{")
+    process = step2([CONVERSATION], expect=1)
+    assert "dataset_info.json: not a dataset_info.json" in process.stderr
+    assert (tmp_path / "dataset_info.json").read_text() == "{" and not (tmp_path / "out.parquet").exists()
+
+
+def test_summary_accounts_for_every_turn(run, tmp_path):
+    rows = [CONVERSATION, [{"role": "system", "content": "P"}, assistant("Hi"), user("q"), assistant("a", "r")]]
+    write_jsonl(tmp_path / "rows.jsonl", [{"messages": messages} for messages in rows])
+    run("step1_apply_tool_template.py", "rows.jsonl", "plain.jsonl")
+    process = run("step2_to_alpaca_mask_history.py", "plain.jsonl", "out.parquet", "--dataset-info", "d.json")
+    assert "2 trajectories, 6 turns: 5 samples" in process.stdout
+    assert "1 turns left out: the chat template renders this turn without a think block" in process.stdout
+
+
+def test_rows_that_are_not_of_step_1_are_set_aside(run, tmp_path):
+    write_jsonl(tmp_path / "x.jsonl", [{"messages": CONVERSATION}, step1_row(CONVERSATION), {"served": 3}])
+    run("step2_to_alpaca_mask_history.py", "x.jsonl", "out.parquet", "--dataset-info", "d.json")
+    assert [row["row"] for row in read_jsonl(tmp_path / "out.parquet.rejects.jsonl")] == [0, 2]
+    process = run("step2_to_alpaca_mask_history.py", "x.jsonl", "o.parquet", "--strict", expect=1)
+    assert "x.jsonl: row 0: the row is not one of step 1; run step1_apply_tool_template.py first" in process.stderr
+
+
+def test_nothing_left_is_an_error_and_writes_nothing(run, tmp_path):
+    write_jsonl(tmp_path / "x.jsonl", [])
+    process = run("step2_to_alpaca_mask_history.py", "x.jsonl", "out.parquet", "--dataset-info", "d.json", expect=1)
+    assert "no sample is left" in process.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["x.jsonl"]
+
+
+def test_no_thinking_and_template_history_exclude_each_other(run):
+    process = run("step2_to_alpaca_mask_history.py", "--no-thinking", "--history-thinking", "template", expect=2)
+    assert "drop one of the two" in process.stderr
+
+
+# ---------------------------------------------------------------- the traps of the JSON formats
+
+
+def test_json_starts_with_a_sample_that_has_a_history(step2, tmp_path):
+    single = [user("q"), assistant("a", "r")]
+    samples = step2([single] * 3 + [CONVERSATION], "--no-shuffle", output="out.jsonl")
+    assert samples[0]["history"] != [] and len(samples) == 7
+
+
+def test_json_of_dates_is_refused(step2):
+    process = step2([[user("2024-01-01"), assistant("a", "r")]], output="out.jsonl", expect=1)
+    assert "every instruction looks like a date" in process.stderr and "write .parquet instead" in process.stderr
+
+
+def test_shipped_dataset_info_names_the_default_output():
+    entries = json.loads((ROOT / "dataset_info.json").read_text())
+    assert entries["alpaca_mask_history_envscaler_sft_traj_9k"]["file_name"] == "data/alpaca_mask_history_envscaler_sft_traj_9k.parquet"

@@ -1,0 +1,88 @@
+"""Training for real: the shipped YAML, through llamafactory-cli, on a tiny random Qwen3 on the CPU."""
+
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+STEPS = 3
+OVERRIDES = ["bf16=false", "gradient_accumulation_steps=1", f"max_steps={STEPS}", "preprocessing_num_workers=1",
+             "dataloader_num_workers=0", "save_strategy=steps", "save_steps=2", "learning_rate=1.0e-3"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory, tiny_model) -> Path:
+    """The shipped YAML and its parts, and the samples of the first trajectories of the embedded sample."""
+    folder = tmp_path_factory.mktemp("project")
+    for name in ("qwen3_full_sft.yaml", "deepspeed_zero3.json", "dataset_info.json"):
+        shutil.copy(ROOT / name, folder)
+    rows = (ROOT / "data" / "envscaler_sample.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    (folder / "rows.jsonl").write_text("".join(rows[:2]), encoding="utf-8")
+    output = json.loads((ROOT / "dataset_info.json").read_text())["alpaca_mask_history_envscaler_sft_traj_9k"]["file_name"]
+    for script, *arguments in (
+        ("step1_apply_tool_template.py", "rows.jsonl", "plain.jsonl"),
+        ("step2_to_alpaca_mask_history.py", "plain.jsonl", output, "--dataset-info", "dataset_info.json"),
+        ("check_training_tokens.py", "qwen3_full_sft.yaml", f"model_name_or_path={tiny_model}"),
+    ):
+        subprocess.run([sys.executable, ROOT / script, *arguments], cwd=folder, check=True)
+    return folder
+
+
+def train(folder: Path, model: Path, output: str, *overrides, **environment) -> list[float]:
+    """Train, and return the losses that LlamaFactory logs."""
+    cli = Path(sys.executable).with_name("llamafactory-cli")
+    command = [cli, "train", "qwen3_full_sft.yaml", f"model_name_or_path={model}", f"output_dir={output}", *OVERRIDES, *overrides]
+    environment = {**os.environ, "PATH": f"{cli.parent}{os.pathsep}{os.environ['PATH']}", **environment}
+    process = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=500, env=environment)
+    assert process.returncode == 0, process.stdout[-3000:] + process.stderr[-5000:]
+    log = [json.loads(line) for line in (folder / output / "trainer_log.jsonl").read_text().splitlines()]
+    return [entry["loss"] for entry in log if "loss" in entry]
+
+
+def assert_trained(folder: Path, losses: list[float], model: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    assert len(losses) == STEPS and all(math.isfinite(loss) and loss > 0 for loss in losses)
+    assert (folder / "training_loss.png").is_file()
+    before = AutoModelForCausalLM.from_pretrained(model).state_dict()
+    for checkpoint in (folder / "checkpoint-2", folder):
+        after = AutoModelForCausalLM.from_pretrained(checkpoint).state_dict()
+        assert after.keys() == before.keys() and all(after[name].shape == before[name].shape for name in before)
+        assert any(not torch.equal(after[name].float(), before[name].float()) for name in before)
+    assert len(AutoTokenizer.from_pretrained(folder)) == len(AutoTokenizer.from_pretrained(model))
+
+
+def test_plain_training_on_one_process(project, tiny_model):
+    losses = train(project, tiny_model, "plain", "deepspeed=null")
+    assert_trained(project / "plain", losses, tiny_model)
+
+
+def test_deepspeed_zero3_with_two_processes(project, tiny_model):
+    losses = train(project, tiny_model, "zero3", FORCE_TORCHRUN="1", NPROC_PER_NODE="2")
+    assert_trained(project / "zero3", losses, tiny_model)
+
+
+def test_shipped_yaml_is_the_training_that_the_readme_promises(tiny_model):
+    from check_training_tokens import parse_arguments
+
+    argv = sys.argv
+    try:
+        model, data, training = parse_arguments(str(ROOT / "qwen3_full_sft.yaml"), [])
+    finally:
+        sys.argv = argv
+    assert (model.model_name_or_path, model.trust_remote_code) == ("Qwen/Qwen3-4B", False)
+    assert (data.template, data.mask_history, data.cutoff_len, data.dataset_dir) == ("qwen3", True, 32768, ".")
+    assert data.dataset == ["alpaca_mask_history_envscaler_sft_traj_9k"]
+    assert (training.per_device_train_batch_size, training.gradient_accumulation_steps) == (1, 32)
+    assert (training.learning_rate, training.num_train_epochs) == (1.0e-6, 3.0)
+    assert training.lr_scheduler_type == "cosine" and training.get_warmup_steps(1000) == 100
+    text = (ROOT / "qwen3_full_sft.yaml").read_text()
+    for line in ("deepspeed: deepspeed_zero3.json", "bf16: true", "plot_loss: true", "report_to: none", "finetuning_type: full"):
+        assert line in text
