@@ -87,9 +87,15 @@ def parse_arguments(yaml: str, overrides: list[str]):
     from llamafactory.hparams import get_train_args
     from llamafactory.hparams.parser import read_args
 
+    if not Path(yaml).is_file():
+        sys.exit(f"{yaml}: no such file")
     sys.argv = ["llamafactory-cli", yaml, *overrides]
-    config = {**read_args(), **ANY_MACHINE, "output_dir": tempfile.gettempdir() + "/no-output"}
-    model_args, data_args, training_args, finetuning_args, _ = get_train_args(config)
+    with tempfile.TemporaryDirectory() as nowhere:
+        try:
+            config = {**read_args(), **ANY_MACHINE, "output_dir": nowhere}
+            model_args, data_args, training_args, finetuning_args, _ = get_train_args(config)
+        except ValueError as error:
+            sys.exit(f"{yaml}: LlamaFactory refuses these settings ({error})")
     if finetuning_args.stage != "sft":
         sys.exit(f"{yaml}: stage is {finetuning_args.stage}; only sft samples can be checked")
     return model_args, data_args, training_args

@@ -88,7 +88,7 @@ def test_thinking_mode_that_is_wrong_for_the_targets_is_caught(pipeline, check):
     assert "the loss mask differs" in output and "enable_thinking: false" in output
 
 
-@pytest.mark.parametrize("override", ["preserve_thinking=true", "mask_history=false", "train_on_prompt=true", "template=default"])
+@pytest.mark.parametrize("override", ["preserve_thinking=true", "mask_history=false", "default_system=hi", "template=default"])
 def test_setting_that_changes_the_tokens_or_the_mask_is_caught(pipeline, check, override):
     assert mismatched(check(pipeline(GOLDEN), override, expect=1)) > 0
 
@@ -145,6 +145,13 @@ def test_data_set_that_step_2_did_not_write_is_named(check, tmp_path, run, tiny_
     process = run("check_training_tokens.py", ROOT / "qwen3_full_sft.yaml", f"dataset_dir={tmp_path}", "dataset=x",
                   f"model_name_or_path={tiny_model}", expect=1)  # fmt: skip
     assert "data set x: no column served_as, source, trajectory, turn" in process.stderr
+
+
+def test_setting_that_llamafactory_refuses_is_a_clear_error(run, pipeline, tmp_path):
+    process = run("check_training_tokens.py", ROOT / "qwen3_full_sft.yaml", "train_on_prompt=true", expect=1)
+    assert "LlamaFactory refuses these settings" in process.stderr and "Traceback" not in process.stderr
+    process = run("check_training_tokens.py", "none.yaml", expect=1)
+    assert "none.yaml: no such file" in process.stderr
 
 
 def test_several_data_sets_and_an_evaluation_set_are_checked_each(pipeline, check):
