@@ -12,6 +12,7 @@ The one idea: nothing of step 1 and step 2 is trusted; the two sides share only 
 
 import argparse
 import contextlib
+import copy
 import io
 import os
 import sys
@@ -23,13 +24,13 @@ from trajectories import ROOT, TrajectoryError, read_rows, served_trajectory, sh
 
 IGNORE_INDEX = -100  # LlamaFactory's extras/constants.py: no loss on this token
 ASSISTANT = "<|im_start|>assistant\n"
-PROVENANCE = ("source", "trajectory", "turn", "served_as")
+PROVENANCE = ("source", "trajectory", "turns", "served_as")
 # What the machine that trains has and the one that checks may lack. No data depends on these.
 ANY_MACHINE = {"deepspeed": None, "fsdp": None, "bf16": False, "fp16": False, "pure_bf16": False, "report_to": "none"}
 SETTINGS = {  # served_as of the samples -> what LlamaFactory's settings must be
-    "drop": "template: qwen3 or qwen3_nothink, mask_history: true",
-    "template": "template: qwen3_nothink, mask_history: true",
-    "no-thinking": "template: qwen3, enable_thinking: false, mask_history: true",
+    "drop": "template: qwen3 or qwen3_nothink",
+    "template": "template: qwen3_nothink",
+    "no-thinking": "template: qwen3, enable_thinking: false",
 }
 SHOWN_MISMATCHES = 3
 SHOWN_TOKENS = 12  # on each side of the first difference
@@ -56,6 +57,22 @@ def served_turn(messages: list[dict], tools: list[dict] | None, turn: int, serve
     given = prompt.rpartition(ASSISTANT)[2]  # what the generation prompt holds already of the assistant block
     generated = render([*messages[:turn], message], tools, False).rpartition(ASSISTANT)[2]
     return prompt, generated.removeprefix(given)
+
+
+def expected_sample(spans: list[tuple[list[int], list[int]]]) -> dict:
+    """{"input_ids", "labels"} of a sample that supervises these turns: token ids of (served prompt, target), in order.
+
+    Each served prompt and target must be what the sample begins with; where one is not, the expectation ends with it.
+    """
+    prompt, target = spans[-1]
+    input_ids = prompt + target
+    labels = [IGNORE_INDEX] * len(input_ids)
+    for prompt, target in spans:
+        start, end = len(prompt), len(prompt) + len(target)
+        if input_ids[:end] != prompt + target:
+            return {"input_ids": prompt + target, "labels": labels[:start] + target}
+        labels[start:end] = target
+    return {"input_ids": input_ids, "labels": labels}
 
 
 def first_difference(ours: list[int], theirs: list[int]) -> int | None:
@@ -135,12 +152,12 @@ def training_sets(model_args, data_args, training_args):
 
 
 def check_dataset(provenance, built, trajectories: str | None, tokenizer, cutoff_len: int) -> tuple[Counter, list[str]]:
-    """Compare each sample with its turn; returns (counts, the first mismatches as text)."""
+    """Compare each sample with its turns; returns (counts, the first mismatches as text)."""
     counts, mismatches = Counter(), []
-    wanted = defaultdict(lambda: defaultdict(list))  # source -> trajectory -> [(position, turn, served_as)]
+    wanted = defaultdict(lambda: defaultdict(list))  # source -> trajectory -> [(position, turns, served_as)]
     for position, sample in enumerate(provenance):
         source = trajectories or sample["source"]
-        wanted[source][sample["trajectory"]].append((position, sample["turn"], sample["served_as"]))
+        wanted[source][sample["trajectory"]].append((position, sample["turns"], sample["served_as"]))
 
     def render(messages, tools, add_generation_prompt, **variables):
         return tokenizer.apply_chat_template(messages, tools=tools, tokenize=False,
@@ -153,17 +170,17 @@ def check_dataset(provenance, built, trajectories: str | None, tokenizer, cutoff
                     raise error
                 messages, tools = served_trajectory(row)
             except TrajectoryError:
-                counts["rows"] += 1
+                counts["rows set aside"] += 1
                 continue
-            counts["turns"] += sum(message["role"] == "assistant" for message in messages)
             samples = by_trajectory.pop(index, [])
-            counts["covered"] += len({turn for _, turn, _ in samples})
-            if not samples:
-                continue
-            texts = [text for _, turn, mode in samples for text in served_turn(messages, tools, turn, mode, render)]
-            ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
-            for (position, turn, _), prompt, target in zip(samples, ids[::2], ids[1::2]):
-                expected = {"input_ids": prompt + target, "labels": [IGNORE_INDEX] * len(prompt) + target}
+            supervised = Counter(turn for _, turns, _ in samples for turn in turns)
+            counts["turns"] += sum(message["role"] == "assistant" for message in messages)
+            counts["supervised"] += len(supervised)
+            counts["repeated"] += supervised.total() - len(supervised)
+            for position, turns, served_as in samples:
+                texts = [text for turn in turns for text in served_turn(messages, tools, turn, served_as, render)]
+                ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
+                expected = expected_sample(list(zip(ids[::2], ids[1::2])))
                 trained = built[position]
                 if all(expected[column] == trained[column] for column in expected):
                     counts["exact"] += 1
@@ -173,7 +190,7 @@ def check_dataset(provenance, built, trajectories: str | None, tokenizer, cutoff
                     counts["mismatched"] += 1
                     if len(mismatches) < SHOWN_MISMATCHES:
                         what = describe_mismatch(expected, trained, tokenizer.decode)
-                        mismatches.append(f"{source}: trajectory {index}, turn {turn}: {what}")
+                        mismatches.append(f"{source}: trajectory {index}, turn {turns[-1]}: {what}")
         if by_trajectory:
             sys.exit(f"{source}: has no usable trajectory {min(by_trajectory)}, of which there are samples; "
                      "name the file that step 1 read by --trajectories")  # fmt: skip
@@ -202,7 +219,9 @@ def main() -> None:
 
     from llamafactory.model import load_tokenizer
 
-    tokenizer = load_tokenizer(model_args)["tokenizer"]  # before LlamaFactory's template touches it
+    as_served = copy.copy(model_args)
+    as_served.split_special_tokens = False  # a server never does
+    tokenizer = load_tokenizer(as_served)["tokenizer"]  # before LlamaFactory's template touches it
     if not tokenizer.chat_template:
         sys.exit(f"{model_args.model_name_or_path}: the tokenizer has no chat template to compare with")
     failed = False
@@ -212,18 +231,22 @@ def main() -> None:
         counts, mismatches = check_dataset(provenance, built, args.trajectories, tokenizer, data_args.cutoff_len)
         for mismatch in mismatches:
             print(mismatch)
-        wrong = counts["mismatched"] + counts["cut"]
-        failed = failed or wrong > 0
-        print(f"{name}: {len(built)} samples with template {data_args.template}, cutoff_len {data_args.cutoff_len}")
+        failed = failed or counts["exact"] < len(built) or counts["repeated"] > 0
+        print(f"{name}: {len(built)} samples with template {data_args.template}, mask_history "
+              f"{str(data_args.mask_history).lower()}, cutoff_len {data_args.cutoff_len}")  # fmt: skip
         print(f"  exact            {counts['exact']:>8}  ({counts['exact'] / max(1, len(built)):.2%})")
         print(f"  mismatched       {counts['mismatched']:>8}")
         print(f"  over cutoff_len  {counts['cut']:>8}")
         print(f"  turns            {counts['turns']:>8}  in the trajectories")
-        print(f"  left out         {counts['turns'] - counts['covered']:>8}  turns without a sample"
-              + (f" (max_samples is {data_args.max_samples})" if data_args.max_samples is not None else ""))  # fmt: skip
+        print(f"  supervised       {counts['supervised']:>8}  turns" + (f", {counts['repeated']} times more than once" if counts["repeated"] else ""))
+        limit = f" (max_samples is {data_args.max_samples})" if data_args.max_samples is not None else ""
+        print(f"  left out         {counts['turns'] - counts['supervised']:>8}  turns without a sample{limit}")
+        if counts["rows set aside"]:
+            print(f"  set aside        {counts['rows set aside']:>8}  trajectories that cannot be read")
         if counts["mismatched"]:
+            merged = any(len(turns) > 1 for turns in provenance["turns"])
             for served_as in sorted(set(provenance["served_as"])):
-                print(f"samples served as {served_as}: train with {SETTINGS[served_as]}")
+                print(f"samples served as {served_as}: train with {SETTINGS[served_as]}, mask_history: {str(not merged).lower()}")
     if packs_blindly:
         print("packing without neat_packing: samples see the tokens of the samples before them, which no served prompt has")
     sys.exit("FAILED: the model would not be trained on what it is served with" if failed or packs_blindly else None)

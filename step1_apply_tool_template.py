@@ -16,6 +16,7 @@ included. How that message looks later, as history in the prompts of other turns
 """
 
 import argparse
+import contextlib
 import functools
 import json
 import sys
@@ -60,10 +61,11 @@ def apply_chat_template(messages: list[dict], tools: list[dict] | None, render, 
     Returns (plain, served):
         plain: [{"role", "content"}], one per block of the rendering; an assistant message holds its target.
         served: {"turns": [{"turn": k, "message": j, "answer": a, "left_out": reason or None}],
-                 "drop": [{"turn": k, "message": j, "content": text}], "template": […]}
+                 "drop": [{"turn": k, "message": j, "content": text}], "template": […], "given": text}
             A turn is messages[k] and plain[j]. Its target without the think block is plain[j]["content"][a:].
             Its served prompt is plain[:j], in which for each edit with a turn <= k, in order, the message reads
-            `content` instead. `drop` and `template` are the two histories (README, "Which history").
+            `content` instead. `drop` and `template` are the two histories (README, "Which history"). `given` is
+            the part of each target that the generation prompt holds already (nothing, or `<think>` and a newline).
     Raises TrajectoryError where the template refuses the messages, or does not render ChatML.
     """
     blocks = split_blocks(render(messages, tools))
@@ -73,28 +75,36 @@ def apply_chat_template(messages: list[dict], tools: list[dict] | None, render, 
         raise TrajectoryError(f"the chat template renders {len(turns)} assistant messages as {len(places)} blocks")
 
     plain = [{"role": role, "content": text} for role, text in blocks]
-    served = {"turns": [], "drop": [], "template": []}
+    served = {"turns": [], "drop": [], "template": [], "given": _given(render)}
     chains = _chains(messages, turns) if by_chain else [[k] for k in turns]
     query_seen = False
     for k, j in zip(turns, places):
         target = _block_after([QUERY], messages[k], None, render)
         if not (by_chain and query_seen):
-            in_place = _block_after(messages[:k], messages[k], tools, render)
-            query_seen = in_place == target
-            if not query_seen and "reasoning_content" not in messages[k]:
-                target = in_place
+            with contextlib.suppress(TrajectoryError):  # some templates refuse messages without a query
+                in_place = _block_after(messages[:k], messages[k], tools, render)
+                query_seen = in_place == target
+                if not query_seen and "reasoning_content" not in messages[k]:
+                    target = in_place
         plain[j]["content"] = target
         served["turns"].append({"turn": k, "message": j, "answer": _answer_start(target, messages[k], render),
                                 "left_out": None if query_seen else NO_QUERY})  # fmt: skip
     for mode, history in (("drop", without_reasoning(messages)), ("template", messages)):
         contents = [message["content"] for message in plain]
-        for k, prompt in _served_prompts(history, tools, chains, render):
-            for j, (role, text) in enumerate(prompt):
-                if j >= len(plain) or role != plain[j]["role"]:
+        for chain in chains:
+            try:
+                prompts = _served_prompts(history, tools, chain, render)
+            except TrajectoryError as error:
+                for turn in served["turns"]:
+                    turn["left_out"] = str(error) if turn["turn"] in chain else turn["left_out"]
+                continue
+            for k, prompt in zip(chain, prompts):
+                if [role for role, _ in prompt] != [message["role"] for message in plain[: len(prompt)]]:
                     raise TrajectoryError(f"the chat template renders other messages before turn {k} than later")
-                if text != contents[j]:
-                    served[mode].append({"turn": k, "message": j, "content": text})
-                    contents[j] = text
+                for j, (_, text) in enumerate(prompt):
+                    if text != contents[j]:
+                        served[mode].append({"turn": k, "message": j, "content": text})
+                        contents[j] = text
     return plain, served
 
 
@@ -163,24 +173,25 @@ def _chains(messages: list[dict], turns: list[int]) -> list[list[int]]:
     return chains
 
 
-def _served_prompts(messages: list[dict], tools, chains: list[list[int]], render):
-    """Yield (k, blocks of the served prompt of turn k), from one rendering per chain."""
-    for chain in chains:
-        blocks = split_blocks(render(messages[: chain[-1]], tools, add_generation_prompt=True))
-        for later, k in zip(range(len(chain) - 1, -1, -1), chain):
-            yield k, blocks[: len(blocks) - 2 * later]  # one assistant and one tool block per later turn
+def _served_prompts(messages: list[dict], tools, chain: list[int], render) -> list[list[tuple[str, str]]]:
+    """The blocks of the served prompt of each turn of a chain, from one rendering."""
+    blocks = split_blocks(render(messages[: chain[-1]], tools, add_generation_prompt=True))
+    return [blocks[: len(blocks) - 2 * later] for later in reversed(range(len(chain)))]  # a turn and its tool outputs each
 
 
 def _block_after(history: list[dict], message: dict, tools, render) -> str:
     return split_blocks(render([*history, message], tools))[-1][1]
 
 
+def _given(render, **variables) -> str:
+    """What the generation prompt holds of the assistant block."""
+    return render([QUERY], None, add_generation_prompt=True, **variables).rpartition(f"{BLOCK_START}assistant\n")[2]
+
+
 def _answer_start(target: str, message: dict, render) -> int | None:
     """Where the part of a target starts that a model generates with `enable_thinking=False`; None if it has no such."""
-    _, _, think_block = render([QUERY], None, add_generation_prompt=True, enable_thinking=False).rpartition(
-        BLOCK_START + "assistant\n"
-    )
-    answer = _block_after([QUERY], without_reasoning([message])[0], None, render).removeprefix(think_block)
+    answer = _block_after([QUERY], without_reasoning([message])[0], None, render)
+    answer = answer.removeprefix(_given(render, enable_thinking=False))
     return len(target) - len(answer) if target.endswith(answer) else None
 
 
@@ -225,6 +236,10 @@ def load_chat_template(name: str):
         except (jinja2.TemplateError, TypeError, ValueError) as error:
             raise TrajectoryError(f"the chat template refuses the messages: {error}") from None
 
+    try:
+        split_blocks(render([QUERY], None, add_generation_prompt=True))
+    except TrajectoryError as error:
+        raise SystemExit(f"{name}: {error}") from None
     return render
 
 

@@ -5,8 +5,11 @@
 INPUT   what step 1 wrote: "messages" of plain text, and "served".
 OUTPUT  a .parquet, .jsonl or .json file: one sample per turn of each trajectory, in shuffled order:
         {"instruction": "…", "input": "", "output": "<target of the turn>", "system": "…", "history": [["…", "…"], …],
-         "source": "data/x.jsonl", "trajectory": 17, "turn": 4, "served_as": "drop" | "template" | "no-thinking"}
+         "source": "data/x.jsonl", "trajectory": 17, "turns": [4], "served_as": "drop" | "template" | "no-thinking"}
         A preview of the first samples is written beside it, and dataset_info.json gets an entry for it.
+
+--merge-turns lets a sample supervise several turns, where the served prompt of each begins with the one before and its
+target; "history" then holds the turns before the last one.
 
 The one idea: a sample spells out the served prompt of its turn, as it is when the model generates that turn, and
 supervises the target alone. Text that has no place in LlamaFactory's user/assistant pairs is written out in a user (or
@@ -46,52 +49,85 @@ DATE_LIKE = re.compile(r"\d{4}-\d{1,2}-\d{1,2}([T ].*)?\s*", re.DOTALL)
 # ---------------------------------------------------------------- pure functions
 
 
-def to_samples(row: dict, served_as: str = "drop") -> tuple[list[dict], list[str]]:
+def to_samples(row: dict, served_as: str = "drop", merge_turns: bool = False) -> tuple[list[dict], list[str]]:
     """The samples of one trajectory, and the reasons for which its other turns are left out.
 
     Args:
         row: one row of step 1.
         served_as: "drop" (the history has no reasoning), "template" (it has what the chat template keeps) or
             "no-thinking" (no reasoning in the targets either; the served prompt ends with an empty think block).
-    Returns (samples, reasons), together one per turn, in the order of the turns.
+        merge_turns: a sample goes on, supervising turn after turn, while the served prompt of the next turn begins with
+            the text so far. Its history then holds supervised turns only. Else each turn has a sample of its own.
+    Returns (samples, reasons): the turns of the samples and the reasons add up to the turns of the trajectory.
     Raises TrajectoryError where the row is not one of step 1.
     """
     messages, served = _step1_columns(row)
-    contents = [message["content"] for message in messages]
-    edits = iter(served["template" if served_as == "template" else "drop"])
-    edit = next(edits, None)
-    samples, reasons = [], []
-    for turn in served["turns"]:
-        while edit and edit["turn"] <= turn["turn"]:
-            contents[edit["message"]] = edit["content"]
-            edit = next(edits, None)
-        prompt = [(message["role"], text) for message, text in zip(messages[: turn["message"]], contents)]
+    given = "" if served_as == "no-thinking" else served["given"]
+    samples, reasons, spans = [], [], []  # spans: the messages that the last sample supervises
+    for turn, prompt, changed_from in served_prompts(messages, served, served_as):
+        goes_on = merge_turns and spans and _begins_with(prompt, spans[-1], changed_from, given)
+        spans = [*(spans if goes_on else []), turn["message"]]
         try:
             if turn["left_out"]:
                 raise _Inexpressible(turn["left_out"])
-            target = _target(messages[turn["message"]]["content"], turn["answer"], served_as)
-            sample = alpaca_prompt(prompt, pairs_keep_reasoning=served_as == "template")
+            target = _target(messages[turn["message"]]["content"], turn["answer"], served_as, given)
+            pairs = spans[:-1] if merge_turns else history_pairs(prompt, served_as, given)
+            columns = {**alpaca_prompt(prompt, pairs, given), "output": target}
         except _Inexpressible as reason:
             reasons.append(str(reason))
+            spans = []
             continue
-        samples.append({"instruction": sample["instruction"], "input": "", "output": target,
-                        "system": sample["system"], "history": sample["history"], "source": served["source"],
-                        "trajectory": served["trajectory"], "turn": turn["turn"], "served_as": served_as})  # fmt: skip
+        turns = [*samples.pop()["turns"], turn["turn"]] if goes_on else [turn["turn"]]
+        samples.append({**columns, "source": served["source"], "trajectory": served["trajectory"], "turns": turns,
+                        "served_as": served_as})  # fmt: skip
     return samples, reasons
 
 
-def alpaca_prompt(prompt: list[tuple[str, str]], pairs_keep_reasoning: bool) -> dict:
+def served_prompts(messages: list[dict], served: dict, served_as: str):
+    """Yield (turn, prompt, changed_from) for each turn of a row of step 1.
+
+    prompt: [(role, text)], the blocks of its served prompt; the first `changed_from` of them are those of the served
+    prompt of the turn before, and its target.
+    """
+    contents = [message["content"] for message in messages]
+    edits = served["template" if served_as == "template" else "drop"]
+    for turn in served["turns"]:
+        changed = [edit for edit in edits if edit["turn"] == turn["turn"]]
+        for edit in changed:
+            contents[edit["message"]] = edit["content"]
+        prompt = [(message["role"], text) for message, text in zip(messages[: turn["message"]], contents)]
+        yield turn, prompt, min((edit["message"] for edit in changed), default=len(prompt))
+
+
+def history_pairs(prompt: list[tuple[str, str]], served_as: str, given: str) -> set[int]:
+    """The blocks of a served prompt that can stand as assistant texts in LlamaFactory's history.
+
+    LlamaFactory (0.9.5, data/template.py) tokenizes each text by itself, so one that opens with whitespace would lose
+    the token that this whitespace forms with the newline before it. Its `qwen3` template, which is for the histories
+    without reasoning, removes think blocks from assistant texts.
+    """
+    return {
+        position
+        for position, ((role, text), (next_role, _)) in enumerate(zip(prompt, prompt[1:]))
+        if (role, next_role) == ("assistant", "user")
+        and text.startswith(given)
+        and not text[len(given) :][:1].isspace()
+        and (served_as == "template" or "<think>" not in text)
+    }
+
+
+def alpaca_prompt(prompt: list[tuple[str, str]], pairs, given: str = "") -> dict:
     """Spell out a served prompt in LlamaFactory's alpaca columns.
 
     LlamaFactory (0.9.5, data/template.py) begins with a non-empty system text or a user text, and goes on in pairs of
-    a user and an assistant text. It tokenizes each text by itself, so an assistant text that opens with whitespace
-    would lose the token that this whitespace forms with the newline before it. Its `qwen3` template removes think
-    blocks from assistant texts of the history, and its user format replaces `{{idx}}`.
+    a user and an assistant text. What does not fit is written out, role marks and all. Its user format replaces
+    `{{idx}}`, so a prompt with such a text is beyond it.
 
     Args:
         prompt: [(role, text)], the blocks of the served prompt.
-        pairs_keep_reasoning: the samples are for a LlamaFactory template that leaves think blocks alone.
-    Returns {"system", "history", "instruction"}. Raises _Inexpressible with the reason.
+        pairs: positions of the assistant blocks that close a pair; each is followed by a user block.
+        given: what the generation prompt puts before each assistant text of a pair.
+    Returns {"instruction", "input", "system", "history"}. Raises _Inexpressible with the reason.
     """
     first_user = next((position for position, (role, _) in enumerate(prompt) if role == "user"), None)
     if first_user is None:
@@ -103,19 +139,16 @@ def alpaca_prompt(prompt: list[tuple[str, str]], pairs_keep_reasoning: bool) -> 
         raise _Inexpressible("its system prompt is empty, and LlamaFactory writes no block for that")
     system = "".join(text if position == 0 else _written_out(role, text) for position, (role, text) in enumerate(opening))
     history, user = [], prompt[first_user][1]
-    rest = prompt[first_user + 1 :]
-    pairs = iter(zip(rest, [*rest[1:], ("", "")]))
-    for (role, text), (next_role, next_text) in pairs:
-        exact_as_pair = not text[:1].isspace() and (pairs_keep_reasoning or "<think>" not in text)
-        if role == "assistant" and next_role == "user" and exact_as_pair:
-            history.append([user, text])
-            user = next_text
-            next(pairs)
+    for position, (role, text) in enumerate(prompt[first_user + 1 :], first_user + 1):
+        if position in pairs:
+            history.append([user, text.removeprefix(given)])
+        elif position - 1 in pairs and position - 1 > first_user:
+            user = text
         else:
             user += _written_out(role, text)
     if any("{{idx}}" in text for text in (user, *(pair[0] for pair in history))):
         raise _Inexpressible("its prompt holds {{idx}}, which LlamaFactory replaces by a number")
-    return {"system": system, "history": history, "instruction": user}
+    return {"instruction": user, "input": "", "system": system, "history": history}
 
 
 class _Inexpressible(Exception):
@@ -126,9 +159,15 @@ def _written_out(role: str, text: str) -> str:
     return f"{BLOCK_END}\n{BLOCK_START}{role}\n{text}"
 
 
-def _target(text: str, answer_start: int | None, served_as: str) -> str:
+def _begins_with(prompt: list[tuple[str, str]], last: int, changed_from: int, given: str) -> bool:
+    """Whether the prompt begins with the one before and its target, block `last`, in tokens as well as in text."""
+    follows = [role for role, _ in prompt[last + 1 : last + 2]]
+    return changed_from > last and follows == ["user"] and not prompt[last][1][len(given) :][:1].isspace()
+
+
+def _target(text: str, answer_start: int | None, served_as: str, given: str) -> str:
     if served_as != "no-thinking":
-        return text
+        return text.removeprefix(given)
     answer = None if answer_start is None else text[answer_start:]
     if answer is None or "<think>" in answer or "</think>" in answer or answer.startswith("\n"):
         raise _Inexpressible("its answer holds a think tag or opens with a newline, which LlamaFactory removes")
@@ -141,7 +180,7 @@ def _step1_columns(row: dict) -> tuple[list[dict], dict]:
         messages, served = (
             json.loads(value) if isinstance(value, str) else value for value in (row["messages"], row["served"])
         )
-        served["turns"], served["drop"], served["template"], served["source"], served["trajectory"]
+        _ = [served[key] for key in ("turns", "drop", "template", "given", "source", "trajectory")]
         if not all(message["role"] and isinstance(message["content"], str) for message in messages):
             raise TypeError
     except (KeyError, TypeError, ValueError):
@@ -158,7 +197,7 @@ def sample_schema():
     text = pa.string()
     return pa.schema([("instruction", text), ("input", text), ("output", text), ("system", text),
                       ("history", pa.list_(pa.list_(text))), ("source", text), ("trajectory", pa.int64()),
-                      ("turn", pa.int64()), ("served_as", text)])  # fmt: skip
+                      ("turns", pa.list_(pa.int64())), ("served_as", text)])  # fmt: skip
 
 
 def for_json(samples: list[dict]) -> list[dict]:
@@ -172,6 +211,12 @@ def for_json(samples: list[dict]) -> list[dict]:
         if samples and all(DATE_LIKE.fullmatch(sample[column]) for sample in samples):
             sys.exit(f"every {column} looks like a date, which JSON readers turn into a timestamp; write .parquet instead")
     return samples[first : first + 1] + samples[:first] + samples[first + 1 :]
+
+
+def characters(sample: dict) -> int:
+    """The length of a sample's text, without its role marks."""
+    texts = (sample["system"], *(text for pair in sample["history"] for text in pair), sample["instruction"], sample["output"])
+    return sum(map(len, texts))
 
 
 def read_dataset_info(path: Path) -> dict:
@@ -203,6 +248,9 @@ def main() -> None:
                         help="the reasoning of earlier turns: dropped, as for an agent that does not send it back "
                              "(default), or kept where the chat template keeps it")  # fmt: skip
     parser.add_argument("--no-thinking", action="store_true", help="targets without reasoning, for a non-thinking model")
+    parser.add_argument("--merge-turns", action="store_true",
+                        help="train each token once: one sample for all turns whose served prompts begin with one another "
+                             "(with --history-thinking template)")  # fmt: skip
     parser.add_argument("--seed", type=int, default=42, help="of the shuffle (default: 42)")
     parser.add_argument("--no-shuffle", action="store_true", help="keep the order of trajectories and turns")
     parser.add_argument("--preview", type=int, default=100, metavar="N", help="samples in the preview (default: 100)")
@@ -212,15 +260,22 @@ def main() -> None:
     args = parser.parse_args()
     if args.no_thinking and args.history_thinking == "template":
         parser.error("--no-thinking leaves no reasoning for --history-thinking template to keep; drop one of the two")
+    if args.merge_turns and args.history_thinking != "template":
+        parser.error("--merge-turns needs --history-thinking template: where the history drops the reasoning of a turn, "
+                     "no later served prompt begins with that turn as the model wrote it, so no sample can hold both")  # fmt: skip
     served_as = "no-thinking" if args.no_thinking else args.history_thinking
     read_dataset_info(args.dataset_info)  # before the work, so that a broken one costs nothing
 
     rejects = Rejects(args.input, args.output, args.strict)
-    samples, left_out, trajectories = [], Counter(), 0
-    for row_samples, reasons in rejects.convert(lambda row, _: to_samples(row, served_as), "step 2"):
+    samples, left_out, trajectories, unmerged = [], Counter(), 0, 0
+    for row, row_samples, reasons in rejects.convert(
+        lambda row, _: (row, *to_samples(row, served_as, args.merge_turns)), "step 2"
+    ):
         samples += row_samples
         left_out.update(reasons)
         trajectories += 1
+        if args.merge_turns:
+            unmerged += sum(map(characters, to_samples(row, served_as)[0]))
     rejects.save()
     if not samples:
         sys.exit(f"{args.input}: no sample is left; {shown(args.output)} is not written")
@@ -238,12 +293,17 @@ def main() -> None:
     name = args.dataset_name or args.output.stem
     register(args.dataset_info, name, args.output)
 
-    print(f"{trajectories} trajectories, {len(samples) + left_out.total()} turns: {len(samples)} samples")
+    supervised = sum(len(sample["turns"]) for sample in samples)
+    print(f"{trajectories} trajectories, {supervised + left_out.total()} turns: {len(samples)} samples")
+    if args.merge_turns:
+        saved = unmerged / sum(map(characters, samples))
+        print(f"{supervised} turns merged into {len(samples)} samples: {saved:.1f} times less text to train on")
     for reason, count in left_out.items():
         print(f"{count} turns left out: {reason}")
     print(f"{shown(args.output)}, registered as {name} in {shown(args.dataset_info)}; the first samples: {shown(preview)}")
     dataset = "" if name == DEFAULT_OUTPUT.stem else f" dataset={name}"
-    print(f"next: python check_training_tokens.py qwen3_full_sft.yaml{dataset}{OVERRIDES[served_as]}")
+    merged = " mask_history=false" if args.merge_turns else ""
+    print(f"next: python check_training_tokens.py qwen3_full_sft.yaml{dataset}{OVERRIDES[served_as]}{merged}")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import pytest
 from conftest import GOLDEN, ROOT, assistant, call, tool, user
 
 from check_training_tokens import served_turn
-from step1_apply_tool_template import QWEN3, apply_chat_template, chains_extend, load_chat_template, split_blocks
+from step1_apply_tool_template import QWEN3, apply_chat_template, chains_extend, load_chat_template
 from step2_to_alpaca_mask_history import to_samples
 from trajectories import TrajectoryError, served_trajectory
 
@@ -44,7 +44,7 @@ def test_both_steps_reproduce_the_official_prompts_and_targets(case, by_chain):
         assert len(samples) + len(left_out) == len(expected)
         assert len(left_out) == (case["name"] == "assistant_opens")
         for sample in samples:
-            turn = expected[sample["turn"]]
+            turn = expected[sample["turns"][-1]]
             assert served_text(sample) == (turn[f"prompt_{mode}"], turn["target"])
 
 
@@ -77,13 +77,15 @@ def test_environment_has_what_templates_for_transformers_use(tmp_path):
 def test_template_cannot_reach_python_internals(tmp_path):
     source = tmp_path / "t.jinja"
     source.write_text("{{ messages.__class__.__mro__[1].__subclasses__() }}")
-    with pytest.raises(TrajectoryError, match="unsafe"):
-        load_chat_template(str(source))([user("a")], None)
+    with pytest.raises(SystemExit, match="unsafe"):
+        load_chat_template(str(source))
 
 
-def test_template_that_is_not_chatml_is_named_as_such():
-    with pytest.raises(TrajectoryError, match="not ChatML"):
-        split_blocks("[INST] hi [/INST]")
+@pytest.mark.parametrize("rendered", ["[INST] q [/INST]", "<|im_start|>user<|im_sep|>q<|im_end|>", "<s><|im_start|>user\nq<|im_end|>\n"])
+def test_template_that_is_not_chatml_is_named_as_such(rendered, tmp_path):
+    (tmp_path / "t.jinja").write_text(rendered)
+    with pytest.raises(SystemExit, match="t.jinja: the chat template is not ChatML"):
+        load_chat_template(str(tmp_path / "t.jinja"))
 
 
 def test_one_rendering_per_chain_is_used_only_where_prompts_extend(tmp_path):
@@ -95,7 +97,7 @@ def test_one_rendering_per_chain_is_used_only_where_prompts_extend(tmp_path):
     messages = [user("q"), assistant("", "r", [call("f", {})]), tool("1"), assistant("a", "s")]
     plain, served = apply_chat_template(messages, None, render, by_chain=False)
     for sample in to_samples({"messages": plain, "served": {**served, "source": "", "trajectory": 0}}, "drop")[0]:
-        assert served_text(sample)[0] == served_turn(messages, None, sample["turn"], "drop", render)[0]
+        assert served_text(sample)[0] == served_turn(messages, None, sample["turns"][-1], "drop", render)[0]
 
 
 def test_golden_cases_are_the_official_ones():

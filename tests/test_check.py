@@ -80,7 +80,7 @@ def test_stripped_whitespace_is_caught(breaking, check):
 def test_template_that_is_wrong_for_the_history_is_caught(pipeline, check):
     name = pipeline(GOLDEN, "--history-thinking", "template")
     output = check(name, "template=qwen3", expect=1)
-    assert "(73.58%)" in output and "train with template: qwen3_nothink" in output
+    assert "(73.58%)" in output and "train with template: qwen3_nothink, mask_history: true" in output
 
 
 def test_thinking_mode_that_is_wrong_for_the_targets_is_caught(pipeline, check):
@@ -144,7 +144,7 @@ def test_data_set_that_step_2_did_not_write_is_named(check, tmp_path, run, tiny_
     (tmp_path / "dataset_info.json").write_text(json.dumps(entry))
     process = run("check_training_tokens.py", ROOT / "qwen3_full_sft.yaml", f"dataset_dir={tmp_path}", "dataset=x",
                   f"model_name_or_path={tiny_model}", expect=1)  # fmt: skip
-    assert "data set x: no column served_as, source, trajectory, turn" in process.stderr
+    assert "data set x: no column served_as, source, trajectory, turns" in process.stderr
 
 
 def test_setting_that_llamafactory_refuses_is_a_clear_error(run, pipeline, tmp_path):

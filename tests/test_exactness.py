@@ -13,7 +13,7 @@ from llamafactory.data.processor import SupervisedDatasetProcessor
 from llamafactory.hparams import DataArguments
 
 import tiny_qwen3
-from check_training_tokens import IGNORE_INDEX, served_turn
+from check_training_tokens import IGNORE_INDEX, expected_sample, served_turn
 from step1_apply_tool_template import QWEN3, apply_chat_template, load_chat_template
 from step2_to_alpaca_mask_history import COLUMNS, to_samples
 from trajectories import TrajectoryError, served_trajectory
@@ -48,10 +48,12 @@ MODES = {  # served_as -> the settings of LlamaFactory that are exact for it
 
 
 @functools.cache
-def llamafactory(template: str, enable_thinking: bool):
+def llamafactory(template: str, enable_thinking: bool, mask_history: bool = True):
     """LlamaFactory's own way from a sample to token ids and labels."""
     tokenizer = tiny_qwen3.build_tokenizer()
-    arguments = DataArguments(template=template, mask_history=True, cutoff_len=10**6, enable_thinking=enable_thinking)
+    arguments = DataArguments(
+        template=template, mask_history=mask_history, cutoff_len=10**6, enable_thinking=enable_thinking
+    )
     attributes = DatasetAttr("file", "samples")
     attributes.join({"formatting": "alpaca", "columns": COLUMNS})
     convert = AlpacaDatasetConverter(attributes, arguments)
@@ -66,9 +68,9 @@ def llamafactory(template: str, enable_thinking: bool):
     return tokens
 
 
-def samples_of(messages, tools, mode, by_chain=True):
-    plain, served = apply_chat_template(messages, tools, RENDER, by_chain=by_chain)
-    return to_samples({"messages": plain, "served": {**served, "source": "x", "trajectory": 0}}, mode)
+def samples_of(messages, tools, mode, merge_turns=False):
+    plain, served = apply_chat_template(messages, tools, RENDER)
+    return to_samples({"messages": plain, "served": {**served, "source": "x", "trajectory": 0}}, mode, merge_turns)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -82,10 +84,34 @@ def test_llamafactory_trains_on_the_served_tokens(mode, conversation, tools, tok
     samples, left_out = samples_of(messages, tools, mode)
     assert len(samples) + len(left_out) == sum(message["role"] == "assistant" for message in messages)
     for sample in samples:
-        texts = served_turn(messages, tools, sample["turn"], mode, RENDER)
+        texts = served_turn(messages, tools, sample["turns"][-1], mode, RENDER)
         prompt, target = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
         for setting in MODES[mode]:
             assert llamafactory(*setting)(sample) == (prompt + target, [IGNORE_INDEX] * len(prompt) + target)
+
+
+@settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck))
+@given(conversation=CONVERSATION, tools=TOOLS)
+def test_merged_samples_supervise_each_turn_once_in_its_served_context(conversation, tools, tokenizer):
+    try:
+        messages, tools = served_trajectory({"messages": conversation, "tools": tools})
+    except TrajectoryError:
+        return
+    samples, _ = samples_of(messages, tools, "template", merge_turns=True)
+    unmerged, _ = samples_of(messages, tools, "template")
+    assert [turn for sample in samples for turn in sample["turns"]] == [sample["turns"][0] for sample in unmerged]
+    for sample in samples:
+        spans = []
+        for turn in sample["turns"]:
+            texts = served_turn(messages, tools, turn, "template", RENDER)
+            spans.append(tokenizer(list(texts), add_special_tokens=False)["input_ids"])
+        ids, labels = llamafactory("qwen3_nothink", True, mask_history=False)(sample)
+        masked = [IGNORE_INDEX] * len(ids)
+        for prompt, target in spans:
+            assert ids[: len(prompt) + len(target)] == prompt + target
+            masked[len(prompt) : len(prompt) + len(target)] = target
+        assert (len(ids), labels) == (sum(map(len, spans[-1])), masked)
+        assert expected_sample(spans) == {"input_ids": ids, "labels": labels}
 
 
 @settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck))
@@ -111,7 +137,7 @@ def ordinary_turns(chain_lengths: list[int]) -> list[dict]:
 @pytest.mark.parametrize("mode", MODES)
 def test_ordinary_conversations_lose_no_turn(mode):
     samples, left_out = samples_of(ordinary_turns([1, 3, 5]), None, mode)
-    assert [sample["turn"] for sample in samples] == [2, 4, 6, 8, 10, 12, 14, 16, 18] and not left_out
+    assert [sample["turns"][-1] for sample in samples] == [2, 4, 6, 8, 10, 12, 14, 16, 18] and not left_out
 
 
 def test_whitespace_at_the_start_of_a_history_turn_stays_one_token_with_the_newline_before_it():
@@ -128,7 +154,7 @@ def test_answer_that_opens_with_a_newline_is_left_out_without_thinking():
 
 def test_text_that_llamafactory_would_replace_is_left_out_with_the_reason():
     samples, left_out = samples_of([user("q"), assistant("a", "r"), user("{{idx}}"), assistant("b", "s")], None, "drop")
-    assert [sample["turn"] for sample in samples] == [1]
+    assert [sample["turns"][-1] for sample in samples] == [1]
     assert left_out == ["its prompt holds {{idx}}, which LlamaFactory replaces by a number"]
     assert llamafactory("qwen3", True)({**samples[0], "instruction": "{{idx}}"}) == llamafactory("qwen3", True)(
         {**samples[0], "instruction": "0"}
@@ -139,3 +165,20 @@ def test_think_block_typed_into_an_answer_stays_in_a_drop_history():
     conversation = [user("q"), assistant("</think><think>\nx\n</think>\n\na"), tool("t"), assistant("b", "s")]
     samples, _ = samples_of(*served_trajectory({"messages": conversation}), "drop")
     assert samples[1]["history"] == [] and "<think>\nx\n</think>\n\na" in samples[1]["instruction"]
+
+
+def test_turns_of_one_query_merge_into_one_sample_and_each_query_opens_another():
+    samples, _ = samples_of(ordinary_turns([1, 3, 5]), None, "template", merge_turns=True)
+    assert [sample["turns"] for sample in samples] == [[2], [4, 6, 8], [10, 12, 14, 16, 18]]
+    assert [len(sample["history"]) for sample in samples] == [0, 2, 4]
+    assert samples[1]["history"][0] == [
+        "q<|im_end|>\n<|im_start|>assistant\ndone<|im_end|>\n<|im_start|>user\nq",
+        '<think>\nr0\n</think>\n\n<tool_call>\n{"name": "f", "arguments": {"x": 0}}\n</tool_call>',
+    ]
+
+
+def test_turn_without_reasoning_ends_its_sample_as_the_template_shows_it_otherwise_later():
+    conversation = [user("q"), assistant("", "r", [call("f", {})]), tool("1"), assistant("", None, [call("f", {})]), tool("2"),
+                    assistant("a", "r")]  # fmt: skip
+    samples, _ = samples_of(conversation, None, "template", merge_turns=True)
+    assert [sample["turns"] for sample in samples] == [[1, 3], [5]]

@@ -7,7 +7,7 @@ import pytest
 from conftest import ROOT, assistant, call, read_jsonl, tool, user, write_jsonl
 
 from step1_apply_tool_template import QWEN3, apply_chat_template, load_chat_template
-from step2_to_alpaca_mask_history import alpaca_prompt, to_samples
+from step2_to_alpaca_mask_history import alpaca_prompt, history_pairs, to_samples
 from trajectories import served_trajectory
 
 RENDER = load_chat_template(str(QWEN3))
@@ -57,10 +57,10 @@ def test_each_turn_becomes_one_prefix_sample_without_the_reasoning_of_the_histor
         "history": [["q1", CALL], [RESPONSE % "t1", "a1"], ["q2", CALL]],
         "source": "x.jsonl",
         "trajectory": 0,
-        "turn": 8,
+        "turns": [8],
         "served_as": "drop",
     }
-    assert [sample["turn"] for sample in samples] == [2, 4, 6, 8]
+    assert [sample["turns"][-1] for sample in samples] == [2, 4, 6, 8]
     assert [len(sample["history"]) for sample in samples] == [0, 1, 2, 3]
 
 
@@ -90,7 +90,7 @@ def test_no_thinking_removes_the_reasoning_from_the_targets_too():
     ],
 )  # fmt: skip
 def test_conversations_that_do_not_alternate_are_written_out(prompt, expected):
-    written = alpaca_prompt(prompt, pairs_keep_reasoning=False)
+    written = alpaca_prompt(prompt, history_pairs(prompt, "drop", ""))
     assert (written["system"], written["history"], written["instruction"]) == expected
 
 
@@ -104,7 +104,7 @@ def test_conversations_that_do_not_alternate_are_written_out(prompt, expected):
 )
 def test_turn_that_the_format_cannot_express_is_left_out_and_the_rest_stays(messages, turns, reason):
     samples, left_out = to_samples(step1_row(messages), "drop")
-    assert [sample["turn"] for sample in samples] == turns
+    assert [sample["turns"][-1] for sample in samples] == turns
     assert len(samples) + len(left_out) == sum(message["role"] == "assistant" for message in messages)
     assert any(reason in text for text in left_out)
 
@@ -122,7 +122,7 @@ def test_shuffle_is_seeded_and_can_be_left_out(step2):
     rows = [CONVERSATION] * 3
 
     def order(*options):
-        return [(sample["trajectory"], sample["turn"]) for sample in step2(rows, *options)]
+        return [(sample["trajectory"], sample["turns"][-1]) for sample in step2(rows, *options)]
 
     in_order = [(trajectory, turn) for trajectory in range(3) for turn in (2, 4, 6, 8)]
     assert order("--no-shuffle") == in_order
