@@ -27,11 +27,6 @@ ASSISTANT = "<|im_start|>assistant\n"
 PROVENANCE = ("source", "trajectory", "turns", "served_as")
 # What the machine that trains has and the one that checks may lack. No data depends on these.
 ANY_MACHINE = {"deepspeed": None, "fsdp": None, "bf16": False, "fp16": False, "pure_bf16": False, "report_to": "none"}
-SETTINGS = {  # served_as of the samples -> what LlamaFactory's settings must be
-    "drop": "template: qwen3 or qwen3_nothink",
-    "template": "template: qwen3_nothink",
-    "no-thinking": "template: qwen3, enable_thinking: false",
-}
 SHOWN_MISMATCHES = 3
 SHOWN_TOKENS = 12  # on each side of the first difference
 
@@ -244,9 +239,7 @@ def main() -> None:
         if counts["rows set aside"]:
             print(f"  set aside        {counts['rows set aside']:>8}  trajectories that cannot be read")
         if counts["mismatched"]:
-            merged = any(len(turns) > 1 for turns in provenance["turns"])
-            for served_as in sorted(set(provenance["served_as"])):
-                print(f"samples served as {served_as}: train with {SETTINGS[served_as]}, mask_history: {str(not merged).lower()}")
+            print("  step 2 says at its end which settings its samples are for; README: Which history, Other models")
     if packs_blindly:
         print("packing without neat_packing: samples see the tokens of the samples before them, which no served prompt has")
     sys.exit("FAILED: the model would not be trained on what it is served with" if failed or packs_blindly else None)

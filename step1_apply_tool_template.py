@@ -270,9 +270,14 @@ def _strftime_now(pattern: str) -> str:
 # ---------------------------------------------------------------- around them
 
 
-def convert_row(row: dict, index: int, source: str, apply) -> dict:
-    """One input row -> one output row; raises TrajectoryError."""
-    plain, served = apply(*served_trajectory(row))
+def convert_row(row: dict, index: int, source: str, apply) -> tuple[dict, int]:
+    """One input row -> (output row, turns whose reasoning the chat template does not render); raises TrajectoryError."""
+    messages, tools = served_trajectory(row)
+    plain, served = apply(messages, tools)
+    unseen = sum(
+        messages[turn["turn"]].get("reasoning_content", "").strip() not in plain[turn["message"]]["content"]
+        for turn in served["turns"]
+    )
     converted = {**row, "messages": plain, "served": {"source": source, "trajectory": index, **served}}
     try:
         json.dumps(converted, ensure_ascii=False).encode()
@@ -280,7 +285,7 @@ def convert_row(row: dict, index: int, source: str, apply) -> dict:
         raise TrajectoryError(f"the text holds a lone surrogate, which no tokenizer can read ({error.reason})") from None
     except TypeError as error:
         raise TrajectoryError(f"the row cannot be written as JSON ({error})") from None
-    return converted
+    return converted, unseen
 
 
 def default_output(source: str) -> Path:
@@ -315,10 +320,12 @@ def main() -> None:
     render = load_chat_template(args.chat_template)
     apply = functools.partial(apply_chat_template, render=render, by_chain=chains_extend(render))
     rejects = Rejects(args.input, output, args.strict)
-    rows = turns = left_out = 0
+    rows = turns = left_out = unseen = 0
     with row_writer(output, output_schema(files, output)) as write:
-        for row in rejects.convert(functools.partial(convert_row, source=args.input, apply=apply), "step 1"):
+        convert = functools.partial(convert_row, source=args.input, apply=apply)
+        for row, row_unseen in rejects.convert(convert, "step 1"):
             write(row)
+            unseen += row_unseen
             rows += 1
             turns += len(row["served"]["turns"])
             left_out += sum(turn["left_out"] is not None for turn in row["served"]["turns"])
@@ -328,7 +335,9 @@ def main() -> None:
     rejects.save()
     print(f"{rows} trajectories with {turns} turns: {shown(output)}")
     if left_out:
-        print(f"{left_out} turns cannot become samples: {NO_QUERY}")
+        print(f"{left_out} turns cannot become samples: the chat template wants a user query before them")
+    if unseen:
+        print(f"{unseen} turns have reasoning that this chat template does not render; their targets are without it")
     print(f"next: python step2_to_alpaca_mask_history.py {shown(output)}")
 
 

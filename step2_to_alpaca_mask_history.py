@@ -42,7 +42,6 @@ from trajectories import (
 DEFAULT_INPUT = SAMPLE.with_name(SAMPLE.stem + "_apply_qwen3_template.jsonl")
 DEFAULT_OUTPUT = ROOT / "data" / "alpaca_mask_history_envscaler_sft_traj_9k.parquet"
 COLUMNS = {"prompt": "instruction", "query": "input", "response": "output", "system": "system", "history": "history"}
-OVERRIDES = {"drop": "", "template": " template=qwen3_nothink", "no-thinking": " enable_thinking=false"}
 DATE_LIKE = re.compile(r"\d{4}-\d{1,2}-\d{1,2}([T ].*)?\s*", re.DOTALL)
 
 
@@ -213,6 +212,19 @@ def for_json(samples: list[dict]) -> list[dict]:
     return samples[first : first + 1] + samples[:first] + samples[first + 1 :]
 
 
+def training_settings(sample: dict, given: str, merge_turns: bool) -> list[str]:
+    """What to override in qwen3_full_sft.yaml, so that LlamaFactory trains on samples like this one as they are."""
+    if sample["served_as"] == "no-thinking":
+        settings = ["enable_thinking=false"]
+    elif given:  # LlamaFactory then reads the generation prompt from the model's chat template
+        settings = ["template=null"]
+    elif sample["served_as"] == "template" or not sample["output"].startswith("<think>"):
+        settings = ["template=qwen3_nothink"]
+    else:
+        settings = []
+    return settings + ["mask_history=false"] * merge_turns
+
+
 def characters(sample: dict) -> int:
     """The length of a sample's text, without its role marks."""
     texts = (sample["system"], *(text for pair in sample["history"] for text in pair), sample["instruction"], sample["output"])
@@ -267,13 +279,14 @@ def main() -> None:
     read_dataset_info(args.dataset_info)  # before the work, so that a broken one costs nothing
 
     rejects = Rejects(args.input, args.output, args.strict)
-    samples, left_out, trajectories, unmerged = [], Counter(), 0, 0
+    samples, left_out, trajectories, unmerged, given = [], Counter(), 0, 0, ""
     for row, row_samples, reasons in rejects.convert(
         lambda row, _: (row, *to_samples(row, served_as, args.merge_turns)), "step 2"
     ):
         samples += row_samples
         left_out.update(reasons)
         trajectories += 1
+        given = given or _step1_columns(row)[1]["given"]
         if args.merge_turns:
             unmerged += sum(map(characters, to_samples(row, served_as)[0]))
     rejects.save()
@@ -301,9 +314,10 @@ def main() -> None:
     for reason, count in left_out.items():
         print(f"{count} turns left out: {reason}")
     print(f"{shown(args.output)}, registered as {name} in {shown(args.dataset_info)}; the first samples: {shown(preview)}")
-    dataset = "" if name == DEFAULT_OUTPUT.stem else f" dataset={name}"
-    merged = " mask_history=false" if args.merge_turns else ""
-    print(f"next: python check_training_tokens.py qwen3_full_sft.yaml{dataset}{OVERRIDES[served_as]}{merged}")
+    settings = training_settings(samples[0], given, args.merge_turns)
+    if name != DEFAULT_OUTPUT.stem:
+        settings = [f"dataset={name}", *settings]
+    print(" ".join(["next: python check_training_tokens.py qwen3_full_sft.yaml", *settings]))
 
 
 if __name__ == "__main__":

@@ -80,12 +80,12 @@ def test_stripped_whitespace_is_caught(breaking, check):
 def test_template_that_is_wrong_for_the_history_is_caught(pipeline, check):
     name = pipeline(GOLDEN, "--history-thinking", "template")
     output = check(name, "template=qwen3", expect=1)
-    assert "(73.58%)" in output and "train with template: qwen3_nothink, mask_history: true" in output
+    assert "(73.58%)" in output and "which settings its samples are for" in output
 
 
 def test_thinking_mode_that_is_wrong_for_the_targets_is_caught(pipeline, check):
     output = check(pipeline(GOLDEN, "--no-thinking"), expect=1)
-    assert "the loss mask differs" in output and "enable_thinking: false" in output
+    assert "the loss mask differs" in output
 
 
 @pytest.mark.parametrize("override", ["preserve_thinking=true", "mask_history=false", "default_system=hi", "template=default"])

@@ -8,8 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
-from conftest import ROOT
+from conftest import ROOT, assistant, call, tool, user, write_jsonl
+
+from check_training_tokens import IGNORE_INDEX, parse_arguments
 
 STEPS = 3
 OVERRIDES = ["bf16=false", "gradient_accumulation_steps=1", f"max_steps={STEPS}", "preprocessing_num_workers=1",
@@ -69,9 +72,69 @@ def test_deepspeed_zero3_with_two_processes(project, tiny_model):
     assert_trained(project / "zero3", losses, tiny_model)
 
 
-def test_shipped_yaml_is_the_training_that_the_readme_promises(tiny_model):
-    from check_training_tokens import parse_arguments
+CHAINS = [
+    {"role": "system", "content": "P"},
+    user("where is W12?"), assistant("", "look it up", [call("get", {"id": "W12"})]), tool("sent"), assistant("Sent.", "tell them"),
+    user("refund it"), assistant("", "look again", [call("get", {"id": "W12"})]), tool("sent"),
+    assistant("Wait.", "now refund", [call("refund", {"id": "W12"}), call("get", {"id": "W12"})]), tool("ok"), tool("refunded"),
+    assistant("Refunded.", "all done"),
+]  # fmt: skip
 
+
+@pytest.fixture
+def prefix_and_merged(run, tmp_path):
+    """The samples of CHAINS, one per turn and one per chain, in the order of the turns."""
+    shutil.copy(ROOT / "qwen3_full_sft.yaml", tmp_path)
+    write_jsonl(tmp_path / "rows.jsonl", [{"messages": CHAINS}])
+    run("step1_apply_tool_template.py", "rows.jsonl", "plain.jsonl")
+    made = []
+    for name, *options in (("prefix",), ("merged", "--merge-turns")):
+        run("step2_to_alpaca_mask_history.py", "plain.jsonl", f"{name}.parquet", "--history-thinking", "template",
+            "--no-shuffle", "--dataset-info", "dataset_info.json", *options)  # fmt: skip
+        made.append(pq.read_table(tmp_path / f"{name}.parquet").to_pylist())
+    return made
+
+
+def test_losses_and_gradients_of_merged_samples_are_those_of_the_prefix_samples(prefix_and_merged, tiny_model):
+    import torch
+    from test_exactness import llamafactory
+    from transformers import AutoModelForCausalLM
+
+    def turn_losses(samples, mask_history):
+        """The loss of each turn, summed over its tokens; the gradient of their sum."""
+        model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float64)
+        losses = []
+        for sample in samples:
+            ids, labels = map(torch.tensor, llamafactory("qwen3_nothink", True, mask_history)(sample))
+            logits = model(ids[None]).logits[0, :-1]
+            loss = torch.nn.functional.cross_entropy(logits, labels[1:], reduction="none")
+            loss.sum().backward()
+            starts = (labels[1:] != IGNORE_INDEX) & (labels[:-1] == IGNORE_INDEX)
+            span = starts.cumsum(0)[labels[1:] != IGNORE_INDEX]
+            losses += [loss[labels[1:] != IGNORE_INDEX][span == turn].sum().item() for turn in range(1, span.max() + 1)]
+        return losses, {name: parameter.grad for name, parameter in model.named_parameters()}
+
+    prefix, merged = prefix_and_merged
+    assert [sample["turns"] for sample in merged] == [[2, 4], [6, 8, 11]] and len(prefix) == 5
+    prefix_losses, prefix_gradients = turn_losses(prefix, mask_history=True)
+    merged_losses, merged_gradients = turn_losses(merged, mask_history=False)
+    assert len(prefix_losses) == 5 and merged_losses == pytest.approx(prefix_losses, rel=1e-9)
+    for name, gradient in prefix_gradients.items():
+        difference = (gradient - merged_gradients[name]).norm() / gradient.norm()
+        assert difference < 1e-6, name  # Qwen3's norms compute in single precision
+
+
+def test_one_step_of_real_training_is_the_same_on_merged_samples(prefix_and_merged, tmp_path, tiny_model):
+    logs = []
+    for name, samples, mask_history in zip(("prefix", "merged"), prefix_and_merged, ("true", "false")):
+        train(tmp_path, tiny_model, name, f"dataset={name}", "template=qwen3_nothink", f"mask_history={mask_history}",
+              f"per_device_train_batch_size={len(samples)}", "deepspeed=null", "max_steps=1", "save_steps=1")  # fmt: skip
+        logs.append(json.loads((tmp_path / name / "trainer_state.json").read_text())["log_history"][0])
+    assert logs[0]["loss"] == pytest.approx(logs[1]["loss"], rel=1e-4)
+    assert logs[0]["grad_norm"] == pytest.approx(logs[1]["grad_norm"], rel=1e-4)
+
+
+def test_shipped_yaml_is_the_training_that_the_readme_promises(tiny_model):
     argv = sys.argv
     try:
         model, data, training = parse_arguments(str(ROOT / "qwen3_full_sft.yaml"), [])
