@@ -47,8 +47,15 @@ def main() -> None:
     row = json.loads(SAMPLE.read_text(encoding="utf-8").splitlines()[0])
 
     def tokens(samples: list[dict]) -> int:
-        texts = [sample["system"] + "".join(map("".join, sample["history"])) + sample["instruction"] + sample["output"] for sample in samples]
-        return sum(map(len, tokenizer(texts, add_special_tokens=False)["input_ids"]))
+        text = "".join(
+            f"<|im_start|>system\n{sample['system']}<|im_end|>\n"
+            + "".join(
+                f"<|im_start|>user\n{user}<|im_end|>\n<|im_start|>assistant\n{assistant}<|im_end|>\n"
+                for user, assistant in [*sample["history"], [sample["instruction"], sample["output"]]]
+            )
+            for sample in samples
+        )
+        return len(tokenizer(text, add_special_tokens=False)["input_ids"])
 
     print(f"{TURNS} turns; turns per query  samples      tokens  merged samples  merged tokens  times fewer tokens")
     for turns_per_query in PER_QUERY:
