@@ -24,6 +24,7 @@ from trajectories import ROOT, TrajectoryError, read_rows, served_trajectory, sh
 
 IGNORE_INDEX = -100  # LlamaFactory's extras/constants.py: no loss on this token
 ASSISTANT = "<|im_start|>assistant\n"
+SERVED_AS = ("drop", "template", "no-thinking")
 PROVENANCE = ("source", "trajectory", "turns", "served_as")
 # What the machine that trains has and the one that checks may lack. No data depends on these.
 ANY_MACHINE = {"deepspeed": None, "fsdp": None, "bf16": False, "fp16": False, "pure_bf16": False, "report_to": "none"}
@@ -99,18 +100,34 @@ def parse_arguments(yaml: str, overrides: list[str]):
     from llamafactory.hparams import get_train_args
     from llamafactory.hparams.parser import read_args
 
-    if not Path(yaml).is_file():
-        sys.exit(f"{yaml}: no such file")
+    if not Path(yaml).is_file() or Path(yaml).suffix not in (".yaml", ".yml"):
+        sys.exit(f"{yaml}: no such .yaml file")
     sys.argv = ["llamafactory-cli", yaml, *overrides]
-    with tempfile.TemporaryDirectory() as nowhere:
-        try:
-            config = {**read_args(), **ANY_MACHINE, "output_dir": nowhere}
-            model_args, data_args, training_args, finetuning_args, _ = get_train_args(config)
-        except ValueError as error:
-            sys.exit(f"{yaml}: LlamaFactory refuses these settings ({error})")
+    with tempfile.TemporaryDirectory() as nowhere, refusals():
+        config = {**read_args(), **ANY_MACHINE, "output_dir": nowhere}
+        model_args, data_args, training_args, finetuning_args, _ = get_train_args(config)
     if finetuning_args.stage != "sft":
         sys.exit(f"{yaml}: stage is {finetuning_args.stage}; only sft samples can be checked")
     return model_args, data_args, training_args
+
+
+@contextlib.contextmanager
+def refusals():
+    """What LlamaFactory and its libraries find wrong with the settings, as one line instead of a traceback."""
+    try:
+        yield
+    except Exception as error:
+        sys.exit(f"LlamaFactory refuses these settings: {type(error).__name__}: {error}")
+
+
+def settings_beyond_the_samples(data_args) -> list[str]:
+    """What is wrong with settings that act after the samples are built, where comparing samples cannot show it."""
+    problems = []
+    if data_args.packing and not data_args.neat_packing:
+        problems.append("packing without neat_packing: samples see the tokens of other samples, which no served prompt has")
+    if not data_args.ignore_pad_token_for_loss:
+        problems.append("ignore_pad_token_for_loss is false: the padding after each sample has loss too")
+    return problems
 
 
 def training_sets(model_args, data_args, training_args):
@@ -125,21 +142,24 @@ def training_sets(model_args, data_args, training_args):
     template = get_template_and_fix_tokenizer(tokenizer_module["tokenizer"], data_args)
     names = [*(data_args.dataset or []), *(data_args.eval_dataset or [])]
     for name, attributes in zip(names, get_dataset_list(names, data_args.dataset_dir)):
-        data_args.dataset, data_args.eval_dataset, data_args.val_size = [name], None, 0.0
-        built = get_dataset(template, model_args, data_args, training_args, stage="sft", **tokenizer_module)["train_dataset"]
+        if attributes.num_samples is not None:
+            raise ValueError(f"data set {name} has num_samples, which draws samples at random; check it without")
         path = Path(data_args.dataset_dir, attributes.dataset_name)
+        if not path.exists():
+            raise ValueError(f"data set {name}: no file {path}; write it with step2_to_alpaca_mask_history.py")
         files = [str(path / file) for file in os.listdir(path)] if path.is_dir() else [str(path)]  # LlamaFactory's order
-        provenance = load_dataset(FILEEXT2TYPE[Path(files[0]).suffix[1:]], data_files=files, split="train",
+        provenance = load_dataset(FILEEXT2TYPE[Path(files[0]).suffix[1:]], data_files=files, split=attributes.split,
                                   cache_dir=model_args.cache_dir)  # fmt: skip
         missing = set(PROVENANCE) - set(provenance.column_names)
         if missing:
-            sys.exit(f"data set {name}: no column {', '.join(sorted(missing))}; write it with step2_to_alpaca_mask_history.py")
+            raise ValueError(f"data set {name}: no column {', '.join(sorted(missing))}; write it with step 2")
         provenance = provenance.select_columns(PROVENANCE)
         if data_args.max_samples is not None:
             provenance = provenance.select(range(min(data_args.max_samples, len(provenance))))
+        data_args.dataset, data_args.eval_dataset, data_args.val_size = [name], None, 0.0
+        built = get_dataset(template, model_args, data_args, training_args, stage="sft", **tokenizer_module)["train_dataset"]
         if len(provenance) != len(built):
-            sys.exit(f"data set {name}: LlamaFactory keeps {len(built)} of {len(provenance)} samples; "
-                     "it drops those that it finds invalid, or draws num_samples")  # fmt: skip
+            raise ValueError(f"data set {name}: it drops {len(provenance) - len(built)} samples that it finds invalid")
         yield name, provenance, built
 
 
@@ -168,8 +188,13 @@ def check_dataset(provenance, built, trajectories: str | None, tokenizer, cutoff
                 counts["rows set aside"] += 1
                 continue
             samples = by_trajectory.pop(index, [])
+            roles = [message["role"] for message in messages]
+            for _, turns, served_as in samples:
+                if served_as not in SERVED_AS or any(roles[turn : turn + 1] != ["assistant"] for turn in turns):
+                    sys.exit(f"{source}: trajectory {index} has no turns {turns} served as {served_as}; "
+                             "name the file that step 1 read by --trajectories")  # fmt: skip
             supervised = Counter(turn for _, turns, _ in samples for turn in turns)
-            counts["turns"] += sum(message["role"] == "assistant" for message in messages)
+            counts["turns"] += roles.count("assistant")
             counts["supervised"] += len(supervised)
             counts["repeated"] += supervised.total() - len(supervised)
             for position, turns, served_as in samples:
@@ -205,29 +230,34 @@ def main() -> None:
     os.environ.setdefault("LLAMAFACTORY_VERBOSITY", "ERROR")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     model_args, data_args, training_args = parse_arguments(args.yaml, args.overrides)
-    packs_blindly = data_args.packing and not data_args.neat_packing
+    problems = settings_beyond_the_samples(data_args)
     data_args.packing = data_args.neat_packing = data_args.streaming = False
     if args.max_samples is not None:
         data_args.max_samples = args.max_samples
-    if data_args.tokenized_path is not None:
-        sys.exit(f"tokenized_path: {data_args.tokenized_path} trains on what was tokenized earlier; unset it and check again")
+    if data_args.tokenized_path is not None and Path(data_args.tokenized_path).exists():
+        sys.exit(f"tokenized_path: LlamaFactory trains on what it tokenized into {data_args.tokenized_path} earlier; "
+                 "remove that folder, then check")  # fmt: skip
+    data_args.tokenized_path = None
 
     from llamafactory.model import load_tokenizer
 
     as_served = copy.copy(model_args)
     as_served.split_special_tokens = False  # a server never does
-    tokenizer = load_tokenizer(as_served)["tokenizer"]  # before LlamaFactory's template touches it
+    with contextlib.redirect_stdout(io.StringIO()), refusals():  # LlamaFactory prints whole samples
+        tokenizer = load_tokenizer(as_served)["tokenizer"]
+        sets = list(training_sets(model_args, data_args, training_args))
     if not tokenizer.chat_template:
         sys.exit(f"{model_args.model_name_or_path}: the tokenizer has no chat template to compare with")
-    failed = False
     with contextlib.redirect_stdout(io.StringIO()):  # LlamaFactory prints whole samples
         sets = list(training_sets(model_args, data_args, training_args))
     for name, provenance, built in sets:
         counts, mismatches = check_dataset(provenance, built, args.trajectories, tokenizer, data_args.cutoff_len)
         for mismatch in mismatches:
             print(mismatch)
-        failed = failed or counts["exact"] < len(built) or counts["repeated"] > 0
-        print(f"{name}: {len(built)} samples with template {data_args.template}, mask_history "
+        if counts["exact"] < len(built) or counts["repeated"]:
+            problems.append(f"{name}: the model would not be trained on what it is served with")
+        modes = ", ".join(sorted(set(provenance["served_as"])))
+        print(f"{name}: {len(built)} samples served as {modes}; template {data_args.template}, mask_history "
               f"{str(data_args.mask_history).lower()}, cutoff_len {data_args.cutoff_len}")  # fmt: skip
         print(f"  exact            {counts['exact']:>8}  ({counts['exact'] / max(1, len(built)):.2%})")
         print(f"  mismatched       {counts['mismatched']:>8}")
@@ -240,9 +270,7 @@ def main() -> None:
             print(f"  set aside        {counts['rows set aside']:>8}  trajectories that cannot be read")
         if counts["mismatched"]:
             print("  step 2 says at its end which settings its samples are for; README: Which history, Other models")
-    if packs_blindly:
-        print("packing without neat_packing: samples see the tokens of the samples before them, which no served prompt has")
-    sys.exit("FAILED: the model would not be trained on what it is served with" if failed or packs_blindly else None)
+    sys.exit("FAILED: " + "\nFAILED: ".join(problems) if problems else None)
 
 
 if __name__ == "__main__":

@@ -272,6 +272,8 @@ def _strftime_now(pattern: str) -> str:
 
 def convert_row(row: dict, index: int, source: str, apply) -> tuple[dict, int]:
     """One input row -> (output row, turns whose reasoning the chat template does not render); raises TrajectoryError."""
+    if "served" in row:
+        raise TrajectoryError("the row has a column `served`: it is one of step 1 already")
     messages, tools = served_trajectory(row)
     plain, served = apply(messages, tools)
     unseen = sum(
@@ -280,11 +282,9 @@ def convert_row(row: dict, index: int, source: str, apply) -> tuple[dict, int]:
     )
     converted = {**row, "messages": plain, "served": {"source": source, "trajectory": index, **served}}
     try:
-        json.dumps(converted, ensure_ascii=False).encode()
+        json.dumps(converted, ensure_ascii=False, default=str).encode()
     except UnicodeEncodeError as error:
         raise TrajectoryError(f"the text holds a lone surrogate, which no tokenizer can read ({error.reason})") from None
-    except TypeError as error:
-        raise TrajectoryError(f"the row cannot be written as JSON ({error})") from None
     return converted, unseen
 
 

@@ -179,11 +179,17 @@ def _step1_columns(row: dict) -> tuple[list[dict], dict]:
         messages, served = (
             json.loads(value) if isinstance(value, str) else value for value in (row["messages"], row["served"])
         )
-        _ = [served[key] for key in ("turns", "drop", "template", "given", "source", "trajectory")]
-        if not all(message["role"] and isinstance(message["content"], str) for message in messages):
-            raise TypeError
-    except (KeyError, TypeError, ValueError):
-        raise TrajectoryError("the row is not one of step 1; run step1_apply_tool_template.py first") from None
+        texts = [text for message in messages for text in (message["role"], message["content"])]
+        texts += [served["given"], served["source"], *(edit["content"] for edit in served["drop"] + served["template"])]
+        places = [turn["message"] for turn in served["turns"] + served["drop"] + served["template"]]
+        numbers = [served["trajectory"], *places, *(turn["turn"] for turn in served["turns"])]
+        whole = [kind is str for kind in map(type, texts)] + [kind is int for kind in map(type, numbers)]
+        whole += [0 <= place < len(messages) for place in places]
+        whole += ["answer" in turn and "left_out" in turn for turn in served["turns"]]
+    except (KeyError, TypeError, ValueError, RecursionError):
+        whole = [False]
+    if not all(whole):
+        raise TrajectoryError("the row is not one of step 1; run step1_apply_tool_template.py first")
     return messages, served
 
 
@@ -206,8 +212,10 @@ def for_json(samples: list[dict]) -> list[dict]:
     for lists of null and stops at the first other one; where all texts look like dates, it makes them timestamps.
     """
     first = next((position for position, sample in enumerate(samples) if sample["history"]), 0)
-    for column in ("instruction", "output", "system"):
-        if samples and all(DATE_LIKE.fullmatch(sample[column]) for sample in samples):
+    texts = {column: [sample[column] for sample in samples] for column in ("instruction", "output", "system")}
+    texts["history"] = [text for sample in samples for pair in sample["history"] for text in pair]
+    for column, values in texts.items():
+        if values and all(map(DATE_LIKE.fullmatch, values)):
             sys.exit(f"every {column} looks like a date, which JSON readers turn into a timestamp; write .parquet instead")
     return samples[first : first + 1] + samples[:first] + samples[first + 1 :]
 
@@ -276,6 +284,9 @@ def main() -> None:
         parser.error("--merge-turns needs --history-thinking template: where the history drops the reasoning of a turn, "
                      "no later served prompt begins with that turn as the model wrote it, so no sample can hold both")  # fmt: skip
     served_as = "no-thinking" if args.no_thinking else args.history_thinking
+    name = args.dataset_name or args.output.stem
+    if "," in name:
+        parser.error(f"{name}: LlamaFactory separates data sets by commas; name it without by --dataset-name")
     read_dataset_info(args.dataset_info)  # before the work, so that a broken one costs nothing
 
     rejects = Rejects(args.input, args.output, args.strict)
@@ -302,8 +313,7 @@ def main() -> None:
             write(sample)
     preview = args.output.with_name(args.output.stem + "_preview.json")
     with whole_file(preview) as part:
-        part.write_text(json.dumps(samples[: args.preview], indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    name = args.dataset_name or args.output.stem
+        part.write_text(json.dumps(samples[: max(0, args.preview)], indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     register(args.dataset_info, name, args.output)
 
     supervised = sum(len(sample["turns"]) for sample in samples)

@@ -53,7 +53,7 @@ def served_trajectory(row: dict) -> tuple[list[dict], list[dict] | None]:
             raise TrajectoryError(f"message {position}: {error}") from None
     if not any(message["role"] == "assistant" for message in served):
         raise TrajectoryError("the trajectory has no assistant message, so there is nothing to train on")
-    text = json.dumps([served, tools], ensure_ascii=False)
+    text = json.dumps([served, tools], ensure_ascii=False, default=str)
     for token in (BLOCK_START, BLOCK_END):
         if token in text:
             raise TrajectoryError(f"the text holds the control token {token}, which would open or close a message")
@@ -95,7 +95,11 @@ def _served_message(message: dict) -> dict:
 
 
 def _inline_reasoning(content: str) -> tuple[str | None, str]:
-    """Split `<think>…</think>answer` into (reasoning, answer) as Qwen3's template does; (None, content) without one."""
+    """Split `<think>…</think>answer` into (reasoning, answer); (None, content) without one.
+
+    The edges are cut as in Qwen3's template. That would lose what stands before the first `<think>` or between two
+    `</think>`: the first is an error here, the second stays in the answer.
+    """
     before, close, answer = content.partition("</think>")
     if not close:
         return None, content
@@ -113,7 +117,7 @@ def _served_call(call: dict) -> dict:
     if isinstance(arguments, str) and arguments.strip():
         try:
             arguments = json.loads(arguments)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise TrajectoryError(f"tool call arguments are not valid JSON ({error})") from None
     if not arguments and not isinstance(arguments, (bool, int, float)):  # missing, null, "" and [] are no arguments
         arguments = {}
@@ -137,7 +141,7 @@ def _decoded(value, column: str) -> list:
     if isinstance(value, str) and value.strip():
         try:
             value = json.loads(value)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise TrajectoryError(f"column {column} is not valid JSON ({error})") from None
     if value is None or value == "":
         return []
@@ -170,7 +174,8 @@ def local_files(source: str) -> list[Path]:
     except Exception as error:  # the Hub client raises many kinds; each means that the data set is out of reach
         raise SystemExit(f"{source}: no such file, and not to be had from the Hugging Face Hub ({error})") from None
     files = sorted(p for p in folder.rglob("*") if p.suffix in FORMATS and p.name != "dataset_infos.json")
-    files = [p for p in files if "train" in p.name] or files  # where there are splits, train is the one
+    splits = re.compile(r"(^|[/_.-])train([/_.-]|$)")  # where there are splits, train is the one
+    files = [p for p in files if splits.search(p.relative_to(folder).as_posix())] or files
     if not files:
         raise SystemExit(f"{source}: the data set has no {', '.join(FORMATS)} file")
     return files
@@ -197,14 +202,14 @@ def _read_jsonl(path: Path):
             if line.strip():
                 try:
                     yield json.loads(line), None
-                except ValueError as error:
+                except (ValueError, RecursionError) as error:
                     yield line.decode("utf-8", "replace"), TrajectoryError(f"the row is not valid JSON ({error})")
 
 
 def _read_json(path: Path):
     try:
         rows = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SystemExit(f"{path}: not valid JSON ({error}); a .json file holds one array of rows") from None
     if not isinstance(rows, list):
         raise SystemExit(f"{path}: holds {_kind(rows)} where an array of rows is expected")
@@ -213,12 +218,12 @@ def _read_json(path: Path):
 
 def _read_parquet(path: Path):
     with open_parquet(path) as file:
-        for column, key in (("messages", "arguments"), ("tools", "parameters")):
+        for column, struct in (("messages", r"\barguments: struct<"), ("tools", "struct<")):
             index = file.schema_arrow.get_field_index(column)
-            if index >= 0 and re.search(rf"\b{key}: struct<", str(file.schema_arrow.field(index).type)):
+            if index >= 0 and re.search(struct, str(file.schema_arrow.field(index).type)):
                 raise SystemExit(
-                    f"{path}: column {column} holds `{key}` as Arrow structs, in which every entry has the keys of all "
-                    f"others; store `{key}`, or the whole column, as JSON strings"
+                    f"{path}: column {column} holds objects as Arrow structs, in which every object has the keys of all "
+                    "others; store the column as JSON strings"
                 )
         for batch in file.iter_batches(batch_size=PARQUET_BATCH):
             yield from ((row, None) for row in batch.to_pylist())
@@ -254,13 +259,16 @@ def _count_rows(path: Path) -> int | None:
 @contextlib.contextmanager
 def whole_file(path: Path):
     """A path to write to: it takes the name `path` when the block ends, and is removed if the block fails."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield part
         os.replace(part, path)
+    except OSError as error:
+        raise SystemExit(f"{path}: cannot be written ({error})") from None
     finally:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -283,11 +291,22 @@ def row_writer(path: Path, schema=None):
 
             def write(row: dict) -> None:
                 nonlocal separator
-                file.write(separator + json.dumps(row, ensure_ascii=False))
+                file.write(separator + json_text(row))
                 separator = between
 
             yield write
             file.write(closing if separator == between else opening + closing.strip("\n"))
+
+
+def json_text(value) -> str:
+    """JSON with non-ASCII kept, and dates as ISO text."""
+
+    def default(value) -> str:
+        if hasattr(value, "isoformat"):
+            return value.isoformat()
+        raise SystemExit(f"a column holds {type(value).__name__}, for which JSON has no type; write .parquet instead")
+
+    return json.dumps(value, ensure_ascii=False, default=default)
 
 
 @contextlib.contextmanager
@@ -295,17 +314,19 @@ def _parquet_writer(part: Path, schema):
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    rows, writer = [], None
+    rows, columns, writer = [], {}, None
 
     def flush() -> None:
         nonlocal schema, writer
         schema = schema or _inferred_schema(rows)
         writer = writer or pq.ParquetWriter(part, schema, compression="zstd")
-        columns = {field.name: [_stored(row.get(field.name), field.type) for row in rows] for field in schema}
-        try:
-            writer.write_table(pa.table(columns, schema=schema))
-        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-            raise SystemExit(f"a column changes its type between rows ({error}); write .jsonl instead") from None
+        for field in schema:
+            values = [_stored(row.get(field.name), field.type) for row in rows]
+            try:
+                columns[field.name] = pa.array(values, field.type)
+            except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
+                raise SystemExit(f"column {field.name} does not fit {field.type} ({error}); write .jsonl instead") from None
+        writer.write_table(pa.table(columns, schema=schema))
         rows.clear()
 
     def write(row: dict) -> None:
@@ -332,15 +353,14 @@ def _inferred_schema(rows: list[dict]):
     fields = []
     for column in dict.fromkeys(key for row in rows for key in row):
         kinds = {type(row[column]) for row in rows if row.get(column) is not None}
-        fields.append((column, types.get(kinds.pop(), pa.string()) if len(kinds) == 1 else pa.string()))
+        fields.append((column, next((types[kind] for kind in kinds if kind in types), pa.string())))
     return pa.schema(fields)
 
 
 def _stored(value, kind):
     import pyarrow as pa
 
-    is_text = value is None or isinstance(value, str) or not pa.types.is_string(kind)
-    return value if is_text else json.dumps(value, ensure_ascii=False)
+    return json_text(value) if pa.types.is_string(kind) and isinstance(value, (dict, list)) else value
 
 
 # ---------------------------------------------------------------- around the pure functions
@@ -350,11 +370,14 @@ class Rejects:
     """Rows set aside: counted, and written with their reason to `<output>.rejects.jsonl` (none, no file)."""
 
     def __init__(self, source: str, output: Path, strict: bool):
+        if output.exists() and Path(source).exists() and output.samefile(source):
+            raise SystemExit(f"{output}: is the input too; name another output")
         self.source, self.strict, self.rows = source, strict, []
         self.path = output.with_name(output.name + ".rejects.jsonl")
 
     def convert(self, function, desc: str):
         """Yield function(row, index) for each row of the source; a row in which it finds an error is set aside."""
+        self.path.unlink(missing_ok=True)  # that of an earlier run
         for index, row, error in read_rows(self.source, desc):
             try:
                 if error:
@@ -368,12 +391,11 @@ class Rejects:
                 self.rows.append({"source": self.source, "row": index, "reason": str(error), "trajectory": row})
 
     def save(self) -> None:
-        """Write the file, or remove that of an earlier run; say where it is and what the reasons were."""
-        self.path.unlink(missing_ok=True)
+        """Write the file; say where it is and what the first reasons were."""
         if not self.rows:
             return
         with whole_file(self.path) as part:  # ASCII, so that rows with lone surrogates can be written too
-            part.write_text("".join(json.dumps(row) + "\n" for row in self.rows), encoding="ascii")
+            part.write_text("".join(json.dumps(row, default=str) + "\n" for row in self.rows), encoding="ascii")
         for rejected in self.rows[:3]:
             print(f"  row {rejected['row']}: {rejected['reason']}", file=sys.stderr)
         print(f"{len(self.rows)} rows set aside with their reasons: {self.path}", file=sys.stderr)

@@ -88,7 +88,7 @@ def test_thinking_mode_that_is_wrong_for_the_targets_is_caught(pipeline, check):
     assert "the loss mask differs" in output
 
 
-@pytest.mark.parametrize("override", ["preserve_thinking=true", "mask_history=false", "default_system=hi", "template=default"])
+@pytest.mark.parametrize("override", ["preserve_thinking=true", "mask_history=false", "default_system=hi", "template=default", "split_special_tokens=true"])
 def test_setting_that_changes_the_tokens_or_the_mask_is_caught(pipeline, check, override):
     assert mismatched(check(pipeline(GOLDEN), override, expect=1)) > 0
 
@@ -99,10 +99,19 @@ def test_cutoff_that_cuts_samples_is_caught(pipeline, check):
     assert cut > 0 and f"exact            {53 - cut:>8}" in output
 
 
-def test_packing_that_lets_samples_see_each_other_is_caught(pipeline, check):
+def test_setting_that_acts_after_the_samples_are_built_is_caught(pipeline, check):
     name = pipeline(GOLDEN)
-    assert "packing without neat_packing" in check(name, "packing=true", expect=1)
+    assert "(100.00%)" in check(name, "packing=true", expect=1)
+    assert "(100.00%)" in check(name, "ignore_pad_token_for_loss=false", expect=1)
     assert "(100.00%)" in check(name, "packing=true", "neat_packing=true")
+
+
+def test_turn_that_is_trained_more_than_once_is_caught(pipeline, check, tmp_path):
+    path = tmp_path / f"{pipeline(GOLDEN)}.parquet"
+    table = pq.read_table(path)
+    pq.write_table(pa.concat_tables([table, table.slice(0, 2)]), path)
+    output = check("samples", expect=1)
+    assert "55  (100.00%)" in output and "53  turns, 2 times more than once" in output
 
 
 def test_chat_template_of_another_model_is_caught(run, pipeline, check, tmp_path):
@@ -144,14 +153,21 @@ def test_data_set_that_step_2_did_not_write_is_named(check, tmp_path, run, tiny_
     (tmp_path / "dataset_info.json").write_text(json.dumps(entry))
     process = run("check_training_tokens.py", ROOT / "qwen3_full_sft.yaml", f"dataset_dir={tmp_path}", "dataset=x",
                   f"model_name_or_path={tiny_model}", expect=1)  # fmt: skip
-    assert "data set x: no column served_as, source, trajectory, turns" in process.stderr
+    assert "data set x: no column served_as, source, trajectory, turns" in process.stderr and "Traceback" not in process.stderr
 
 
-def test_setting_that_llamafactory_refuses_is_a_clear_error(run, pipeline, tmp_path):
-    process = run("check_training_tokens.py", ROOT / "qwen3_full_sft.yaml", "train_on_prompt=true", expect=1)
-    assert "LlamaFactory refuses these settings" in process.stderr and "Traceback" not in process.stderr
+def test_setting_that_llamafactory_refuses_is_a_clear_error(run, tiny_model):
+    for overrides, reason in (
+        (["train_on_prompt=true"], "train_on_prompt"),
+        (["dataset=none", f"model_name_or_path={tiny_model}"], "Undefined dataset none"),
+        (["template=none", f"model_name_or_path={tiny_model}"], "Template none does not exist"),
+        (["model_name_or_path=/none"], "Failed to load tokenizer"),
+    ):
+        process = run("check_training_tokens.py", ROOT / "qwen3_full_sft.yaml", f"dataset_dir={ROOT}", *overrides, expect=1)
+        assert "LlamaFactory refuses these settings" in process.stderr and reason in process.stderr
+        assert "Traceback" not in process.stderr
     process = run("check_training_tokens.py", "none.yaml", expect=1)
-    assert "none.yaml: no such file" in process.stderr
+    assert "none.yaml: no such .yaml file" in process.stderr
 
 
 def test_several_data_sets_and_an_evaluation_set_are_checked_each(pipeline, check):

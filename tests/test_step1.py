@@ -1,5 +1,6 @@
 """Step 1 through the command a user types, and the rules by which it reads messages."""
 
+import datetime
 import json
 import subprocess
 import sys
@@ -220,7 +221,58 @@ def test_parquet_that_mixed_the_arguments_of_calls_already_is_refused(run, tmp_p
     messages = [user("q"), assistant("", "r", [call("f", {"x": 1}), call("g", {"y": 1})])]
     pq.write_table(pa.Table.from_pylist([{"messages": messages}]), tmp_path / "x.parquet")
     process = run("step1_apply_tool_template.py", "x.parquet", expect=1)
-    assert "holds `arguments` as Arrow structs" in process.stderr
+    assert "column messages holds objects as Arrow structs" in process.stderr
+    pq.write_table(pa.Table.from_pylist([{"messages": "[]", "tools": [{"a": 1}, {"b": 1}]}]), tmp_path / "x.parquet")
+    process = run("step1_apply_tool_template.py", "x.parquet", expect=1)
+    assert "column tools holds objects as Arrow structs" in process.stderr
+
+
+def test_parquet_values_that_json_lacks_pass_through(run, tmp_path):
+    table = pa.table({"day": [datetime.date(2024, 1, 2)], "raw": [b"x"], "messages": [json.dumps(ROW["messages"])]})
+    pq.write_table(table, tmp_path / "x.parquet")
+    run("step1_apply_tool_template.py", "x.parquet")
+    assert pq.read_table(tmp_path / "x_apply_qwen3_template.parquet").select(["day", "raw"]).equals(table.select(["day", "raw"]))
+    pq.write_table(table.drop_columns("raw"), tmp_path / "y.parquet")
+    run("step1_apply_tool_template.py", "y.parquet", "y.jsonl")
+    assert read_jsonl(tmp_path / "y.jsonl")[0]["day"] == "2024-01-02"
+    process = run("step1_apply_tool_template.py", "x.parquet", "x.jsonl", expect=1)
+    assert "holds bytes, for which JSON has no type" in process.stderr and "Traceback" not in process.stderr
+
+
+@pytest.mark.parametrize("values, reason", [([1, "a"], "column c does not fit int64"), ([2**70], "column c does not fit int64"),
+                                            ([None] * 600 + [7], "column c does not fit string")])  # fmt: skip
+def test_column_that_no_parquet_type_fits_is_a_clear_error(run, tmp_path, values, reason):
+    write_jsonl(tmp_path / "x.jsonl", [{**ROW, "c": value} for value in values])
+    process = run("step1_apply_tool_template.py", "x.jsonl", "y.parquet", expect=1)
+    assert reason in process.stderr and "write .jsonl instead" in process.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["x.jsonl"]
+
+
+def test_input_is_not_overwritten_and_an_output_is_not_taken_for_an_input(run, tmp_path):
+    write_jsonl(tmp_path / "x.jsonl", [ROW])
+    process = run("step1_apply_tool_template.py", "x.jsonl", "x.jsonl", expect=1)
+    assert "x.jsonl: is the input too" in process.stderr
+    run("step1_apply_tool_template.py", "x.jsonl", "y.jsonl")
+    process = run("step1_apply_tool_template.py", "y.jsonl", "z.jsonl", expect=1)
+    assert "it is one of step 1 already" in process.stderr
+
+
+def test_output_that_cannot_be_written_is_a_clear_error(run, tmp_path):
+    write_jsonl(tmp_path / "x.jsonl", [ROW])
+    (tmp_path / "folder.jsonl").mkdir()
+    for output in ("folder.jsonl", "x.jsonl/y.jsonl"):
+        process = run("step1_apply_tool_template.py", "x.jsonl", output, expect=1)
+        assert "cannot be written" in process.stderr and "Traceback" not in process.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder.jsonl", "x.jsonl"]
+
+
+def test_deeply_nested_json_is_set_aside(run, tmp_path):
+    deep = "[" * 100000
+    write_jsonl(tmp_path / "x.jsonl", [ROW, {"messages": deep}, {"messages": [user("q"), assistant("", "r", [call("f", deep)])]}])
+    with (tmp_path / "x.jsonl").open("a") as file:
+        file.write(f'{{"messages": {deep}\n')
+    run("step1_apply_tool_template.py", "x.jsonl", "y.jsonl")
+    assert [row["row"] for row in read_jsonl(tmp_path / "y.jsonl.rejects.jsonl")] == [1, 2, 3]
 
 
 def test_tools_may_be_missing_null_empty_or_a_string(run, tmp_path):
@@ -250,6 +302,13 @@ def test_hub_data_set_id_is_read_from_the_train_files(run, tmp_path):
     run("step1_apply_tool_template.py", "me/some-traj", "y.jsonl", HF_HUB_CACHE=str(tmp_path / "hub"))
     (row,) = read_jsonl(tmp_path / "y.jsonl")
     assert row["id"] == 1 and row["served"]["source"] == "me/some-traj"
+
+
+def test_hub_data_set_in_folders_is_read_from_the_train_folder(run, tmp_path):
+    one, two = (json.dumps([row]).encode() for row in ROWS)
+    fill_hub_cache(tmp_path / "hub", "dataset", "me/t", {"constrained.json": two, "train/0.json": one, "test/0.json": two})
+    run("step1_apply_tool_template.py", "me/t", "y.jsonl", HF_HUB_CACHE=str(tmp_path / "hub"))
+    assert [row["id"] for row in read_jsonl(tmp_path / "y.jsonl")] == [1]
 
 
 def test_hub_data_set_that_cannot_be_reached_is_a_clear_error(run, tmp_path):

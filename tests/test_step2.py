@@ -166,9 +166,11 @@ def test_summary_accounts_for_every_turn(run, tmp_path):
 
 
 def test_rows_that_are_not_of_step_1_are_set_aside(run, tmp_path):
-    write_jsonl(tmp_path / "x.jsonl", [{"messages": CONVERSATION}, step1_row(CONVERSATION), {"served": 3}])
+    damaged = step1_row(CONVERSATION)
+    damaged["served"]["turns"][0]["message"] = 99
+    write_jsonl(tmp_path / "x.jsonl", [{"messages": CONVERSATION}, step1_row(CONVERSATION), {"served": 3}, damaged])
     run("step2_to_alpaca_mask_history.py", "x.jsonl", "out.parquet", "--dataset-info", "d.json")
-    assert [row["row"] for row in read_jsonl(tmp_path / "out.parquet.rejects.jsonl")] == [0, 2]
+    assert [row["row"] for row in read_jsonl(tmp_path / "out.parquet.rejects.jsonl")] == [0, 2, 3]
     process = run("step2_to_alpaca_mask_history.py", "x.jsonl", "o.parquet", "--strict", expect=1)
     assert "x.jsonl: row 0: the row is not one of step 1; run step1_apply_tool_template.py first" in process.stderr
 
@@ -197,6 +199,8 @@ def test_json_starts_with_a_sample_that_has_a_history(step2, tmp_path):
 def test_json_of_dates_is_refused(step2):
     process = step2([[user("2024-01-01"), assistant("a", "r")]], output="out.jsonl", expect=1)
     assert "every instruction looks like a date" in process.stderr and "write .parquet instead" in process.stderr
+    history = [user("2024-01-01"), assistant("2024-01-02", "r"), user("x"), assistant("b", "r")]
+    assert "every history looks like a date" in step2([history], output="out.json", expect=1).stderr
 
 
 def test_shipped_dataset_info_names_the_default_output():
