@@ -20,7 +20,7 @@ import tempfile
 from collections import Counter, defaultdict
 from pathlib import Path
 
-from trajectories import ROOT, TrajectoryError, read_rows, served_trajectory, shown, without_reasoning
+from trajectories import ROOT, TrajectoryError, positive_count, read_rows, served_trajectory, shown, without_reasoning
 
 IGNORE_INDEX = -100  # LlamaFactory's extras/constants.py: no loss on this token
 ASSISTANT = "<|im_start|>assistant\n"
@@ -201,6 +201,7 @@ def check_dataset(provenance, built, trajectories: str | None, tokenizer, cutoff
                 texts = [text for turn in turns for text in served_turn(messages, tools, turn, served_as, render)]
                 ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
                 expected = expected_sample(list(zip(ids[::2], ids[1::2])))
+                counts["longest"] = max(counts["longest"], len(expected["input_ids"]))
                 trained = built[position]
                 if all(expected[column] == trained[column] for column in expected):
                     counts["exact"] += 1
@@ -222,7 +223,7 @@ def main() -> None:
     parser.add_argument("yaml", nargs="?", default=shown(ROOT / "qwen3_full_sft.yaml"), metavar="YAML")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="as for llamafactory-cli train")
     parser.add_argument("--trajectories", metavar="FILE", help="what step 1 read (default: where the samples say)")
-    parser.add_argument("--max-samples", type=int, metavar="N", help="check the first N samples of each data set only")
+    parser.add_argument("--max-samples", type=positive_count, metavar="N", help="check the first N samples of each data set only")
     args = parser.parse_intermixed_args()
     if "=" in args.yaml:
         args.yaml, args.overrides = parser.get_default("yaml"), [args.yaml, *args.overrides]
@@ -248,8 +249,6 @@ def main() -> None:
         sets = list(training_sets(model_args, data_args, training_args))
     if not tokenizer.chat_template:
         sys.exit(f"{model_args.model_name_or_path}: the tokenizer has no chat template to compare with")
-    with contextlib.redirect_stdout(io.StringIO()):  # LlamaFactory prints whole samples
-        sets = list(training_sets(model_args, data_args, training_args))
     for name, provenance, built in sets:
         counts, mismatches = check_dataset(provenance, built, args.trajectories, tokenizer, data_args.cutoff_len)
         for mismatch in mismatches:
@@ -261,7 +260,7 @@ def main() -> None:
               f"{str(data_args.mask_history).lower()}, cutoff_len {data_args.cutoff_len}")  # fmt: skip
         print(f"  exact            {counts['exact']:>8}  ({counts['exact'] / max(1, len(built)):.2%})")
         print(f"  mismatched       {counts['mismatched']:>8}")
-        print(f"  over cutoff_len  {counts['cut']:>8}")
+        print(f"  over cutoff_len  {counts['cut']:>8}  (the longest sample has {counts['longest']} tokens)")
         print(f"  turns            {counts['turns']:>8}  in the trajectories")
         print(f"  supervised       {counts['supervised']:>8}  turns" + (f", {counts['repeated']} times more than once" if counts["repeated"] else ""))
         limit = f" (max_samples is {data_args.max_samples})" if data_args.max_samples is not None else ""
@@ -269,7 +268,8 @@ def main() -> None:
         if counts["rows set aside"]:
             print(f"  set aside        {counts['rows set aside']:>8}  trajectories that cannot be read")
         if counts["mismatched"]:
-            print("  step 2 says at its end which settings its samples are for; README: Which history, Other models")
+            print("  step 2 ends with the settings that its samples are for; if these are set, the trajectories or the model's "
+                  "chat template are not those of step 1")  # fmt: skip
     sys.exit("FAILED: " + "\nFAILED: ".join(problems) if problems else None)
 
 

@@ -20,6 +20,7 @@ import contextlib
 import functools
 import json
 import sys
+from collections import Counter
 from pathlib import Path
 
 import jinja2
@@ -39,12 +40,17 @@ from trajectories import (
     row_writer,
     served_trajectory,
     shown,
+    still_there,
+    text_parts,
     without_reasoning,
 )
 
 QWEN3 = ROOT / "chat_templates" / "qwen3.jinja"
 SUFFIX = "_apply_qwen3_template"
 QUERY = {"role": "user", "content": "q"}
+LEFT_OUT = "turns cannot become samples: the chat template wants a user query before them"
+UNSEEN = "turns have reasoning that this chat template does not render; their targets are without it"
+PARTS = "messages have several text parts; they are concatenated here, while vLLM puts a newline between them"
 NO_QUERY = "the chat template renders this turn without a think block, as no user query comes before it"
 
 
@@ -270,22 +276,24 @@ def _strftime_now(pattern: str) -> str:
 # ---------------------------------------------------------------- around them
 
 
-def convert_row(row: dict, index: int, source: str, apply) -> tuple[dict, int]:
-    """One input row -> (output row, turns whose reasoning the chat template does not render); raises TrajectoryError."""
+def convert_row(row: dict, index: int, source: str, apply) -> tuple[dict, Counter]:
+    """One input row -> (output row, what the user should know of it, counted); raises TrajectoryError."""
     if "served" in row:
         raise TrajectoryError("the row has a column `served`: it is one of step 1 already")
     messages, tools = served_trajectory(row)
     plain, served = apply(messages, tools)
-    unseen = sum(
-        messages[turn["turn"]].get("reasoning_content", "").strip() not in plain[turn["message"]]["content"]
-        for turn in served["turns"]
-    )
+    notes = Counter(turns=len(served["turns"]))
+    for turn in served["turns"]:
+        reasoning = messages[turn["turn"]].get("reasoning_content", "").strip()
+        notes[LEFT_OUT] += turn["left_out"] is not None
+        notes[UNSEEN] += reasoning not in plain[turn["message"]]["content"]
+    notes[PARTS] = text_parts(row)
     converted = {**row, "messages": plain, "served": {"source": source, "trajectory": index, **served}}
     try:
         json.dumps(converted, ensure_ascii=False, default=str).encode()
     except UnicodeEncodeError as error:
         raise TrajectoryError(f"the text holds a lone surrogate, which no tokenizer can read ({error.reason})") from None
-    return converted, unseen
+    return converted, notes
 
 
 def default_output(source: str) -> Path:
@@ -320,24 +328,20 @@ def main() -> None:
     render = load_chat_template(args.chat_template)
     apply = functools.partial(apply_chat_template, render=render, by_chain=chains_extend(render))
     rejects = Rejects(args.input, output, args.strict)
-    rows = turns = left_out = unseen = 0
+    notes = Counter()
     with row_writer(output, output_schema(files, output)) as write:
         convert = functools.partial(convert_row, source=args.input, apply=apply)
-        for row, row_unseen in rejects.convert(convert, "step 1"):
+        for row, row_notes in rejects.convert(convert, "step 1"):
             write(row)
-            unseen += row_unseen
-            rows += 1
-            turns += len(row["served"]["turns"])
-            left_out += sum(turn["left_out"] is not None for turn in row["served"]["turns"])
-        if not rows:
+            notes.update(row_notes, trajectories=1)
+        if not notes:
             rejects.save()
-            sys.exit(f"{args.input}: no trajectory is left; {shown(output)} is not written")
+            sys.exit(f"{args.input}: no trajectory is left; {shown(output)} is not written{still_there(output)}")
     rejects.save()
-    print(f"{rows} trajectories with {turns} turns: {shown(output)}")
-    if left_out:
-        print(f"{left_out} turns cannot become samples: the chat template wants a user query before them")
-    if unseen:
-        print(f"{unseen} turns have reasoning that this chat template does not render; their targets are without it")
+    print(f"{notes['trajectories']} trajectories with {notes['turns']} turns: {shown(output)}")
+    for note in (LEFT_OUT, UNSEEN, PARTS):
+        if notes[note]:
+            print(f"{notes[note]} {note}")
     print(f"next: python step2_to_alpaca_mask_history.py {shown(output)}")
 
 

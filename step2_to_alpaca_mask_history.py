@@ -21,6 +21,7 @@ import json
 import os
 import random
 import re
+import shlex
 import sys
 from collections import Counter
 from pathlib import Path
@@ -35,7 +36,9 @@ from trajectories import (
     Rejects,
     TrajectoryError,
     row_writer,
+    positive_count,
     shown,
+    still_there,
     whole_file,
 )
 
@@ -246,7 +249,7 @@ def read_dataset_info(path: Path) -> dict:
         if not isinstance(entries, dict):
             raise ValueError("it holds no object")
     except (OSError, ValueError) as error:
-        sys.exit(f"{path}: not a dataset_info.json ({error}); mend it, or name another by --dataset-info")
+        sys.exit(f"{path}: not a dataset_info.json ({error}); mend it, or name another folder by --dataset-dir")
     return entries
 
 
@@ -273,9 +276,10 @@ def main() -> None:
                              "(with --history-thinking template)")  # fmt: skip
     parser.add_argument("--seed", type=int, default=42, help="of the shuffle (default: 42)")
     parser.add_argument("--no-shuffle", action="store_true", help="keep the order of trajectories and turns")
-    parser.add_argument("--preview", type=int, default=100, metavar="N", help="samples in the preview (default: 100)")
+    parser.add_argument("--preview", type=positive_count, default=100, metavar="N", help="samples in the preview (default: 100)")
     parser.add_argument("--dataset-name", help="the name in dataset_info.json (default: OUTPUT's name)")
-    parser.add_argument("--dataset-info", type=Path, default=ROOT / "dataset_info.json", help="default: the one here")
+    parser.add_argument("--dataset-dir", type=Path, default=ROOT, metavar="FOLDER",
+                        help="where dataset_info.json is, LlamaFactory's dataset_dir (default: here)")  # fmt: skip
     parser.add_argument("--strict", action="store_true", help="stop at the first bad row instead of setting it aside")
     args = parser.parse_args()
     if args.no_thinking and args.history_thinking == "template":
@@ -287,7 +291,10 @@ def main() -> None:
     name = args.dataset_name or args.output.stem
     if "," in name:
         parser.error(f"{name}: LlamaFactory separates data sets by commas; name it without by --dataset-name")
-    read_dataset_info(args.dataset_info)  # before the work, so that a broken one costs nothing
+    if not Path(args.input).is_file():
+        sys.exit(f"{args.input}: no such file; run step1_apply_tool_template.py first")
+    dataset_info = args.dataset_dir / "dataset_info.json"
+    read_dataset_info(dataset_info)  # before the work, so that a broken one costs nothing
 
     rejects = Rejects(args.input, args.output, args.strict)
     samples, left_out, trajectories, unmerged, given = [], Counter(), 0, 0, ""
@@ -302,19 +309,20 @@ def main() -> None:
             unmerged += sum(map(characters, to_samples(row, served_as)[0]))
     rejects.save()
     if not samples:
-        sys.exit(f"{args.input}: no sample is left; {shown(args.output)} is not written")
+        sys.exit(f"{args.input}: no sample is left; {shown(args.output)} is not written{still_there(args.output)}")
     if not args.no_shuffle:
         random.Random(args.seed).shuffle(samples)
     if args.output.suffix != ".parquet":
         samples = for_json(samples)
 
+    replaced = ", in place of an earlier one" if args.output.exists() else ""
     with row_writer(args.output, sample_schema()) as write:
         for sample in tqdm(samples, desc="write", unit=" samples"):
             write(sample)
     preview = args.output.with_name(args.output.stem + "_preview.json")
     with whole_file(preview) as part:
-        part.write_text(json.dumps(samples[: max(0, args.preview)], indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    register(args.dataset_info, name, args.output)
+        part.write_text(json.dumps(samples[: args.preview], indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    register(dataset_info, name, args.output)
 
     supervised = sum(len(sample["turns"]) for sample in samples)
     print(f"{trajectories} trajectories, {supervised + left_out.total()} turns: {len(samples)} samples")
@@ -323,11 +331,13 @@ def main() -> None:
         print(f"{supervised} turns merged into {len(samples)} samples: {saved:.1f} times less text to train on")
     for reason, count in left_out.items():
         print(f"{count} turns left out: {reason}")
-    print(f"{shown(args.output)}, registered as {name} in {shown(args.dataset_info)}; the first samples: {shown(preview)}")
+    print(f"{shown(args.output)}{replaced}, registered as {name} in {shown(dataset_info)}; the first samples: {shown(preview)}")
     settings = training_settings(samples[0], given, args.merge_turns)
     if name != DEFAULT_OUTPUT.stem:
         settings = [f"dataset={name}", *settings]
-    print(" ".join(["next: python check_training_tokens.py qwen3_full_sft.yaml", *settings]))
+    if not args.dataset_dir.samefile(ROOT):
+        settings = [f"dataset_dir={args.dataset_dir}", *settings]
+    print(shlex.join(["next:", "python", "check_training_tokens.py", "qwen3_full_sft.yaml", *settings]))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import sys
+from collections import Counter
 from pathlib import Path
 
 from tqdm import tqdm
@@ -18,6 +19,7 @@ SAMPLE = ROOT / "data" / "envscaler_sample.jsonl"
 FORMATS = (".json", ".jsonl", ".parquet")
 ROLES = ("system", "user", "assistant", "tool")
 BLOCK_START, BLOCK_END = "<|im_start|>", "<|im_end|>"
+SHOWN_REASONS = 5
 PARQUET_BATCH = 512  # rows held in memory while a Parquet file is written
 
 
@@ -38,7 +40,9 @@ def served_trajectory(row: dict) -> tuple[list[dict], list[dict] | None]:
     Returns (messages, tools): new dicts, the row is left alone; tools is None where there are none.
     Raises TrajectoryError.
     """
-    messages = _decoded(row.get("messages"), "messages")
+    if "messages" not in row:
+        raise TrajectoryError(f"the row has no column messages; it has {', '.join(row) or 'none'}")
+    messages = _decoded(row["messages"], "messages")
     if not messages:
         raise TrajectoryError("the trajectory has no messages")
     tools = _decoded(row.get("tools"), "tools") or None
@@ -58,6 +62,12 @@ def served_trajectory(row: dict) -> tuple[list[dict], list[dict] | None]:
         if token in text:
             raise TrajectoryError(f"the text holds the control token {token}, which would open or close a message")
     return served, tools
+
+
+def text_parts(row: dict) -> int:
+    """How many messages of a good row have more than one text part, which servers join in ways of their own."""
+    messages = _decoded(row["messages"], "messages")
+    return sum(isinstance(message.get("content"), list) and len(message["content"]) > 1 for message in messages)
 
 
 def without_reasoning(messages: list[dict]) -> list[dict]:
@@ -165,6 +175,8 @@ def local_files(source: str) -> list[Path]:
         if path.suffix not in FORMATS:
             raise SystemExit(f"{source}: unknown file type {path.suffix!r}; known are {', '.join(FORMATS)}")
         return [path]
+    if path.is_dir():
+        raise SystemExit(f"{source}: is a folder; give one of its {', '.join(FORMATS)} files")
     if path.exists() or path.suffix in FORMATS or not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
         raise SystemExit(f"{source}: no such file; give a {', '.join(FORMATS)} file or a Hugging Face data set id")
     from huggingface_hub import snapshot_download
@@ -199,6 +211,8 @@ def read_rows(source: str, desc: str | None = None):
 def _read_jsonl(path: Path):
     with path.open("rb") as file:
         for line in file:
+            if line.strip() == b"[":
+                raise SystemExit(f"{path}: holds a JSON array over several lines; name it .json")
             if line.strip():
                 try:
                     yield json.loads(line), None
@@ -210,7 +224,7 @@ def _read_json(path: Path):
     try:
         rows = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise SystemExit(f"{path}: not valid JSON ({error}); a .json file holds one array of rows") from None
+        raise SystemExit(f"{path}: not valid JSON ({error}); a .json file holds one array of rows, a .jsonl file a row per line") from None
     if not isinstance(rows, list):
         raise SystemExit(f"{path}: holds {_kind(rows)} where an array of rows is expected")
     return ((row, None) for row in rows)
@@ -278,8 +292,6 @@ def row_writer(path: Path, schema=None):
     `schema` (pyarrow) types a Parquet file. Without it the first rows do, by a rule that cannot mix the keys of nested
     objects: see `_inferred_schema`.
     """
-    if path.suffix not in FORMATS:
-        raise SystemExit(f"{path}: unknown file type {path.suffix!r}; known are {', '.join(FORMATS)}")
     with whole_file(path) as part:
         if path.suffix == ".parquet":
             with _parquet_writer(part, schema) as write:
@@ -370,6 +382,8 @@ class Rejects:
     """Rows set aside: counted, and written with their reason to `<output>.rejects.jsonl` (none, no file)."""
 
     def __init__(self, source: str, output: Path, strict: bool):
+        if output.suffix not in FORMATS:
+            raise SystemExit(f"{output}: unknown file type {output.suffix!r}; known are {', '.join(FORMATS)}")
         if output.exists() and Path(source).exists() and output.samefile(source):
             raise SystemExit(f"{output}: is the input too; name another output")
         self.source, self.strict, self.rows = source, strict, []
@@ -391,14 +405,16 @@ class Rejects:
                 self.rows.append({"source": self.source, "row": index, "reason": str(error), "trajectory": row})
 
     def save(self) -> None:
-        """Write the file; say where it is and what the first reasons were."""
+        """Write the file; say where it is and what the reasons are."""
         if not self.rows:
             return
         with whole_file(self.path) as part:  # ASCII, so that rows with lone surrogates can be written too
             part.write_text("".join(json.dumps(row, default=str) + "\n" for row in self.rows), encoding="ascii")
-        for rejected in self.rows[:3]:
-            print(f"  row {rejected['row']}: {rejected['reason']}", file=sys.stderr)
         print(f"{len(self.rows)} rows set aside with their reasons: {self.path}", file=sys.stderr)
+        reasons = Counter(rejected["reason"] for rejected in self.rows)
+        for reason, number in reasons.most_common(SHOWN_REASONS):
+            row = next(rejected["row"] for rejected in self.rows if rejected["reason"] == reason)
+            print(f"  {number} like row {row}: {reason}", file=sys.stderr)
 
 
 def shown(path: Path | str) -> str:
@@ -406,3 +422,15 @@ def shown(path: Path | str) -> str:
     with contextlib.suppress(ValueError):
         return str(Path(path).absolute().relative_to(Path.cwd()))
     return str(path)
+
+
+def still_there(path: Path) -> str:
+    """What to add where a file is not written."""
+    return "; the one of an earlier run is still there" if path.exists() else ""
+
+
+def positive_count(text: str) -> int:
+    """A number above zero, for argparse."""
+    if int(text) < 1:
+        raise ValueError
+    return int(text)

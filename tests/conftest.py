@@ -55,7 +55,7 @@ def pipeline(run, tmp_path):
     def pipeline(rows: list[dict], *options, name: str = "samples", suffix: str = ".parquet") -> str:
         write_jsonl(tmp_path / "rows.jsonl", rows)
         run("step1_apply_tool_template.py", "rows.jsonl", "plain.jsonl")
-        run("step2_to_alpaca_mask_history.py", "plain.jsonl", name + suffix, "--dataset-info", "dataset_info.json", *options)
+        run("step2_to_alpaca_mask_history.py", "plain.jsonl", name + suffix, "--dataset-dir", ".", *options)
         return name
 
     return pipeline

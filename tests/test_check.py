@@ -119,7 +119,7 @@ def test_chat_template_of_another_model_is_caught(run, pipeline, check, tmp_path
     (tmp_path / "other.jinja").write_text(template, encoding="utf-8")
     write_jsonl(tmp_path / "x.jsonl", GOLDEN)
     run("step1_apply_tool_template.py", "x.jsonl", "p.jsonl", "--chat-template", "other.jinja")
-    run("step2_to_alpaca_mask_history.py", "p.jsonl", "other.parquet", "--dataset-info", "dataset_info.json")
+    run("step2_to_alpaca_mask_history.py", "p.jsonl", "other.parquet", "--dataset-dir", ".")
     assert mismatched(check("other", expect=1)) == sum(len(case["turns"]) for case in GOLDEN if case["tools"]) - 1
 
 

@@ -94,8 +94,8 @@ def test_family_is_exact_through_both_scripts_and_the_check(run, check, tmp_path
     (tmp_path / "served.jinja").write_text(template, encoding="utf-8")
     write_jsonl(tmp_path / "rows.jsonl", ROWS)
     run("step1_apply_tool_template.py", "rows.jsonl", "plain.jsonl", "--chat-template", "served.jinja")
-    process = run("step2_to_alpaca_mask_history.py", "plain.jsonl", "samples.parquet", "--dataset-info", "dataset_info.json", *options)
-    hint = process.stdout.rpartition("qwen3_full_sft.yaml dataset=samples")[2].split()
+    process = run("step2_to_alpaca_mask_history.py", "plain.jsonl", "samples.parquet", "--dataset-dir", ".", *options)
+    hint = process.stdout.rpartition("qwen3_full_sft.yaml dataset_dir=. dataset=samples")[2].split()
     assert set(hint) <= set(overrides) or overrides == ["template=qwen"]
     output = check("samples", f"model_name_or_path={folder}", *overrides)
     assert "(100.00%)" in output
@@ -120,7 +120,7 @@ def test_think_tag_of_the_generation_prompt_is_given_and_not_a_part_of_the_outpu
     rows, _ = step1(run, tmp_path, THINKING_2507)
     assert rows[0]["served"]["given"] == "<think>\n"
     assert rows[0]["messages"][-1]["content"] == "<think>\nr6\n</think>\n\na3"
-    run("step2_to_alpaca_mask_history.py", "plain.jsonl", "out.jsonl", "--no-shuffle", "--dataset-info", "d.json")
+    run("step2_to_alpaca_mask_history.py", "plain.jsonl", "out.jsonl", "--no-shuffle", "--dataset-dir", ".")
     outputs = [json.loads(line)["output"] for line in (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()]
     assert "r6\n</think>\n\na3" in outputs
 

@@ -64,6 +64,13 @@ def test_target_of_a_turn(message, target):
     assert plain_texts(user("q"), message) == ["q", target]
 
 
+def test_messages_of_several_text_parts_are_counted(run, tmp_path):
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    write_jsonl(tmp_path / "x.jsonl", [{"messages": [user(parts), assistant(parts[:1])]}])
+    assert "1 messages have several text parts" in run("step1_apply_tool_template.py", "x.jsonl", "y.jsonl").stdout
+    assert read_jsonl(tmp_path / "y.jsonl")[0]["messages"][0]["content"] == "ab"
+
+
 def test_parallel_tool_outputs_become_one_user_message():
     texts = plain_texts(user("q"), assistant("", "r", [call("f", {}), call("f", {})]), tool("1"), tool("2"), assistant("a"))
     assert texts[2] == "<tool_response>\n1\n</tool_response>\n<tool_response>\n2\n</tool_response>"
@@ -80,7 +87,8 @@ def test_messages_after_the_last_turn_stay():
     "row, reason",
     [
         ({"messages": []}, "no messages"),
-        ({}, "no messages"),
+        ({"messages": None}, "no messages"),
+        ({"conversations": 1, "id": 2}, "the row has no column messages; it has conversations, id"),
         ({"messages": "[{"}, "column messages is not valid JSON"),
         ({"messages": {"role": "user"}}, "column messages is not a list but an object"),
         ({"messages": [user("q")]}, "no assistant message"),
@@ -129,7 +137,7 @@ def test_exit_code_says_when_nothing_is_left_and_an_earlier_output_stays(run, tm
     write_jsonl(tmp_path / "x.jsonl", [{"messages": []}])
     (tmp_path / "y.jsonl").write_text("earlier")
     process = run("step1_apply_tool_template.py", "x.jsonl", "y.jsonl", expect=1)
-    assert "no trajectory is left" in process.stderr
+    assert "no trajectory is left; y.jsonl is not written; the one of an earlier run is still there" in process.stderr
     assert (tmp_path / "y.jsonl").read_text() == "earlier"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["x.jsonl", "y.jsonl", "y.jsonl.rejects.jsonl"]
 
@@ -140,12 +148,16 @@ def test_exit_code_says_when_nothing_is_left_and_an_earlier_output_stays(run, tm
         ("missing.jsonl", None, "missing.jsonl: no such file"),
         ("a.txt", b"x", "a.txt: unknown file type '.txt'"),
         ("a.json", b"[{", "a.json: not valid JSON"),
+        ("a.jsonl", b'[\n{"messages": []}\n]', "a.jsonl: holds a JSON array over several lines; name it .json"),
+        ("folder", None, "folder: is a folder"),
         ("a.json", b'{"a": 1}', "a.json: holds an object where an array of rows is expected"),
         ("a.parquet", b"PAR0", "a.parquet: not a Parquet file"),
     ],
 )
 def test_unreadable_file_is_a_clear_error(run, tmp_path, name, content, reason):
-    if content is not None:
+    if name == "folder":
+        (tmp_path / name).mkdir()
+    elif content is not None:
         (tmp_path / name).write_bytes(content)
     process = run("step1_apply_tool_template.py", name, expect=1)
     assert reason in process.stderr and "Traceback" not in process.stderr

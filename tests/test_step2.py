@@ -37,7 +37,7 @@ def step2(run, tmp_path):
     def step2(rows: list, *options, output: str = "out.parquet", expect: int = 0):
         write_jsonl(tmp_path / "rows.jsonl", [{"messages": messages} for messages in rows])
         run("step1_apply_tool_template.py", "rows.jsonl", "plain.jsonl")
-        process = run("step2_to_alpaca_mask_history.py", "plain.jsonl", output, "--dataset-info", "dataset_info.json", *options, expect=expect)
+        process = run("step2_to_alpaca_mask_history.py", "plain.jsonl", output, "--dataset-dir", ".", *options, expect=expect)
         return read_samples(tmp_path / output) if expect == 0 else process
 
     return step2
@@ -160,7 +160,7 @@ def test_summary_accounts_for_every_turn(run, tmp_path):
     rows = [CONVERSATION, [{"role": "system", "content": "P"}, assistant("Hi"), user("q"), assistant("a", "r")]]
     write_jsonl(tmp_path / "rows.jsonl", [{"messages": messages} for messages in rows])
     run("step1_apply_tool_template.py", "rows.jsonl", "plain.jsonl")
-    process = run("step2_to_alpaca_mask_history.py", "plain.jsonl", "out.parquet", "--dataset-info", "d.json")
+    process = run("step2_to_alpaca_mask_history.py", "plain.jsonl", "out.parquet", "--dataset-dir", ".")
     assert "2 trajectories, 6 turns: 5 samples" in process.stdout
     assert "1 turns left out: the chat template renders this turn without a think block" in process.stdout
 
@@ -169,7 +169,7 @@ def test_rows_that_are_not_of_step_1_are_set_aside(run, tmp_path):
     damaged = step1_row(CONVERSATION)
     damaged["served"]["turns"][0]["message"] = 99
     write_jsonl(tmp_path / "x.jsonl", [{"messages": CONVERSATION}, step1_row(CONVERSATION), {"served": 3}, damaged])
-    run("step2_to_alpaca_mask_history.py", "x.jsonl", "out.parquet", "--dataset-info", "d.json")
+    run("step2_to_alpaca_mask_history.py", "x.jsonl", "out.parquet", "--dataset-dir", ".")
     assert [row["row"] for row in read_jsonl(tmp_path / "out.parquet.rejects.jsonl")] == [0, 2, 3]
     process = run("step2_to_alpaca_mask_history.py", "x.jsonl", "o.parquet", "--strict", expect=1)
     assert "x.jsonl: row 0: the row is not one of step 1; run step1_apply_tool_template.py first" in process.stderr
@@ -177,7 +177,7 @@ def test_rows_that_are_not_of_step_1_are_set_aside(run, tmp_path):
 
 def test_nothing_left_is_an_error_and_writes_nothing(run, tmp_path):
     write_jsonl(tmp_path / "x.jsonl", [])
-    process = run("step2_to_alpaca_mask_history.py", "x.jsonl", "out.parquet", "--dataset-info", "d.json", expect=1)
+    process = run("step2_to_alpaca_mask_history.py", "x.jsonl", "out.parquet", "--dataset-dir", ".", expect=1)
     assert "no sample is left" in process.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["x.jsonl"]
 
@@ -206,3 +206,43 @@ def test_json_of_dates_is_refused(step2):
 def test_shipped_dataset_info_names_the_default_output():
     entries = json.loads((ROOT / "dataset_info.json").read_text())
     assert entries["alpaca_mask_history_envscaler_sft_traj_9k"]["file_name"] == "data/alpaca_mask_history_envscaler_sft_traj_9k.parquet"
+
+
+def test_step_2_ends_with_the_command_that_checks_its_samples(run, tmp_path):
+    write_jsonl(tmp_path / "rows.jsonl", [{"messages": CONVERSATION}])
+    run("step1_apply_tool_template.py", "rows.jsonl", "plain.jsonl")
+    for options, settings in (
+        ([], ""),
+        (["--history-thinking", "template"], " template=qwen3_nothink"),
+        (["--history-thinking", "template", "--merge-turns"], " template=qwen3_nothink mask_history=false"),
+        (["--no-thinking"], " enable_thinking=false"),
+    ):
+        process = run("step2_to_alpaca_mask_history.py", "plain.jsonl", "my samples.parquet", "--dataset-dir", ".", *options)
+        command = "next: python check_training_tokens.py qwen3_full_sft.yaml dataset_dir=. 'dataset=my samples'"
+        assert process.stdout.splitlines()[-1] == command + settings
+
+
+def test_merging_says_what_it_saves_and_why_it_needs_the_template_history(run, tmp_path):
+    write_jsonl(tmp_path / "rows.jsonl", [{"messages": CONVERSATION}])
+    run("step1_apply_tool_template.py", "rows.jsonl", "plain.jsonl")
+    process = run("step2_to_alpaca_mask_history.py", "plain.jsonl", "out.jsonl", "--dataset-dir", ".",
+                  "--history-thinking", "template", "--merge-turns", "--no-shuffle")  # fmt: skip
+    samples = read_samples(tmp_path / "out.jsonl")
+    assert [sample["turns"] for sample in samples] == [[2, 4], [6, 8]]
+    assert "4 turns merged into 2 samples: 1.3 times less text to train on" in process.stdout
+    process = run("step2_to_alpaca_mask_history.py", "plain.jsonl", "out.jsonl", "--merge-turns", expect=2)
+    assert "--merge-turns needs --history-thinking template: where the history drops" in process.stderr
+
+
+@pytest.mark.parametrize("arguments, reason", [
+    (["none.jsonl"], "none.jsonl: no such file; run step1_apply_tool_template.py first"),
+    (["x.jsonl", "out.txt"], "out.txt: unknown file type '.txt'"),
+    (["x.jsonl", "x.jsonl"], "x.jsonl: is the input too"),
+    (["x.jsonl", "a,b.parquet"], "LlamaFactory separates data sets by commas"),
+    (["x.jsonl", "--preview", "-1"], "invalid positive_count value"),
+])  # fmt: skip
+def test_wrong_argument_is_a_clear_error_before_the_work(run, tmp_path, arguments, reason):
+    write_jsonl(tmp_path / "x.jsonl", [])
+    process = run("step2_to_alpaca_mask_history.py", *arguments, "--dataset-dir", ".", expect=2 if "," in str(arguments[-1]) or "--preview" in arguments else 1)
+    assert reason in process.stderr and "Traceback" not in process.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["x.jsonl"]

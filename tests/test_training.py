@@ -30,7 +30,7 @@ def project(tmp_path_factory, tiny_model) -> Path:
     output = json.loads((ROOT / "dataset_info.json").read_text())["alpaca_mask_history_envscaler_sft_traj_9k"]["file_name"]
     for script, *arguments in (
         ("step1_apply_tool_template.py", "rows.jsonl", "plain.jsonl"),
-        ("step2_to_alpaca_mask_history.py", "plain.jsonl", output, "--dataset-info", "dataset_info.json"),
+        ("step2_to_alpaca_mask_history.py", "plain.jsonl", output, "--dataset-dir", "."),
         ("check_training_tokens.py", "qwen3_full_sft.yaml", f"model_name_or_path={tiny_model}"),
     ):
         subprocess.run([sys.executable, ROOT / script, *arguments], cwd=folder, check=True)
@@ -90,7 +90,7 @@ def prefix_and_merged(run, tmp_path):
     made = []
     for name, *options in (("prefix",), ("merged", "--merge-turns")):
         run("step2_to_alpaca_mask_history.py", "plain.jsonl", f"{name}.parquet", "--history-thinking", "template",
-            "--no-shuffle", "--dataset-info", "dataset_info.json", *options)  # fmt: skip
+            "--no-shuffle", "--dataset-dir", ".", *options)  # fmt: skip
         made.append(pq.read_table(tmp_path / f"{name}.parquet").to_pylist())
     return made
 
