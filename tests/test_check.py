@@ -80,7 +80,7 @@ def test_stripped_whitespace_is_caught(breaking, check):
 def test_template_that_is_wrong_for_the_history_is_caught(pipeline, check):
     name = pipeline(GOLDEN, "--history-thinking", "template")
     output = check(name, "template=qwen3", expect=1)
-    assert "(73.58%)" in output and "which settings its samples are for" in output
+    assert "(73.58%)" in output and "the settings that its samples are for" in output
 
 
 def test_thinking_mode_that_is_wrong_for_the_targets_is_caught(pipeline, check):
