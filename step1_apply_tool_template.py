@@ -57,13 +57,14 @@ NO_QUERY = "the chat template renders this turn without a think block, as no use
 # ---------------------------------------------------------------- pure functions
 
 
-def apply_chat_template(messages: list[dict], tools: list[dict] | None, render, by_chain: bool = True) -> tuple[list, dict]:
+def apply_chat_template(messages: list[dict], tools: list[dict] | None, render, linear: bool = True) -> tuple[list, dict]:
     """Plain messages of one trajectory, and the edits that turn them into the served prompt of each turn.
 
     Args:
         messages, tools: as `served_trajectory` returns them.
         render: see `load_chat_template`.
-        by_chain: render one prompt per tool chain instead of one per turn; see `chains_extend`.
+        linear: the template is one for which `renders_by_query` holds, so that an ordinary trajectory need not be
+            rendered once for every turn. The result is the same.
     Returns (plain, served):
         plain: [{"role", "content"}], one per block of the rendering; an assistant message holds its target.
         served: {"turns": [{"turn": k, "message": j, "answer": a, "left_out": reason or None}],
@@ -74,50 +75,106 @@ def apply_chat_template(messages: list[dict], tools: list[dict] | None, render, 
             the part of each target that the generation prompt holds already (nothing, or `<think>` and a newline).
     Raises TrajectoryError where the template refuses the messages, or does not render ChatML.
     """
-    blocks = split_blocks(render(messages, tools))
     turns = [k for k, message in enumerate(messages) if message["role"] == "assistant"]
+    rendered = _rendered_by_query(messages, tools, turns, render) if linear else None
+    blocks, targets, left_out, prompts = rendered or _rendered_by_prefix(messages, tools, turns, render)
     places = [j for j, (role, _) in enumerate(blocks) if role == "assistant"]
     if len(places) != len(turns):
         raise TrajectoryError(f"the chat template renders {len(turns)} assistant messages as {len(places)} blocks")
 
     plain = [{"role": role, "content": text} for role, text in blocks]
     served = {"turns": [], "drop": [], "template": [], "given": _given(render)}
-    chains = _chains(messages, turns) if by_chain else [[k] for k in turns]
-    query_seen = False
-    for k, j in zip(turns, places):
-        target = _block_after([QUERY], messages[k], None, render)
-        if not (by_chain and query_seen):
-            with contextlib.suppress(TrajectoryError):  # some templates refuse messages without a query
-                in_place = _block_after(messages[:k], messages[k], tools, render)
-                query_seen = in_place == target
-                if not query_seen and "reasoning_content" not in messages[k]:
-                    target = in_place
+    given_without_thinking = _given(render, enable_thinking=False)
+    for k, j, target, reason in zip(turns, places, targets, left_out):
         plain[j]["content"] = target
-        served["turns"].append({"turn": k, "message": j, "answer": _answer_start(target, messages[k], render),
-                                "left_out": None if query_seen else NO_QUERY})  # fmt: skip
-    for mode, history in (("drop", without_reasoning(messages)), ("template", messages)):
+        answer = _last_block([QUERY, *without_reasoning([messages[k]])], None, render).removeprefix(given_without_thinking)
+        served["turns"].append({"turn": k, "message": j, "left_out": reason,
+                                "answer": len(target) - len(answer) if target.endswith(answer) else None})  # fmt: skip
+    for mode in prompts:
         contents = [message["content"] for message in plain]
-        for chain in chains:
-            try:
-                prompts = _served_prompts(history, tools, chain, render)
-            except TrajectoryError as error:
-                for turn in served["turns"]:
-                    turn["left_out"] = str(error) if turn["turn"] in chain else turn["left_out"]
-                continue
-            for k, prompt in zip(chain, prompts):
-                if [role for role, _ in prompt] != [message["role"] for message in plain[: len(prompt)]]:
-                    raise TrajectoryError(f"the chat template renders other messages before turn {k} than later")
-                for j, (_, text) in enumerate(prompt):
-                    if text != contents[j]:
-                        served[mode].append({"turn": k, "message": j, "content": text})
-                        contents[j] = text
+        for k, prompt in zip(turns, prompts[mode]):
+            if [role for role, _ in prompt] != [message["role"] for message in plain[: len(prompt)]]:
+                raise TrajectoryError(f"the chat template renders other messages before turn {k} than later")
+            for j, (_, text) in enumerate(prompt):
+                if text != contents[j]:
+                    served[mode].append({"turn": k, "message": j, "content": text})
+                    contents[j] = text
     return plain, served
 
 
-def chains_extend(render) -> bool:
-    """Whether, inside a tool chain, each served prompt begins with the one before: then one rendering shows them all.
+def _rendered_by_prefix(messages: list[dict], tools, turns: list[int], render):
+    """The naive definition: every prefix rendered.
 
-    It holds for Qwen3 and its relatives. For a template that fails on the probe below, every prefix is rendered.
+    Returns (blocks of the whole, targets, reasons to leave turns out, {"drop": blocks of the served prompts, "template"}).
+    """
+    targets, left_out, prompts = [], [], {"drop": [], "template": []}
+    histories = {"drop": without_reasoning(messages), "template": messages}
+    for k in turns:
+        target, reason = _last_block([QUERY, messages[k]], None, render), NO_QUERY
+        with contextlib.suppress(TrajectoryError):  # some templates refuse messages without a query
+            in_place = _last_block(messages[: k + 1], tools, render)
+            if in_place == target:
+                reason = None
+            elif "reasoning_content" not in messages[k]:
+                target = in_place
+        for mode, history in histories.items():
+            try:
+                prompts[mode].append(split_blocks(render(history[:k], tools, add_generation_prompt=True)))
+            except TrajectoryError as error:
+                prompts[mode].append([])
+                reason = str(error)
+        targets.append(target)
+        left_out.append(reason)
+    return split_blocks(render(messages, tools)), targets, left_out, prompts
+
+
+def _rendered_by_query(messages: list[dict], tools, turns: list[int], render):
+    """The same, each message rendered a fixed number of times; None for a trajectory that is not ordinary.
+
+    In an ordinary one a user query comes first, no turn follows right on another and no answer holds a think tag. Then
+    past turns look as they would without reasoning, and one rendering shows them all; the turns since the last query
+    keep it, and a rendering of each stretch from a query to the next shows those.
+    """
+    first = 1 if messages[0]["role"] == "system" else 0
+    odd = any(messages[k - 1]["role"] == "assistant" or "</think>" in messages[k]["content"] for k in turns)
+    if odd or first not in (query_at := _queries(messages, render)):
+        return None
+    starts = [0]  # where the blocks of a message start, from messages[first] on; the outputs of a turn share one
+    for before, message in zip(messages[first:], [*messages[first + 1 :], QUERY]):
+        starts.append(starts[-1] + (not before["role"] == message["role"] == "tool"))
+    starts = [0] * first + starts
+    try:
+        past = split_blocks(render([*without_reasoning(messages), QUERY], tools))[:-1]
+        lead = len(split_blocks(render([QUERY], None))) - 1  # a system prompt that the template adds by itself
+        opening, prompts = len(past) - starts[-1], {"drop": [], "template": []}
+        for query, end in zip(query_at, [*query_at[1:], len(messages)]):
+            stretch = [k for k in turns if query < k < end]
+            current = split_blocks(render(messages[query : stretch[-1]], None))[lead:] if stretch else []
+            before = past[: opening + starts[query]]
+            prompts["drop"] += [past[: opening + starts[k]] for k in stretch]
+            prompts["template"] += [before + current[: starts[k] - starts[query]] for k in stretch]
+        return past, [_last_block([QUERY, messages[k]], None, render) for k in turns], [None] * len(turns), prompts
+    except TrajectoryError:
+        return None
+
+
+def _queries(messages: list[dict], render) -> list[int]:
+    """The user messages after which the template shows earlier turns differently; the first if it is like any query."""
+    turn, output = {"role": "assistant", "content": "a", "reasoning_content": "r"}, {"role": "tool", "content": "t"}
+    places = [k for k, message in enumerate(messages) if message["role"] == "user"]
+    try:
+        kept = split_blocks(render([QUERY, turn, output], None))[-2]
+        queries = [k for k in places[1:] if split_blocks(render([QUERY, turn, messages[k]], None))[-2] != kept]
+        opens = _last_block([messages[k] for k in places[:1]] + [turn], None, render) == _last_block([QUERY, turn], None, render)
+    except TrajectoryError:
+        return []
+    return places[:1] * opens + queries
+
+
+def renders_by_query(render) -> bool:
+    """Whether rendering by query gives what the naive definition gives, on a conversation with all that templates look at.
+
+    It does for Qwen3 and its relatives. For a template that fails here, every prefix is rendered.
     """
     call = {"function": {"name": "f", "arguments": {"x": 1}}}
     chain = [
@@ -130,18 +187,16 @@ def chains_extend(render) -> bool:
         {"role": "tool", "content": ""},
         {"role": "assistant", "content": " c\n", "reasoning_content": "r"},
     ]
-    system, query, answer = {"role": "system", "content": "s"}, {"role": "user", "content": "q"}, chain[-1]
-    response = {"role": "user", "content": "<tool_response>\n4\n</tool_response>"}
+    system, response = {"role": "system", "content": "s"}, {"role": "user", "content": "<tool_response>\n4\n</tool_response>"}
     tools = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
     probes = [
-        ([system, query, *chain, query, *chain, response, answer, answer, query, answer], tools),
-        ([query, *chain, *chain, system, *chain, query, query, *chain[2:], query], None),
+        ([system, QUERY, *chain, QUERY, *chain, response, *chain, system, *chain[2:], QUERY, QUERY, chain[-1]], tools),
+        ([QUERY, *chain[-1:], QUERY, *chain, QUERY], None),
     ]
     try:
         return all(
-            apply_chat_template(messages, tools, render, by_chain=True)
-            == apply_chat_template(messages, tools, render, by_chain=False)
-            for messages, tools in probes
+            apply_chat_template(*probe, render, linear=True) == apply_chat_template(*probe, render, linear=False)
+            for probe in probes
         )
     except TrajectoryError:
         return False
@@ -163,42 +218,13 @@ def split_blocks(rendered: str) -> list[tuple[str, str]]:
     raise TrajectoryError(f"the chat template is not ChatML: it does not render {BLOCK_START}role … {BLOCK_END} blocks")
 
 
-def _chains(messages: list[dict], turns: list[int]) -> list[list[int]]:
-    """The turns, grouped where nothing but tool outputs comes between one and the next.
-
-    A turn right after another is a chain of its own: templates show the message that closes a prompt in a way of its own.
-    """
-    chains = []
-    for k in turns:
-        previous = chains[-1][-1] if chains else k
-        only_tools = {message["role"] for message in messages[previous + 1 : k]} == {"tool"}
-        if only_tools and (previous == 0 or messages[previous - 1]["role"] != "assistant"):
-            chains[-1].append(k)
-        else:
-            chains.append([k])
-    return chains
-
-
-def _served_prompts(messages: list[dict], tools, chain: list[int], render) -> list[list[tuple[str, str]]]:
-    """The blocks of the served prompt of each turn of a chain, from one rendering."""
-    blocks = split_blocks(render(messages[: chain[-1]], tools, add_generation_prompt=True))
-    return [blocks[: len(blocks) - 2 * later] for later in reversed(range(len(chain)))]  # a turn and its tool outputs each
-
-
-def _block_after(history: list[dict], message: dict, tools, render) -> str:
-    return split_blocks(render([*history, message], tools))[-1][1]
+def _last_block(messages: list[dict], tools, render) -> str:
+    return split_blocks(render(messages, tools))[-1][1]
 
 
 def _given(render, **variables) -> str:
     """What the generation prompt holds of the assistant block."""
     return render([QUERY], None, add_generation_prompt=True, **variables).rpartition(f"{BLOCK_START}assistant\n")[2]
-
-
-def _answer_start(target: str, message: dict, render) -> int | None:
-    """Where the part of a target starts that a model generates with `enable_thinking=False`; None if it has no such."""
-    answer = _block_after([QUERY], without_reasoning([message])[0], None, render)
-    answer = answer.removeprefix(_given(render, enable_thinking=False))
-    return len(target) - len(answer) if target.endswith(answer) else None
 
 
 # ---------------------------------------------------------------- the chat template
@@ -326,7 +352,7 @@ def main() -> None:
     output = args.output or default_output(args.input)
     files = local_files(args.input)
     render = load_chat_template(args.chat_template)
-    apply = functools.partial(apply_chat_template, render=render, by_chain=chains_extend(render))
+    apply = functools.partial(apply_chat_template, render=render, linear=renders_by_query(render))
     rejects = Rejects(args.input, output, args.strict)
     notes = Counter()
     with row_writer(output, output_schema(files, output)) as write:

@@ -6,7 +6,7 @@ import pytest
 from conftest import GOLDEN, ROOT, assistant, call, tool, user
 
 from check_training_tokens import served_turn
-from step1_apply_tool_template import QWEN3, apply_chat_template, chains_extend, load_chat_template
+from step1_apply_tool_template import QWEN3, apply_chat_template, load_chat_template, renders_by_query
 from step2_to_alpaca_mask_history import to_samples
 from trajectories import TrajectoryError, served_trajectory
 
@@ -30,10 +30,10 @@ def test_template_file_renders_the_official_prompts_and_targets(case):
             assert (prompt, target) == (turn[f"prompt_{mode}"], turn["target"])
 
 
-@pytest.mark.parametrize("by_chain", [True, False])
+@pytest.mark.parametrize("linear", [True, False])
 @pytest.mark.parametrize("case", GOLDEN, ids=lambda case: case["name"])
-def test_both_steps_reproduce_the_official_prompts_and_targets(case, by_chain):
-    plain, served = apply_chat_template(*served_trajectory(case), RENDER, by_chain=by_chain)
+def test_both_steps_reproduce_the_official_prompts_and_targets(case, linear):
+    plain, served = apply_chat_template(*served_trajectory(case), RENDER, linear=linear)
     expected = {turn["turn"]: turn for turn in case["turns"]}
     assert [turn["turn"] for turn in served["turns"]] == list(expected)
     for turn in served["turns"]:
@@ -88,14 +88,14 @@ def test_template_that_is_not_chatml_is_named_as_such(rendered, tmp_path):
         load_chat_template(str(tmp_path / "t.jinja"))
 
 
-def test_one_rendering_per_chain_is_used_only_where_prompts_extend(tmp_path):
-    assert chains_extend(RENDER)
+def test_rendering_by_query_is_used_only_for_templates_that_allow_it(tmp_path):
+    assert renders_by_query(RENDER)
     numbered = QWEN3.read_text(encoding="utf-8").replace("'<|im_end|>\\n' -}}", "messages | length ~ '<|im_end|>\\n' -}}")
     (tmp_path / "numbered.jinja").write_text(numbered, encoding="utf-8")
     render = load_chat_template(str(tmp_path / "numbered.jinja"))
-    assert not chains_extend(render)  # each prompt shows how many messages it has, so none begins with another
+    assert not renders_by_query(render)  # each prompt shows how many messages it has, so none begins with another
     messages = [user("q"), assistant("", "r", [call("f", {})]), tool("1"), assistant("a", "s")]
-    plain, served = apply_chat_template(messages, None, render, by_chain=False)
+    plain, served = apply_chat_template(messages, None, render, linear=False)
     for sample in to_samples({"messages": plain, "served": {**served, "source": "", "trajectory": 0}}, "drop")[0]:
         assert served_text(sample)[0] == served_turn(messages, None, sample["turns"][-1], "drop", render)[0]
 

@@ -116,7 +116,7 @@ def test_merged_samples_supervise_each_turn_once_in_its_served_context(conversat
 
 @settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck))
 @given(conversation=CONVERSATION, tools=TOOLS)
-def test_one_rendering_per_chain_equals_one_per_prefix(conversation, tools):
+def test_rendering_by_query_equals_rendering_every_prefix(conversation, tools):
     try:
         messages, tools = served_trajectory({"messages": conversation, "tools": tools})
     except TrajectoryError:
