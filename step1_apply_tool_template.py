@@ -19,6 +19,7 @@ import argparse
 import contextlib
 import functools
 import json
+import os
 import sys
 from collections import Counter
 from pathlib import Path
@@ -35,8 +36,10 @@ from trajectories import (
     SAMPLE,
     Rejects,
     TrajectoryError,
+    json_text,
     local_files,
     open_parquet,
+    positive_count,
     row_writer,
     served_trajectory,
     shown,
@@ -302,24 +305,33 @@ def _strftime_now(pattern: str) -> str:
 # ---------------------------------------------------------------- around them
 
 
-def convert_row(row: dict, index: int, source: str, apply) -> tuple[dict, Counter]:
-    """One input row -> (output row, what the user should know of it, counted); raises TrajectoryError."""
+def convert_row(row: dict, index: int, source: str, chat_template: str, as_text: bool) -> tuple[dict | str, Counter]:
+    """One input row -> (output row or its JSON, what the user should know of it, counted); raises TrajectoryError."""
     if "served" in row:
         raise TrajectoryError("the row has a column `served`: it is one of step 1 already")
     messages, tools = served_trajectory(row)
-    plain, served = apply(messages, tools)
-    notes = Counter(turns=len(served["turns"]))
+    render, linear = prepared_template(chat_template)
+    plain, served = apply_chat_template(messages, tools, render, linear)
+    notes = Counter(trajectories=1, turns=len(served["turns"]))
     for turn in served["turns"]:
         reasoning = messages[turn["turn"]].get("reasoning_content", "").strip()
         notes[LEFT_OUT] += turn["left_out"] is not None
         notes[UNSEEN] += reasoning not in plain[turn["message"]]["content"]
     notes[PARTS] = text_parts(row)
     converted = {**row, "messages": plain, "served": {"source": source, "trajectory": index, **served}}
+    text = json_text(converted) if as_text else json.dumps(converted, ensure_ascii=False, default=str)
     try:
-        json.dumps(converted, ensure_ascii=False, default=str).encode()
+        text.encode()
     except UnicodeEncodeError as error:
         raise TrajectoryError(f"the text holds a lone surrogate, which no tokenizer can read ({error.reason})") from None
-    return converted, notes
+    return text if as_text else converted, notes
+
+
+@functools.cache
+def prepared_template(name: str) -> tuple:
+    """(render, whether it renders by query) of a chat template, loaded once in each process."""
+    render = load_chat_template(name)
+    return render, renders_by_query(render)
 
 
 def default_output(source: str) -> Path:
@@ -346,20 +358,23 @@ def main() -> None:
     parser.add_argument("output", nargs="?", type=Path, metavar="OUTPUT", help=f"default: INPUT's name with {SUFFIX}")
     parser.add_argument("--chat-template", default=str(QWEN3), metavar="FILE_OR_MODEL",
                         help="a .jinja file, a model directory or a Hub model id (default: the embedded Qwen3 template)")  # fmt: skip
+    parser.add_argument("--num-proc", type=positive_count, default=os.cpu_count(), metavar="N",
+                        help="processes (default: one per core)")  # fmt: skip
     parser.add_argument("--strict", action="store_true", help="stop at the first bad row instead of setting it aside")
     args = parser.parse_args()
 
     output = args.output or default_output(args.input)
     files = local_files(args.input)
-    render = load_chat_template(args.chat_template)
-    apply = functools.partial(apply_chat_template, render=render, linear=renders_by_query(render))
+    prepared_template(args.chat_template)  # before the work, so that a bad one costs nothing
     rejects = Rejects(args.input, output, args.strict)
     notes = Counter()
+    convert = functools.partial(
+        convert_row, source=args.input, chat_template=args.chat_template, as_text=output.suffix != ".parquet"
+    )
     with row_writer(output, output_schema(files, output)) as write:
-        convert = functools.partial(convert_row, source=args.input, apply=apply)
-        for row, row_notes in rejects.convert(convert, "step 1"):
+        for row, row_notes in rejects.convert(convert, "step 1", args.num_proc):
             write(row)
-            notes.update(row_notes, trajectories=1)
+            notes.update(row_notes)
         if not notes:
             rejects.save()
             sys.exit(f"{args.input}: no trajectory is left; {shown(output)} is not written{still_there(output)}")

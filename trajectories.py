@@ -4,12 +4,17 @@ A trajectory is one row of a `.json` array, a `.jsonl` or a `.parquet` file, or 
 `messages` and `tools` are lists, or JSON strings of lists. Rows are counted from 0.
 """
 
+import collections
 import contextlib
+import functools
+import itertools
 import json
 import os
 import re
+import signal
 import sys
-from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from tqdm import tqdm
@@ -20,7 +25,11 @@ FORMATS = (".json", ".jsonl", ".parquet")
 ROLES = ("system", "user", "assistant", "tool")
 BLOCK_START, BLOCK_END = "<|im_start|>", "<|im_end|>"
 SHOWN_REASONS = 5
+JSON_CHUNK = 1 << 20  # characters of a JSON array read at a time
+BATCH = 32  # rows that a process works on at a time
 PARQUET_BATCH = 512  # rows held in memory while a Parquet file is written
+
+tqdm.monitor_interval = 0  # no thread beside the bar: processes are forked
 
 
 class TrajectoryError(ValueError):
@@ -195,17 +204,43 @@ def local_files(source: str) -> list[Path]:
 
 def read_rows(source: str, desc: str | None = None):
     """Yield (index, row, None) for each row of the source, or (index, text, error) where a row cannot be read."""
+    for index, raw in read_raw(source, desc):
+        try:
+            yield index, parse_row(raw), None
+        except TrajectoryError as error:
+            yield index, shown_raw(raw), error
+
+
+def read_raw(source: str, desc: str | None = None):
+    """Yield (index, raw) for each row of the source: a line of JSON as bytes, or a row that is parsed already."""
     files = local_files(source)
-    rows = (item for path in files for item in _READERS[path.suffix](path))
+    rows = (row for path in files for row in _READERS[path.suffix](path))
     try:
         counts = [_count_rows(path) for path in files]
         total = None if None in counts else sum(counts)
-        for index, (row, error) in enumerate(tqdm(rows, total=total, desc=desc, unit=" rows", disable=desc is None)):
-            if error is None and not isinstance(row, dict):
-                error = TrajectoryError(f"the row is not an object but {_kind(row)}")
-            yield index, row, error
+        yield from enumerate(tqdm(rows, total=total, desc=desc, unit=" rows", disable=desc is None))
     except OSError as error:
         raise SystemExit(f"{source}: cannot be read ({error})") from None
+
+
+def parse_row(raw) -> dict:
+    """A row of `read_raw`; raises TrajectoryError."""
+    if isinstance(raw, bytes):
+        try:
+            raw = json.loads(raw)
+        except (ValueError, RecursionError) as error:
+            raise TrajectoryError(f"the row is not valid JSON ({error})") from None
+    if not isinstance(raw, dict):
+        raise TrajectoryError(f"the row is not an object but {_kind(raw)}")
+    return raw
+
+
+def shown_raw(raw):
+    """A row of `read_raw` as a file of rejects keeps it: parsed where it can be, else its text."""
+    try:
+        return json.loads(raw) if isinstance(raw, bytes) else raw
+    except (ValueError, RecursionError):
+        return raw.decode("utf-8", "replace")
 
 
 def _read_jsonl(path: Path):
@@ -214,20 +249,39 @@ def _read_jsonl(path: Path):
             if line.strip() == b"[":
                 raise SystemExit(f"{path}: holds a JSON array over several lines; name it .json")
             if line.strip():
-                try:
-                    yield json.loads(line), None
-                except (ValueError, RecursionError) as error:
-                    yield line.decode("utf-8", "replace"), TrajectoryError(f"the row is not valid JSON ({error})")
+                yield line
 
 
 def _read_json(path: Path):
+    """The rows of an array, read as a stream: the text in memory grows with the longest row, not with the file."""
+    decode, skip = json.JSONDecoder().raw_decode, re.compile(r"\s*").match
+
+    def broken(what: str) -> SystemExit:
+        return SystemExit(f"{path}: {what}; a .json file holds one array of rows, a .jsonl file a row per line")
+
     try:
-        rows = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise SystemExit(f"{path}: not valid JSON ({error}); a .json file holds one array of rows, a .jsonl file a row per line") from None
-    if not isinstance(rows, list):
-        raise SystemExit(f"{path}: holds {_kind(rows)} where an array of rows is expected")
-    return ((row, None) for row in rows)
+        with path.open(encoding="utf-8-sig") as file:
+            text, size, problem = file.read(JSON_CHUNK), JSON_CHUNK, "ends in the middle of the array"
+            at = skip(text).end() + 1
+            if text[at - 1 : at] != "[":
+                raise broken("not an array")
+            while text[(at := skip(text, at).end()) : at + 1] != "]":
+                try:
+                    row, end = decode(text, at)
+                    end = skip(text, end).end()
+                except json.JSONDecodeError as error:
+                    row, end, problem = None, len(text), f"not valid JSON ({error})"
+                if text[end : end + 1] in (",", "]"):
+                    yield row
+                    at, size, problem = end + (text[end] == ","), JSON_CHUNK, "ends in the middle of the array"
+                elif more := file.read(size):  # the row may go on
+                    text, at, size = text[at:] + more, 0, 2 * size
+                else:
+                    raise broken(problem)
+            if (text[at + 1 :] + file.read(JSON_CHUNK)).strip():
+                raise broken("has text after the array")
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise broken(f"not valid JSON ({error})") from None
 
 
 def _read_parquet(path: Path):
@@ -240,7 +294,7 @@ def _read_parquet(path: Path):
                     "others; store the column as JSON strings"
                 )
         for batch in file.iter_batches(batch_size=PARQUET_BATCH):
-            yield from ((row, None) for row in batch.to_pylist())
+            yield from batch.to_pylist()
 
 
 def open_parquet(path: Path):
@@ -287,7 +341,9 @@ def whole_file(path: Path):
 
 @contextlib.contextmanager
 def row_writer(path: Path, schema=None):
-    """Yield write(row: dict) for a `.json`, `.jsonl` or `.parquet` file that appears whole, or not at all.
+    """Yield write(row) for a `.json`, `.jsonl` or `.parquet` file that appears whole, or not at all.
+
+    A row is a dict; for the JSON formats it may be its `json_text`.
 
     `schema` (pyarrow) types a Parquet file. Without it the first rows do, by a rule that cannot mix the keys of nested
     objects: see `_inferred_schema`.
@@ -301,9 +357,9 @@ def row_writer(path: Path, schema=None):
         with part.open("w", encoding="utf-8") as file:
             separator = opening
 
-            def write(row: dict) -> None:
+            def write(row) -> None:
                 nonlocal separator
-                file.write(separator + json_text(row))
+                file.write(separator + (row if isinstance(row, str) else json_text(row)))
                 separator = between
 
             yield write
@@ -378,6 +434,46 @@ def _stored(value, kind):
 # ---------------------------------------------------------------- around the pure functions
 
 
+def _batches(items):
+    while batch := list(itertools.islice(items, BATCH)):
+        yield batch
+
+
+def _convert_batch(function, batch: list) -> list[tuple]:
+    """[(index, function(row, index), None)], or (index, row, reason) where it finds an error."""
+    results = []
+    for index, raw in batch:
+        try:
+            results.append((index, function(parse_row(raw), index), None))
+        except TrajectoryError as error:
+            results.append((index, shown_raw(raw), str(error)))
+    return results
+
+
+def _in_order(function, items, num_proc: int):
+    """map(function, items) over processes, with no more items under way than keep them busy.
+
+    The first item is done here: a small input needs no processes, and they inherit what the function has loaded.
+    """
+    yield from map(function, itertools.islice(items, 1 if num_proc > 1 else None))
+    first = next(items, None)
+    if first is None:
+        return
+    with ProcessPoolExecutor(num_proc, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)) as pool:
+        try:
+            under_way = collections.deque()
+            for item in itertools.chain([first], items):
+                under_way.append(pool.submit(function, item))
+                if len(under_way) > 2 * num_proc:
+                    yield under_way.popleft().result()
+            while under_way:
+                yield under_way.popleft().result()
+        except BrokenProcessPool:
+            raise SystemExit("a worker process was killed (out of memory?); try a smaller --num-proc") from None
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
 class Rejects:
     """Rows set aside: counted, and written with their reason to `<output>.rejects.jsonl` (none, no file)."""
 
@@ -389,20 +485,21 @@ class Rejects:
         self.source, self.strict, self.rows = source, strict, []
         self.path = output.with_name(output.name + ".rejects.jsonl")
 
-    def convert(self, function, desc: str):
-        """Yield function(row, index) for each row of the source; a row in which it finds an error is set aside."""
+    def convert(self, function, desc: str, num_proc: int = 1):
+        """Yield function(row, index) for each row of the source, in order; a row in which it finds an error is set aside.
+
+        With several processes the function and its results are pickled.
+        """
         self.path.unlink(missing_ok=True)  # that of an earlier run
-        for index, row, error in read_rows(self.source, desc):
-            try:
-                if error:
-                    raise error
-                yield function(row, index)
-            except TrajectoryError as error:
-                if self.strict:
-                    raise SystemExit(
-                        f"{self.source}: row {index}: {error}; fix the row, or drop --strict to set it aside"
-                    ) from None
-                self.rows.append({"source": self.source, "row": index, "reason": str(error), "trajectory": row})
+        batches = _batches(read_raw(self.source, desc))
+        for results in _in_order(functools.partial(_convert_batch, function), batches, num_proc):
+            for index, result, reason in results:
+                if reason is None:
+                    yield result
+                elif self.strict:
+                    raise SystemExit(f"{self.source}: row {index}: {reason}; fix the row, or drop --strict to set it aside")
+                else:
+                    self.rows.append({"source": self.source, "row": index, "reason": reason, "trajectory": result})
 
     def save(self) -> None:
         """Write the file; say where it is and what the reasons are."""
@@ -411,7 +508,7 @@ class Rejects:
         with whole_file(self.path) as part:  # ASCII, so that rows with lone surrogates can be written too
             part.write_text("".join(json.dumps(row, default=str) + "\n" for row in self.rows), encoding="ascii")
         print(f"{len(self.rows)} rows set aside with their reasons: {self.path}", file=sys.stderr)
-        reasons = Counter(rejected["reason"] for rejected in self.rows)
+        reasons = collections.Counter(rejected["reason"] for rejected in self.rows)
         for reason, number in reasons.most_common(SHOWN_REASONS):
             row = next(rejected["row"] for rejected in self.rows if rejected["reason"] == reason)
             print(f"  {number} like row {row}: {reason}", file=sys.stderr)

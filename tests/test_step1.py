@@ -2,13 +2,21 @@
 
 import datetime
 import json
+import os
+import signal
 import subprocess
 import sys
+import tempfile
+import time
+from pathlib import Path
+from unittest import mock
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import GOLDEN, ROOT, assistant, call, read_jsonl, tool, user, write_jsonl
+from hypothesis import given
+from hypothesis import strategies as st
 
 import trajectories
 from step1_apply_tool_template import QWEN3, apply_chat_template, load_chat_template
@@ -150,7 +158,7 @@ def test_exit_code_says_when_nothing_is_left_and_an_earlier_output_stays(run, tm
         ("a.json", b"[{", "a.json: not valid JSON"),
         ("a.jsonl", b'[\n{"messages": []}\n]', "a.jsonl: holds a JSON array over several lines; name it .json"),
         ("folder", None, "folder: is a folder"),
-        ("a.json", b'{"a": 1}', "a.json: holds an object where an array of rows is expected"),
+        ("a.json", b'{"a": 1}', "a.json: not an array; a .json file holds one array of rows"),
         ("a.parquet", b"PAR0", "a.parquet: not a Parquet file"),
     ],
 )
@@ -292,6 +300,66 @@ def test_tools_may_be_missing_null_empty_or_a_string(run, tmp_path):
     write_jsonl(tmp_path / "x.jsonl", rows)
     run("step1_apply_tool_template.py", "x.jsonl", "y.jsonl")
     assert [len(row["messages"]) for row in read_jsonl(tmp_path / "y.jsonl")] == [2] * 6
+
+
+# ---------------------------------------------------------------- many rows
+
+MANY = [{"id": number, "messages": [user(f"q{number}"), assistant("a" * number, "r")]} for number in range(200)]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".parquet"])
+def test_many_processes_write_what_one_writes(run, tmp_path, suffix):
+    write_jsonl(tmp_path / "x.jsonl", [*MANY, {"messages": []}, "bad", *MANY])
+    for num_proc in (1, 3):
+        run("step1_apply_tool_template.py", "x.jsonl", f"{num_proc}{suffix}", "--num-proc", num_proc)
+    assert (tmp_path / f"1{suffix}").read_bytes() == (tmp_path / f"3{suffix}").read_bytes()
+    rejects = [(tmp_path / f"{num_proc}{suffix}.rejects.jsonl").read_bytes() for num_proc in (1, 3)]
+    assert rejects[0] == rejects[1] and [json.loads(line)["row"] for line in rejects[0].splitlines()] == [200, 201]
+
+
+def test_interrupt_leaves_nothing_behind(tmp_path):
+    write_jsonl(tmp_path / "x.jsonl", MANY * 100)
+    command = [sys.executable, str(ROOT / "step1_apply_tool_template.py"), "x.jsonl", "y.jsonl", "--num-proc", "2"]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, start_new_session=True)
+    while not list(tmp_path.glob(".y.jsonl.*.part")):
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode != 0 and [path.name for path in tmp_path.iterdir()] == ["x.jsonl"]
+
+
+def test_killed_worker_is_an_error_and_leaves_nothing_behind(tmp_path):
+    write_jsonl(tmp_path / "x.jsonl", MANY * 100)
+    command = [sys.executable, str(ROOT / "step1_apply_tool_template.py"), "x.jsonl", "y.jsonl", "--num-proc", "2"]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    while not children.read_text().split():
+        time.sleep(0.01)
+    os.kill(int(children.read_text().split()[0]), signal.SIGKILL)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1 and "a worker process was killed" in errors
+    assert [path.name for path in tmp_path.iterdir()] == ["x.jsonl"]
+
+
+@given(
+    rows=st.lists(st.recursive(st.none() | st.text(max_size=3) | st.floats(allow_nan=False, allow_infinity=False),
+                               lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=2), inner, max_size=2)),
+                  max_size=4),
+    indent=st.sampled_from([None, 4]), chunk=st.integers(1, 40),
+)  # fmt: skip
+def test_array_is_read_as_a_stream_whatever_the_size_of_the_pieces(rows, indent, chunk):
+    with tempfile.TemporaryDirectory() as folder, mock.patch.object(trajectories, "JSON_CHUNK", chunk):
+        path = Path(folder) / "x.json"
+        path.write_text(json.dumps(rows, indent=indent, ensure_ascii=False), encoding="utf-8", newline="")
+        assert list(trajectories._read_json(path)) == rows
+
+
+@pytest.mark.parametrize("text", ["[{}", "[{},", '[{"a": 1}, {"a"', "[{} {}]", "[{}] x", "[{}][{}]", "[,]", "", "[{\x00}]"])
+def test_array_that_is_cut_or_broken_is_a_clear_error(run, tmp_path, text):
+    (tmp_path / "x.json").write_text(text)
+    process = run("step1_apply_tool_template.py", "x.json", expect=1)
+    assert "x.json: " in process.stderr and "a .json file holds one array of rows" in process.stderr
+    assert "Traceback" not in process.stderr
 
 
 # ---------------------------------------------------------------- the Hub, the template, the start
