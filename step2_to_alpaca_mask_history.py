@@ -17,12 +17,15 @@ system) text with its role blocks, where LlamaFactory's tokenizer turns it into 
 """
 
 import argparse
+import io
 import json
 import os
+import pickle
 import random
 import re
 import shlex
 import sys
+import tempfile
 from collections import Counter
 from pathlib import Path
 
@@ -45,6 +48,8 @@ from trajectories import (
 DEFAULT_INPUT = SAMPLE.with_name(SAMPLE.stem + "_apply_qwen3_template.jsonl")
 DEFAULT_OUTPUT = ROOT / "data" / "alpaca_mask_history_envscaler_sft_traj_9k.parquet"
 COLUMNS = {"prompt": "instruction", "query": "input", "response": "output", "system": "system", "history": "history"}
+BUCKETS = 256  # of the shuffle; one of them is in memory when samples are written
+MEMORY = 1 << 27  # bytes of samples held in memory before they go to disk
 DATE_LIKE = re.compile(r"\d{4}-\d{1,2}-\d{1,2}([T ].*)?\s*", re.DOTALL)
 
 
@@ -208,19 +213,62 @@ def sample_schema():
                       ("turns", pa.list_(pa.int64())), ("served_as", text)])  # fmt: skip
 
 
-def for_json(samples: list[dict]) -> list[dict]:
-    """The samples in an order that the JSON reader of datasets (4.0.0) types rightly: one with a history comes first.
+def shuffled(samples, seed: int, folder: Path):
+    """Yield the samples in an order drawn uniformly, with a share of 1 / BUCKETS of them in memory.
+
+    Each draws a key; the key's bucket takes it, in memory first and on disk when there are many; bucket after bucket is
+    sorted by key.
+    """
+    draw, number, held = random.Random(seed).random, 0, 0
+    buckets = [[] for _ in range(BUCKETS)]
+    with tempfile.TemporaryDirectory(prefix=".shuffle.", dir=folder) as spill:
+        files = [Path(spill, str(bucket)) for bucket in range(BUCKETS)]
+        for number, sample in enumerate(samples, 1):
+            key = draw()
+            buckets[int(key * BUCKETS)].append(pickle.dumps((key, number, sample)))
+            held += len(buckets[int(key * BUCKETS)][-1])
+            if held > MEMORY:
+                for bucket, path in zip(buckets, files):
+                    with path.open("ab") as file:
+                        file.writelines(bucket)
+                    bucket.clear()
+                held = 0
+        with tqdm(total=number, desc="write", unit=" samples") as bar:
+            for bucket, path in zip(buckets, files):
+                pickled = io.BytesIO((path.read_bytes() if path.exists() else b"") + b"".join(bucket))
+                keyed = []
+                while pickled.tell() < len(pickled.getbuffer()):
+                    keyed.append(pickle.load(pickled))
+                bucket.clear()
+                for _, _, sample in sorted(keyed, key=lambda entry: entry[:2]):
+                    yield sample
+                    bar.update()
+
+
+def for_json(samples):
+    """Yield the samples in an order that the JSON reader of datasets (4.0.0) types rightly: one with a history first.
 
     It takes the types of a column from the first block of the file. Where all histories in it are empty, it takes them
     for lists of null and stops at the first other one; where all texts look like dates, it makes them timestamps.
     """
-    first = next((position for position, sample in enumerate(samples) if sample["history"]), 0)
-    texts = {column: [sample[column] for sample in samples] for column in ("instruction", "output", "system")}
-    texts["history"] = [text for sample in samples for pair in sample["history"] for text in pair]
-    for column, values in texts.items():
-        if values and all(map(DATE_LIKE.fullmatch, values)):
-            sys.exit(f"every {column} looks like a date, which JSON readers turn into a timestamp; write .parquet instead")
-    return samples[first : first + 1] + samples[:first] + samples[first + 1 :]
+    waiting, only_dates = [], dict.fromkeys(("instruction", "output", "system", "history"), True)
+    for sample in samples:
+        texts = {**sample, "history": [text for pair in sample["history"] for text in pair]}
+        for column in [column for column, so_far in only_dates.items() if so_far]:
+            values = texts[column] if column == "history" else [texts[column]]
+            only_dates[column] = all(map(DATE_LIKE.fullmatch, values))
+        if waiting is not None and sample["history"]:
+            yield sample
+            yield from waiting
+            waiting = None
+        elif waiting is not None:
+            waiting.append(sample)
+        else:
+            yield sample
+    only_dates["history"] = only_dates["history"] and waiting is None
+    yield from waiting or []
+    for column in [column for column, so_far in only_dates.items() if so_far]:
+        sys.exit(f"every {column} looks like a date, which JSON readers turn into a timestamp; write .parquet instead")
 
 
 def training_settings(sample: dict, given: str, merge_turns: bool) -> list[str]:
@@ -297,42 +345,45 @@ def main() -> None:
     read_dataset_info(dataset_info)  # before the work, so that a broken one costs nothing
 
     rejects = Rejects(args.input, args.output, args.strict)
-    samples, left_out, trajectories, unmerged, given = [], Counter(), 0, 0, ""
-    for row, row_samples, reasons in rejects.convert(
-        lambda row, _: (row, *to_samples(row, served_as, args.merge_turns)), "step 2"
-    ):
-        samples += row_samples
-        left_out.update(reasons)
-        trajectories += 1
-        given = given or _step1_columns(row)[1]["given"]
-        if args.merge_turns:
-            unmerged += sum(map(characters, to_samples(row, served_as)[0]))
-    rejects.save()
-    if not samples:
-        sys.exit(f"{args.input}: no sample is left; {shown(args.output)} is not written{still_there(args.output)}")
-    if not args.no_shuffle:
-        random.Random(args.seed).shuffle(samples)
-    if args.output.suffix != ".parquet":
-        samples = for_json(samples)
+    totals, left_out, given, preview = Counter(), Counter(), "", []
+
+    def read_samples():
+        nonlocal given
+        for row, samples, reasons in rejects.convert(
+            lambda row, _: (row, *to_samples(row, served_as, args.merge_turns)), "step 2"
+        ):
+            left_out.update(reasons)
+            given = given or _step1_columns(row)[1]["given"]
+            totals.update(trajectories=1, samples=len(samples), supervised=sum(len(sample["turns"]) for sample in samples))
+            if args.merge_turns:
+                totals["unmerged"] += sum(map(characters, to_samples(row, served_as)[0]))
+                totals["merged"] += sum(map(characters, samples))
+            yield from samples
 
     replaced = ", in place of an earlier one" if args.output.exists() else ""
     with row_writer(args.output, sample_schema()) as write:
-        for sample in tqdm(samples, desc="write", unit=" samples"):
+        samples = read_samples() if args.no_shuffle else shuffled(read_samples(), args.seed, args.output.parent)
+        for sample in samples if args.output.suffix == ".parquet" else for_json(samples):
             write(sample)
-    preview = args.output.with_name(args.output.stem + "_preview.json")
-    with whole_file(preview) as part:
-        part.write_text(json.dumps(samples[: args.preview], indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            if len(preview) < args.preview:
+                preview.append(sample)
+        rejects.save()
+        if not totals["samples"]:
+            sys.exit(f"{args.input}: no sample is left; {shown(args.output)} is not written{still_there(args.output)}")
+    preview_path = args.output.with_name(args.output.stem + "_preview.json")
+    with whole_file(preview_path) as part:
+        part.write_text(json.dumps(preview, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     register(dataset_info, name, args.output)
 
-    supervised = sum(len(sample["turns"]) for sample in samples)
-    print(f"{trajectories} trajectories, {supervised + left_out.total()} turns: {len(samples)} samples")
+    turns = totals["supervised"] + left_out.total()
+    print(f"{totals['trajectories']} trajectories, {turns} turns: {totals['samples']} samples")
     if args.merge_turns:
-        saved = unmerged / sum(map(characters, samples))
-        print(f"{supervised} turns merged into {len(samples)} samples: {saved:.1f} times less text to train on")
+        print(f"{totals['supervised']} turns merged into {totals['samples']} samples: "
+              f"{totals['unmerged'] / totals['merged']:.1f} times less text to train on")  # fmt: skip
     for reason, count in left_out.items():
         print(f"{count} turns left out: {reason}")
-    print(f"{shown(args.output)}{replaced}, registered as {name} in {shown(dataset_info)}; the first samples: {shown(preview)}")
-    settings = training_settings(samples[0], given, args.merge_turns)
+    print(f"{shown(args.output)}{replaced}, registered as {name} in {shown(dataset_info)}; the first samples: {shown(preview_path)}")
+    settings = training_settings(preview[0], given, args.merge_turns)
     if name != DEFAULT_OUTPUT.stem:
         settings = [f"dataset={name}", *settings]
     if not args.dataset_dir.samefile(ROOT):
