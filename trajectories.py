@@ -42,9 +42,9 @@ class TrajectoryError(ValueError):
 def served_trajectory(row: dict) -> tuple[list[dict], list[dict] | None]:
     """The messages and tools of a row as an OpenAI-compatible server hands them to the chat template.
 
-    Servers parse tool-call `arguments` strings into objects, read `content: null` as empty and a list of text parts as
-    their concatenation (vLLM and SGLang do; see README, "What the server sees"). Reasoning, whether in
-    `reasoning_content`, `reasoning` or inline in `content`, comes out in `reasoning_content`.
+    vLLM and SGLang parse tool-call `arguments` strings into objects and read `content: null` as empty. A list of text
+    parts becomes their concatenation. Reasoning, whether in `reasoning_content`, `reasoning` or inline in `content`,
+    comes out in `reasoning_content`. See README, "What the server sees".
 
     Returns (messages, tools): new dicts, the row is left alone; tools is None where there are none.
     Raises TrajectoryError.
@@ -421,7 +421,10 @@ def _inferred_schema(rows: list[dict]):
     fields = []
     for column in dict.fromkeys(key for row in rows for key in row):
         kinds = {type(row[column]) for row in rows if row.get(column) is not None}
-        fields.append((column, next((types[kind] for kind in kinds if kind in types), pa.string())))
+        scalars = [types[kind] for kind in kinds if kind in types]
+        if scalars and len(kinds) > 1:
+            raise SystemExit(f"column {column} holds values of several types, which Parquet cannot; write .jsonl instead")
+        fields.append((column, scalars[0] if scalars else pa.string()))
     return pa.schema(fields)
 
 
@@ -447,6 +450,8 @@ def _convert_batch(function, batch: list) -> list[tuple]:
             results.append((index, function(parse_row(raw), index), None))
         except TrajectoryError as error:
             results.append((index, shown_raw(raw), str(error)))
+        except RecursionError:
+            results.append((index, repr(raw)[:1000], "the row is nested too deeply"))
     return results
 
 

@@ -259,7 +259,8 @@ def test_parquet_values_that_json_lacks_pass_through(run, tmp_path):
     assert "holds bytes, for which JSON has no type" in process.stderr and "Traceback" not in process.stderr
 
 
-@pytest.mark.parametrize("values, reason", [([1, "a"], "column c does not fit int64"), ([2**70], "column c does not fit int64"),
+@pytest.mark.parametrize("values, reason", [([1, "a"], "column c holds values of several types"), ([1, 1.5], "column c holds values of several types"),
+                                            ([2**70], "column c does not fit int64"),
                                             ([None] * 600 + [7], "column c does not fit string")])  # fmt: skip
 def test_column_that_no_parquet_type_fits_is_a_clear_error(run, tmp_path, values, reason):
     write_jsonl(tmp_path / "x.jsonl", [{**ROW, "c": value} for value in values])
