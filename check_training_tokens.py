@@ -20,6 +20,8 @@ import tempfile
 from collections import Counter, defaultdict
 from pathlib import Path
 
+import jinja2
+
 from trajectories import ROOT, TrajectoryError, positive_count, read_rows, served_trajectory, shown, without_reasoning
 
 IGNORE_INDEX = -100  # LlamaFactory's extras/constants.py: no loss on this token
@@ -58,7 +60,7 @@ def served_turn(messages: list[dict], tools: list[dict] | None, turn: int, serve
 def expected_sample(spans: list[tuple[list[int], list[int]]]) -> dict:
     """{"input_ids", "labels"} of a sample that supervises these turns: token ids of (served prompt, target), in order.
 
-    Each served prompt and target must be what the sample begins with; where one is not, the expectation ends with it.
+    Each served prompt and target must be what the last ones begin with; else no loss mask is right, and there is none.
     """
     prompt, target = spans[-1]
     input_ids = prompt + target
@@ -66,7 +68,7 @@ def expected_sample(spans: list[tuple[list[int], list[int]]]) -> dict:
     for prompt, target in spans:
         start, end = len(prompt), len(prompt) + len(target)
         if input_ids[:end] != prompt + target:
-            return {"input_ids": prompt + target, "labels": labels[:start] + target}
+            return {"input_ids": input_ids, "labels": []}
         labels[start:end] = target
     return {"input_ids": input_ids, "labels": labels}
 
@@ -122,7 +124,13 @@ def refusals():
 
 def settings_beyond_the_samples(data_args) -> list[str]:
     """What is wrong with settings that act after the samples are built, where comparing samples cannot show it."""
+    from llamafactory.data.template import TEMPLATES
+
     problems = []
+    if data_args.template in TEMPLATES and TEMPLATES[data_args.template].replace_jinja_template:
+        problems.append(f"template {data_args.template} puts a chat template of its own into the trained model")
+    if len(data_args.dataset) > 1 and data_args.mix_strategy != "concat":
+        problems.append(f"mix_strategy {data_args.mix_strategy} draws some samples more than once, or not at all")
     if data_args.packing and not data_args.neat_packing:
         problems.append("packing without neat_packing: samples see the tokens of other samples, which no served prompt has")
     if not data_args.ignore_pad_token_for_loss:
@@ -166,12 +174,23 @@ def training_sets(model_args, data_args, training_args):
 # ---------------------------------------------------------------- the comparison
 
 
-def check_dataset(provenance, built, trajectories: str | None, tokenizer, cutoff_len: int) -> tuple[Counter, list[str]]:
-    """Compare each sample with its turns; returns (counts, the first mismatches as text)."""
-    counts, mismatches = Counter(), []
+def check_dataset(provenance, built, trajectories: str | None, tokenizer, cutoff_len: int) -> tuple[Counter, list[str], list]:
+    """Compare each sample with its turns; returns (counts, the first mismatches as text, what is supervised).
+
+    What is supervised: (source, trajectory, turn), as often as it is.
+    """
+    counts, mismatches, supervised = Counter(), [], []
+
+    def mismatch(place: str, what: str) -> None:
+        counts["mismatched"] += 1
+        if len(mismatches) < SHOWN_MISMATCHES:
+            mismatches.append(f"{place}: {what}")
+
     wanted = defaultdict(lambda: defaultdict(list))  # source -> trajectory -> [(position, turns, served_as)]
     for position, sample in enumerate(provenance):
         source = trajectories or sample["source"]
+        if not (source and sample["turns"] and sample["trajectory"] is not None and sample["served_as"] in SERVED_AS):
+            sys.exit(f"sample {position} does not say which turns of which trajectory it is; write it with step 2")
         wanted[source][sample["trajectory"]].append((position, sample["turns"], sample["served_as"]))
 
     def render(messages, tools, add_generation_prompt, **variables):
@@ -189,16 +208,17 @@ def check_dataset(provenance, built, trajectories: str | None, tokenizer, cutoff
                 continue
             samples = by_trajectory.pop(index, [])
             roles = [message["role"] for message in messages]
-            for _, turns, served_as in samples:
-                if served_as not in SERVED_AS or any(roles[turn : turn + 1] != ["assistant"] for turn in turns):
-                    sys.exit(f"{source}: trajectory {index} has no turns {turns} served as {served_as}; "
-                             "name the file that step 1 read by --trajectories")  # fmt: skip
-            supervised = Counter(turn for _, turns, _ in samples for turn in turns)
             counts["turns"] += roles.count("assistant")
-            counts["supervised"] += len(supervised)
-            counts["repeated"] += supervised.total() - len(supervised)
             for position, turns, served_as in samples:
-                texts = [text for turn in turns for text in served_turn(messages, tools, turn, served_as, render)]
+                place = f"{source}: trajectory {index}, turn {turns[-1]}"
+                if any(roles[turn : turn + 1] != ["assistant"] for turn in turns):
+                    sys.exit(f"{place}: no such turn; name the file that step 1 read by --trajectories")
+                supervised += [(source, index, turn) for turn in turns]
+                try:
+                    texts = [text for turn in turns for text in served_turn(messages, tools, turn, served_as, render)]
+                except jinja2.TemplateError as error:
+                    mismatch(place, f"the model's chat template refuses it: {error}")
+                    continue
                 ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
                 expected = expected_sample(list(zip(ids[::2], ids[1::2])))
                 counts["longest"] = max(counts["longest"], len(expected["input_ids"]))
@@ -208,14 +228,11 @@ def check_dataset(provenance, built, trajectories: str | None, tokenizer, cutoff
                 elif len(expected["input_ids"]) > cutoff_len:
                     counts["cut"] += 1
                 else:
-                    counts["mismatched"] += 1
-                    if len(mismatches) < SHOWN_MISMATCHES:
-                        what = describe_mismatch(expected, trained, tokenizer.decode)
-                        mismatches.append(f"{source}: trajectory {index}, turn {turns[-1]}: {what}")
+                    mismatch(place, describe_mismatch(expected, trained, tokenizer.decode))
         if by_trajectory:
             sys.exit(f"{source}: has no usable trajectory {min(by_trajectory)}, of which there are samples; "
                      "name the file that step 1 read by --trajectories")  # fmt: skip
-    return counts, mismatches
+    return counts, mismatches, supervised
 
 
 def main() -> None:
@@ -231,7 +248,7 @@ def main() -> None:
     os.environ.setdefault("LLAMAFACTORY_VERBOSITY", "ERROR")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     model_args, data_args, training_args = parse_arguments(args.yaml, args.overrides)
-    problems = settings_beyond_the_samples(data_args)
+    problems, to_train = settings_beyond_the_samples(data_args), len(data_args.dataset)
     data_args.packing = data_args.neat_packing = data_args.streaming = False
     if args.max_samples is not None:
         data_args.max_samples = args.max_samples
@@ -249,11 +266,15 @@ def main() -> None:
         sets = list(training_sets(model_args, data_args, training_args))
     if not tokenizer.chat_template:
         sys.exit(f"{model_args.model_name_or_path}: the tokenizer has no chat template to compare with")
-    for name, provenance, built in sets:
-        counts, mismatches = check_dataset(provenance, built, args.trajectories, tokenizer, data_args.cutoff_len)
+    trained = Counter()
+    for number, (name, provenance, built) in enumerate(sets):
+        counts, mismatches, supervised = check_dataset(provenance, built, args.trajectories, tokenizer, data_args.cutoff_len)
+        once = set(supervised)
+        if number < to_train:  # the others are for evaluation
+            trained.update(supervised)
         for mismatch in mismatches:
             print(mismatch)
-        if counts["exact"] < len(built) or counts["repeated"]:
+        if counts["exact"] < len(built):
             problems.append(f"{name}: the model would not be trained on what it is served with")
         modes = ", ".join(sorted(set(provenance["served_as"])))
         print(f"{name}: {len(built)} samples served as {modes}; template {data_args.template}, mask_history "
@@ -262,14 +283,15 @@ def main() -> None:
         print(f"  mismatched       {counts['mismatched']:>8}")
         print(f"  over cutoff_len  {counts['cut']:>8}  (the longest sample has {counts['longest']} tokens)")
         print(f"  turns            {counts['turns']:>8}  in the trajectories")
-        print(f"  supervised       {counts['supervised']:>8}  turns" + (f", {counts['repeated']} times more than once" if counts["repeated"] else ""))
+        print(f"  supervised       {len(once):>8}  turns")
         limit = f" (max_samples is {data_args.max_samples})" if data_args.max_samples is not None else ""
-        print(f"  left out         {counts['turns'] - counts['supervised']:>8}  turns without a sample{limit}")
+        print(f"  left out         {counts['turns'] - len(once):>8}  turns without a sample{limit}")
         if counts["rows set aside"]:
             print(f"  set aside        {counts['rows set aside']:>8}  trajectories that cannot be read")
         if counts["mismatched"]:
-            print("  step 2 ends with the settings that its samples are for; if these are set, the trajectories or the model's "
-                  "chat template are not those of step 1")  # fmt: skip
+            print("  are the settings those that step 2 ended with, and the chat template and trajectories those of step 1?")
+    if repeated := sum(times > 1 for times in trained.values()):
+        problems.append(f"{repeated} turns are trained more than once")
     sys.exit("FAILED: " + "\nFAILED: ".join(problems) if problems else None)
 
 

@@ -156,9 +156,12 @@ def _rendered_by_query(messages: list[dict], tools, turns: list[int], render):
             before = past[: opening + starts[query]]
             prompts["drop"] += [past[: opening + starts[k]] for k in stretch]
             prompts["template"] += [before + current[: starts[k] - starts[query]] for k in stretch]
-        return past, [_last_block([QUERY, messages[k]], None, render) for k in turns], [None] * len(turns), prompts
+        targets = [_last_block([QUERY, messages[k]], None, render) for k in turns]
+        whole = split_blocks(render(messages[: turns[-1] + 1], tools))
     except TrajectoryError:
         return None
+    as_naive = whole == [*prompts["template"][-1], ("assistant", targets[-1])]  # a template may look at more than expected
+    return (past, targets, [None] * len(turns), prompts) if as_naive else None
 
 
 def _queries(messages: list[dict], render) -> list[int]:

@@ -169,6 +169,8 @@ def _written_out(role: str, text: str) -> str:
 def _begins_with(prompt: list[tuple[str, str]], last: int, changed_from: int, given: str) -> bool:
     """Whether the prompt begins with the one before and its target, block `last`, in tokens as well as in text."""
     follows = [role for role, _ in prompt[last + 1 : last + 2]]
+    if not prompt[last][1].startswith(given):
+        return False
     return changed_from > last and follows == ["user"] and not prompt[last][1][len(given) :][:1].isspace()
 
 
@@ -271,13 +273,18 @@ def for_json(samples):
         sys.exit(f"every {column} looks like a date, which JSON readers turn into a timestamp; write .parquet instead")
 
 
-def training_settings(sample: dict, given: str, merge_turns: bool) -> list[str]:
-    """What to override in qwen3_full_sft.yaml, so that LlamaFactory trains on samples like this one as they are."""
-    if sample["served_as"] == "no-thinking":
+def training_settings(served_as: str, given: str, all_think: bool, merge_turns: bool) -> list[str]:
+    """What to override in qwen3_full_sft.yaml, so that LlamaFactory trains on the samples as they are.
+
+    Args:
+        given: see step 1.
+        all_think: every target of step 1 opens with a think block.
+    """
+    if served_as == "no-thinking" and all_think:
         settings = ["enable_thinking=false"]
-    elif given:  # LlamaFactory then reads the generation prompt from the model's chat template
+    elif served_as != "no-thinking" and given:  # LlamaFactory then reads the generation prompt from the model
         settings = ["template=null"]
-    elif sample["served_as"] == "template" or not sample["output"].startswith("<think>"):
+    elif served_as == "template" or not all_think:
         settings = ["template=qwen3_nothink"]
     else:
         settings = []
@@ -342,6 +349,8 @@ def main() -> None:
     if not Path(args.input).is_file():
         sys.exit(f"{args.input}: no such file; run step1_apply_tool_template.py first")
     dataset_info = args.dataset_dir / "dataset_info.json"
+    if args.output.absolute() == dataset_info.absolute():
+        parser.error(f"{args.output} registers the data sets; name another output")
     read_dataset_info(dataset_info)  # before the work, so that a broken one costs nothing
 
     rejects = Rejects(args.input, args.output, args.strict)
@@ -353,7 +362,10 @@ def main() -> None:
             lambda row, _: (row, *to_samples(row, served_as, args.merge_turns)), "step 2"
         ):
             left_out.update(reasons)
-            given = given or _step1_columns(row)[1]["given"]
+            messages, served = _step1_columns(row)
+            given = given or served["given"]
+            targets = [messages[turn["message"]]["content"] for turn in served["turns"] if not turn["left_out"]]
+            totals["without thinking"] += sum(not target.startswith("<think>") for target in targets)
             totals.update(trajectories=1, samples=len(samples), supervised=sum(len(sample["turns"]) for sample in samples))
             if args.merge_turns:
                 totals["unmerged"] += sum(map(characters, to_samples(row, served_as)[0]))
@@ -383,7 +395,7 @@ def main() -> None:
     for reason, count in left_out.items():
         print(f"{count} turns left out: {reason}")
     print(f"{shown(args.output)}{replaced}, registered as {name} in {shown(dataset_info)}; the first samples: {shown(preview_path)}")
-    settings = training_settings(preview[0], given, args.merge_turns)
+    settings = training_settings(served_as, given, not totals["without thinking"], args.merge_turns)
     if name != DEFAULT_OUTPUT.stem:
         settings = [f"dataset={name}", *settings]
     if not args.dataset_dir.samefile(ROOT):

@@ -88,16 +88,30 @@ def test_template_that_is_not_chatml_is_named_as_such(rendered, tmp_path):
         load_chat_template(str(tmp_path / "t.jinja"))
 
 
-def test_rendering_by_query_is_used_only_for_templates_that_allow_it(tmp_path):
-    assert renders_by_query(RENDER)
+def test_template_in_which_no_prompt_begins_with_another_stays_exact(tmp_path):
+    """Each block shows how many messages there are."""
     numbered = QWEN3.read_text(encoding="utf-8").replace("'<|im_end|>\\n' -}}", "messages | length ~ '<|im_end|>\\n' -}}")
+    assert "messages | length ~" in numbered
     (tmp_path / "numbered.jinja").write_text(numbered, encoding="utf-8")
     render = load_chat_template(str(tmp_path / "numbered.jinja"))
-    assert not renders_by_query(render)  # each prompt shows how many messages it has, so none begins with another
     messages = [user("q"), assistant("", "r", [call("f", {})]), tool("1"), assistant("a", "s")]
-    plain, served = apply_chat_template(messages, None, render, linear=False)
-    for sample in to_samples({"messages": plain, "served": {**served, "source": "", "trajectory": 0}}, "drop")[0]:
+    plain, served = apply_chat_template(messages, None, render)
+    samples, _ = to_samples({"messages": plain, "served": {**served, "source": "", "trajectory": 0}}, "drop")
+    for sample in samples:
         assert served_text(sample)[0] == served_turn(messages, None, sample["turns"][-1], "drop", render)[0]
+
+
+def test_template_that_looks_at_more_than_expected_is_rendered_prefix_by_prefix(tmp_path):
+    """A switch in the system prompt, as some templates have it: no conversation of the probe shows it."""
+    switch = QWEN3.read_text(encoding="utf-8").replace(
+        "(loop.last or reasoning)", "(loop.last or reasoning) and '/no_think' not in messages[0].content"
+    )
+    (tmp_path / "switch.jinja").write_text(switch, encoding="utf-8")
+    render = load_chat_template(str(tmp_path / "switch.jinja"))
+    assert renders_by_query(render)
+    messages = [{"role": "system", "content": "/no_think"}, user("q"), assistant("", "r", [call("f", {})]), tool("1"), assistant("a", "s")]
+    fast, naive = (apply_chat_template(messages, None, render, linear=linear) for linear in (True, False))
+    assert fast == naive and fast != apply_chat_template(messages, None, RENDER)
 
 
 def test_golden_cases_are_the_official_ones():

@@ -19,6 +19,10 @@ def mismatched(output: str) -> int:
     return int(output.split("mismatched")[1].split()[0])
 
 
+def arguments(folder, dataset: str, model) -> list:
+    return [ROOT / "qwen3_full_sft.yaml", f"dataset_dir={folder}", f"dataset={dataset}", f"model_name_or_path={model}"]
+
+
 @pytest.fixture
 def breaking(pipeline, tmp_path):
     """breaking(change) -> a data set in which change(sample) has altered each sample after step 2."""
@@ -80,7 +84,7 @@ def test_stripped_whitespace_is_caught(breaking, check):
 def test_template_that_is_wrong_for_the_history_is_caught(pipeline, check):
     name = pipeline(GOLDEN, "--history-thinking", "template")
     output = check(name, "template=qwen3", expect=1)
-    assert "(73.58%)" in output and "the settings that its samples are for" in output
+    assert "(73.58%)" in output and "are the settings those that step 2 ended with" in output
 
 
 def test_thinking_mode_that_is_wrong_for_the_targets_is_caught(pipeline, check):
@@ -106,12 +110,14 @@ def test_setting_that_acts_after_the_samples_are_built_is_caught(pipeline, check
     assert "(100.00%)" in check(name, "packing=true", "neat_packing=true")
 
 
-def test_turn_that_is_trained_more_than_once_is_caught(pipeline, check, tmp_path):
+def test_turn_that_is_trained_more_than_once_is_caught(run, pipeline, check, tmp_path, tiny_model):
     path = tmp_path / f"{pipeline(GOLDEN)}.parquet"
     table = pq.read_table(path)
     pq.write_table(pa.concat_tables([table, table.slice(0, 2)]), path)
     output = check("samples", expect=1)
-    assert "55  (100.00%)" in output and "53  turns, 2 times more than once" in output
+    assert "55  (100.00%)" in output and "53  turns" in output
+    process = run("check_training_tokens.py", *arguments(tmp_path, "samples", tiny_model), expect=1)
+    assert "FAILED: 2 turns are trained more than once" in process.stderr
 
 
 def test_chat_template_of_another_model_is_caught(run, pipeline, check, tmp_path):
@@ -134,11 +140,11 @@ def test_trajectories_can_be_elsewhere(pipeline, check, tmp_path):
 
 def test_trajectories_that_are_not_there_or_others_are_named(run, pipeline, tmp_path, tiny_model):
     name = pipeline(GOLDEN)
-    arguments = [ROOT / "qwen3_full_sft.yaml", f"dataset_dir={tmp_path}", f"dataset={name}", f"model_name_or_path={tiny_model}"]
+    command = arguments(tmp_path, name, tiny_model)
     (tmp_path / "rows.jsonl").rename(tmp_path / "moved.jsonl")
-    assert "rows.jsonl: no such file" in run("check_training_tokens.py", *arguments, expect=1).stderr
+    assert "rows.jsonl: no such file" in run("check_training_tokens.py", *command, expect=1).stderr
     write_jsonl(tmp_path / "few.jsonl", GOLDEN[:3])
-    process = run("check_training_tokens.py", *arguments, "--trajectories", "few.jsonl", expect=1)
+    process = run("check_training_tokens.py", *command, "--trajectories", "few.jsonl", expect=1)
     assert "few.jsonl: has no usable trajectory 3" in process.stderr
 
 
@@ -170,7 +176,47 @@ def test_setting_that_llamafactory_refuses_is_a_clear_error(run, tiny_model):
     assert "none.yaml: no such .yaml file" in process.stderr
 
 
-def test_several_data_sets_and_an_evaluation_set_are_checked_each(pipeline, check):
-    one, two = pipeline(GOLDEN, name="one"), pipeline(GOLDEN, name="two")
+def test_several_data_sets_and_an_evaluation_set_are_checked_each(run, pipeline, check, tmp_path, tiny_model):
+    one = pipeline(GOLDEN, name="one")
+    (tmp_path / "rows.jsonl").rename(tmp_path / "others.jsonl")
+    table = pq.read_table(tmp_path / "one.parquet")
+    sources = pa.array(["others.jsonl"] * len(table))
+    pq.write_table(table.set_column(table.schema.get_field_index("source"), "source", sources), tmp_path / "one.parquet")
+    two = pipeline(GOLDEN, name="two")
     output = check(f"{one},{two}", f"eval_dataset={one}", "eval_strategy=epoch")
     assert output.count("53  (100.00%)") == 3
+    command = [*arguments(tmp_path, f"{one},{two}", tiny_model), "mix_strategy=interleave_over", "interleave_probs=0.5,0.5"]
+    process = run("check_training_tokens.py", *command, expect=1)
+    assert "FAILED: mix_strategy interleave_over draws some samples more than once" in process.stderr
+
+
+def test_merged_sample_that_lacks_a_turn_it_names_is_caught(breaking, check):
+    def claim(sample):
+        sample["turns"] = {2: [2, 4, 6]}.get(sample["turns"][0], sample["turns"])
+
+    rows = [case for case in GOLDEN if case["name"] == "two_queries_tool_chains"]
+    assert mismatched(check(breaking(claim, rows), expect=1)) == 1
+
+
+def test_sample_without_provenance_is_named(run, breaking, tmp_path, tiny_model):
+    name = breaking(lambda sample: sample.update(turns=[]))
+    process = run("check_training_tokens.py", *arguments(tmp_path, name, tiny_model), expect=1)
+    assert "sample 0 does not say which turns of which trajectory it is" in process.stderr
+
+
+def test_turn_that_the_chat_template_of_the_model_refuses_is_a_mismatch(pipeline, check, tmp_path):
+    import tiny_qwen3
+    from transformers import Qwen3Config
+
+    template = (ROOT / "chat_templates/qwen3.jinja").read_text(encoding="utf-8")
+    refuse = "{%- for message in messages[1:] if message.role == 'system' -%}{{- raise_exception('no') -}}{%- endfor -%}"
+    tiny_qwen3.build_tokenizer(template + refuse).save_pretrained(tmp_path / "model")
+    Qwen3Config().save_pretrained(tmp_path / "model")
+    output = check(pipeline(GOLDEN), f"model_name_or_path={tmp_path / 'model'}", expect=1)
+    assert mismatched(output) == 1 and "the model's chat template refuses it: no" in output
+
+
+def test_template_that_replaces_the_chat_template_of_the_model_is_caught(run, pipeline, tmp_path, tiny_model):
+    name = pipeline(GOLDEN, "--history-thinking", "template")
+    process = run("check_training_tokens.py", *arguments(tmp_path, name, tiny_model), "template=chatml", expect=1)
+    assert "template chatml puts a chat template of its own into the trained model" in process.stderr

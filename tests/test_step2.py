@@ -7,7 +7,7 @@ import pytest
 from conftest import ROOT, assistant, call, read_jsonl, tool, user, write_jsonl
 
 from step1_apply_tool_template import QWEN3, apply_chat_template, load_chat_template
-from step2_to_alpaca_mask_history import alpaca_prompt, history_pairs, to_samples
+from step2_to_alpaca_mask_history import alpaca_prompt, history_pairs, to_samples, training_settings
 from trajectories import served_trajectory
 
 RENDER = load_chat_template(str(QWEN3))
@@ -234,15 +234,24 @@ def test_merging_says_what_it_saves_and_why_it_needs_the_template_history(run, t
     assert "--merge-turns needs --history-thinking template: where the history drops" in process.stderr
 
 
-@pytest.mark.parametrize("arguments, reason", [
-    (["none.jsonl"], "none.jsonl: no such file; run step1_apply_tool_template.py first"),
-    (["x.jsonl", "out.txt"], "out.txt: unknown file type '.txt'"),
-    (["x.jsonl", "x.jsonl"], "x.jsonl: is the input too"),
-    (["x.jsonl", "a,b.parquet"], "LlamaFactory separates data sets by commas"),
-    (["x.jsonl", "--preview", "-1"], "invalid positive_count value"),
+@pytest.mark.parametrize("status, arguments, reason", [
+    (1, ["none.jsonl"], "none.jsonl: no such file; run step1_apply_tool_template.py first"),
+    (1, ["x.jsonl", "out.txt"], "out.txt: unknown file type '.txt'"),
+    (1, ["x.jsonl", "x.jsonl"], "x.jsonl: is the input too"),
+    (2, ["x.jsonl", "a,b.parquet"], "LlamaFactory separates data sets by commas"),
+    (2, ["x.jsonl", "dataset_info.json"], "dataset_info.json registers the data sets"),
+    (2, ["x.jsonl", "--preview", "-1"], "invalid positive_count value"),
 ])  # fmt: skip
-def test_wrong_argument_is_a_clear_error_before_the_work(run, tmp_path, arguments, reason):
+def test_wrong_argument_is_a_clear_error_before_the_work(run, tmp_path, status, arguments, reason):
     write_jsonl(tmp_path / "x.jsonl", [])
-    process = run("step2_to_alpaca_mask_history.py", *arguments, "--dataset-dir", ".", expect=2 if "," in str(arguments[-1]) or "--preview" in arguments else 1)
+    process = run("step2_to_alpaca_mask_history.py", *arguments, "--dataset-dir", ".", expect=status)
     assert reason in process.stderr and "Traceback" not in process.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["x.jsonl"]
+
+
+def test_settings_follow_from_the_targets_whatever_sample_comes_first():
+    assert training_settings("drop", "", True, False) == []
+    assert training_settings("drop", "", False, False) == ["template=qwen3_nothink"]
+    assert training_settings("no-thinking", "<think>\n", True, False) == ["enable_thinking=false"]
+    assert training_settings("no-thinking", "", False, False) == ["template=qwen3_nothink"]
+    assert training_settings("template", "<think>\n", True, True) == ["template=null", "mask_history=false"]
