@@ -129,7 +129,7 @@ def settings_beyond_the_samples(data_args) -> list[str]:
     problems = []
     if data_args.template in TEMPLATES and TEMPLATES[data_args.template].replace_jinja_template:
         problems.append(f"template {data_args.template} puts a chat template of its own into the trained model")
-    if len(data_args.dataset) > 1 and data_args.mix_strategy != "concat":
+    if len(data_args.dataset or []) > 1 and data_args.mix_strategy != "concat":
         problems.append(f"mix_strategy {data_args.mix_strategy} draws some samples more than once, or not at all")
     if data_args.packing and not data_args.neat_packing:
         problems.append("packing without neat_packing: samples see the tokens of other samples, which no served prompt has")
@@ -248,7 +248,7 @@ def main() -> None:
     os.environ.setdefault("LLAMAFACTORY_VERBOSITY", "ERROR")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     model_args, data_args, training_args = parse_arguments(args.yaml, args.overrides)
-    problems, to_train = settings_beyond_the_samples(data_args), len(data_args.dataset)
+    problems, to_train = settings_beyond_the_samples(data_args), len(data_args.dataset or [])
     data_args.packing = data_args.neat_packing = data_args.streaming = False
     if args.max_samples is not None:
         data_args.max_samples = args.max_samples
