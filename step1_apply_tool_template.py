@@ -50,7 +50,7 @@ from trajectories import (
 
 QWEN3 = ROOT / "chat_templates" / "qwen3.jinja"
 SUFFIX = "_apply_qwen3_template"
-QUERY = {"role": "user", "content": "q"}
+QUERY, TURN = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "reasoning_content": "r"}
 LEFT_OUT = "turns cannot become samples: the chat template wants a user query before them"
 UNSEEN = "turns have reasoning that this chat template does not render; their targets are without it"
 PARTS = "messages have several text parts; they are concatenated here, while vLLM puts a newline between them"
@@ -80,19 +80,17 @@ def apply_chat_template(messages: list[dict], tools: list[dict] | None, render, 
     """
     turns = [k for k, message in enumerate(messages) if message["role"] == "assistant"]
     rendered = _rendered_by_query(messages, tools, turns, render) if linear else None
-    blocks, targets, left_out, prompts = rendered or _rendered_by_prefix(messages, tools, turns, render)
+    blocks, targets, answers, left_out, prompts = rendered or _rendered_by_prefix(messages, tools, turns, render)
     places = [j for j, (role, _) in enumerate(blocks) if role == "assistant"]
     if len(places) != len(turns):
         raise TrajectoryError(f"the chat template renders {len(turns)} assistant messages as {len(places)} blocks")
 
     plain = [{"role": role, "content": text} for role, text in blocks]
     served = {"turns": [], "drop": [], "template": [], "given": _given(render)}
-    given_without_thinking = _given(render, enable_thinking=False)
-    for k, j, target, reason in zip(turns, places, targets, left_out):
+    for k, j, target, answer, reason in zip(turns, places, targets, answers, left_out):
         plain[j]["content"] = target
-        answer = _last_block([QUERY, *without_reasoning([messages[k]])], None, render).removeprefix(given_without_thinking)
-        served["turns"].append({"turn": k, "message": j, "left_out": reason,
-                                "answer": len(target) - len(answer) if target.endswith(answer) else None})  # fmt: skip
+        start = len(target) - len(answer) if target.endswith(answer) else None
+        served["turns"].append({"turn": k, "message": j, "answer": start, "left_out": reason})
     for mode in prompts:
         contents = [message["content"] for message in plain]
         for k, prompt in zip(turns, prompts[mode]):
@@ -108,7 +106,8 @@ def apply_chat_template(messages: list[dict], tools: list[dict] | None, render, 
 def _rendered_by_prefix(messages: list[dict], tools, turns: list[int], render):
     """The naive definition: every prefix rendered.
 
-    Returns (blocks of the whole, targets, reasons to leave turns out, {"drop": blocks of the served prompts, "template"}).
+    Returns (blocks of the whole, targets, their part without a think block, reasons to leave turns out, {"drop": blocks of
+    the served prompts, "template": …}).
     """
     targets, left_out, prompts = [], [], {"drop": [], "template": []}
     histories = {"drop": without_reasoning(messages), "template": messages}
@@ -128,7 +127,8 @@ def _rendered_by_prefix(messages: list[dict], tools, turns: list[int], render):
                 reason = str(error)
         targets.append(target)
         left_out.append(reason)
-    return split_blocks(render(messages, tools)), targets, left_out, prompts
+    answers = [_answer(messages[k], render) for k in turns]
+    return split_blocks(render(messages, tools)), targets, answers, left_out, prompts
 
 
 def _rendered_by_query(messages: list[dict], tools, turns: list[int], render):
@@ -148,7 +148,7 @@ def _rendered_by_query(messages: list[dict], tools, turns: list[int], render):
     starts = [0] * first + starts
     try:
         past = split_blocks(render([*without_reasoning(messages), QUERY], tools))[:-1]
-        lead = len(split_blocks(render([QUERY], None))) - 1  # a system prompt that the template adds by itself
+        lead = _lead(render)
         opening, prompts = len(past) - starts[-1], {"drop": [], "template": []}
         for query, end in zip(query_at, [*query_at[1:], len(messages)]):
             stretch = [k for k in turns if query < k < end]
@@ -157,24 +157,38 @@ def _rendered_by_query(messages: list[dict], tools, turns: list[int], render):
             prompts["drop"] += [past[: opening + starts[k]] for k in stretch]
             prompts["template"] += [before + current[: starts[k] - starts[query]] for k in stretch]
         targets = [_last_block([QUERY, messages[k]], None, render) for k in turns]
+        shown = [past[opening + starts[k]][1] for k in turns]  # a text at whose start nothing is cut is the answer itself
+        answers = [text if text[:1].strip() else _answer(messages[k], render) for k, text in zip(turns, shown)]
         whole = split_blocks(render(messages[: turns[-1] + 1], tools))
     except TrajectoryError:
         return None
     as_naive = whole == [*prompts["template"][-1], ("assistant", targets[-1])]  # a template may look at more than expected
-    return (past, targets, [None] * len(turns), prompts) if as_naive else None
+    return (past, targets, answers, [None] * len(turns), prompts) if as_naive else None
 
 
 def _queries(messages: list[dict], render) -> list[int]:
     """The user messages after which the template shows earlier turns differently; the first if it is like any query."""
-    turn, output = {"role": "assistant", "content": "a", "reasoning_content": "r"}, {"role": "tool", "content": "t"}
     places = [k for k, message in enumerate(messages) if message["role"] == "user"]
     try:
-        kept = split_blocks(render([QUERY, turn, output], None))[-2]
-        queries = [k for k in places[1:] if split_blocks(render([QUERY, turn, messages[k]], None))[-2] != kept]
-        opens = _last_block([messages[k] for k in places[:1]] + [turn], None, render) == _last_block([QUERY, turn], None, render)
+        kept, target = _shown_turn(render)
+        queries = [k for k in places[1:] if split_blocks(render([QUERY, TURN, messages[k]], None))[-2] != kept]
+        opens = _last_block([*(messages[k] for k in places[:1]), TURN], None, render) == target
     except TrajectoryError:
         return []
     return places[:1] * opens + queries
+
+
+@functools.cache
+def _shown_turn(render) -> tuple:
+    """(the block of a turn before a tool output, its target)"""
+    output = {"role": "tool", "content": "t"}
+    return split_blocks(render([QUERY, TURN, output], None))[-2], _last_block([QUERY, TURN], None, render)
+
+
+@functools.cache
+def _lead(render) -> int:
+    """How many blocks the template puts before a conversation by itself: a default system prompt."""
+    return len(split_blocks(render([QUERY], None))) - 1
 
 
 def renders_by_query(render) -> bool:
@@ -228,6 +242,13 @@ def _last_block(messages: list[dict], tools, render) -> str:
     return split_blocks(render(messages, tools))[-1][1]
 
 
+def _answer(message: dict, render) -> str:
+    """What the model generates in place of a message with `enable_thinking=False`."""
+    whole = _last_block([QUERY, *without_reasoning([message])], None, render)
+    return whole.removeprefix(_given(render, enable_thinking=False))
+
+
+@functools.cache
 def _given(render, **variables) -> str:
     """What the generation prompt holds of the assistant block."""
     return render([QUERY], None, add_generation_prompt=True, **variables).rpartition(f"{BLOCK_START}assistant\n")[2]
