@@ -36,6 +36,7 @@ from trajectories import (
     SAMPLE,
     Rejects,
     TrajectoryError,
+    decoded_messages,
     json_text,
     local_files,
     open_parquet,
@@ -333,7 +334,8 @@ def convert_row(row: dict, index: int, source: str, chat_template: str, as_text:
     """One input row -> (output row or its JSON, what the user should know of it, counted); raises TrajectoryError."""
     if "served" in row:
         raise TrajectoryError("the row has a column `served`: it is one of step 1 already")
-    messages, tools = served_trajectory(row)
+    as_given = decoded_messages(row)
+    messages, tools = served_trajectory({**row, "messages": as_given})
     render, linear = prepared_template(chat_template)
     plain, served = apply_chat_template(messages, tools, render, linear)
     notes = Counter(trajectories=1, turns=len(served["turns"]))
@@ -341,7 +343,7 @@ def convert_row(row: dict, index: int, source: str, chat_template: str, as_text:
         reasoning = messages[turn["turn"]].get("reasoning_content", "").strip()
         notes[LEFT_OUT] += turn["left_out"] is not None
         notes[UNSEEN] += reasoning not in plain[turn["message"]]["content"]
-    notes[PARTS] = text_parts(row)
+    notes[PARTS] = text_parts(as_given)
     converted = {**row, "messages": plain, "served": {"source": source, "trajectory": index, **served}}
     text = json_text(converted) if as_text else json.dumps(converted, ensure_ascii=False, default=str)
     try:
@@ -399,10 +401,9 @@ def main() -> None:
         for row, row_notes in rejects.convert(convert, "step 1", args.num_proc):
             write(row)
             notes.update(row_notes)
+        rejects.save()
         if not notes:
-            rejects.save()
             sys.exit(f"{args.input}: no trajectory is left; {shown(output)} is not written{still_there(output)}")
-    rejects.save()
     print(f"{notes['trajectories']} trajectories with {notes['turns']} turns: {shown(output)}")
     for note in (LEFT_OUT, UNSEEN, PARTS):
         if notes[note]:

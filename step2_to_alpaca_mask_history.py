@@ -227,8 +227,9 @@ def shuffled(samples, seed: int, folder: Path):
         files = [Path(spill, str(bucket)) for bucket in range(BUCKETS)]
         for number, sample in enumerate(samples, 1):
             key = draw()
-            buckets[int(key * BUCKETS)].append(pickle.dumps((key, number, sample)))
-            held += len(buckets[int(key * BUCKETS)][-1])
+            pickled = pickle.dumps((key, number, sample))
+            buckets[int(key * BUCKETS)].append(pickled)
+            held += len(pickled)
             if held > MEMORY:
                 for bucket, path in zip(buckets, files):
                     with path.open("ab") as file:
@@ -237,10 +238,10 @@ def shuffled(samples, seed: int, folder: Path):
                 held = 0
         with tqdm(total=number, desc="write", unit=" samples") as bar:
             for bucket, path in zip(buckets, files):
-                pickled = io.BytesIO((path.read_bytes() if path.exists() else b"") + b"".join(bucket))
+                together = io.BytesIO((path.read_bytes() if path.exists() else b"") + b"".join(bucket))
                 keyed = []
-                while pickled.tell() < len(pickled.getbuffer()):
-                    keyed.append(pickle.load(pickled))
+                while together.tell() < len(together.getbuffer()):
+                    keyed.append(pickle.load(together))
                 bucket.clear()
                 for _, _, sample in sorted(keyed, key=lambda entry: entry[:2]):
                     yield sample

@@ -49,9 +49,7 @@ def served_trajectory(row: dict) -> tuple[list[dict], list[dict] | None]:
     Returns (messages, tools): new dicts, the row is left alone; tools is None where there are none.
     Raises TrajectoryError.
     """
-    if "messages" not in row:
-        raise TrajectoryError(f"the row has no column messages; it has {', '.join(row) or 'none'}")
-    messages = _decoded(row["messages"], "messages")
+    messages = decoded_messages(row)
     if not messages:
         raise TrajectoryError("the trajectory has no messages")
     tools = _decoded(row.get("tools"), "tools") or None
@@ -73,9 +71,15 @@ def served_trajectory(row: dict) -> tuple[list[dict], list[dict] | None]:
     return served, tools
 
 
-def text_parts(row: dict) -> int:
+def decoded_messages(row: dict) -> list:
+    """The column `messages` as a list, whether it is one or a JSON string of one; raises TrajectoryError."""
+    if "messages" not in row:
+        raise TrajectoryError(f"the row has no column messages; it has {', '.join(row) or 'none'}")
+    return _decoded(row["messages"], "messages")
+
+
+def text_parts(messages: list[dict]) -> int:
     """How many messages of a good row have more than one text part, which servers join in ways of their own."""
-    messages = _decoded(row["messages"], "messages")
     return sum(isinstance(message.get("content"), list) and len(message["content"]) > 1 for message in messages)
 
 
