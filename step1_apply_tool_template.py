@@ -27,6 +27,7 @@ from pathlib import Path
 import jinja2
 import jinja2.ext
 import jinja2.sandbox
+import orjson
 
 from trajectories import (
     BLOCK_END,
@@ -36,8 +37,9 @@ from trajectories import (
     SAMPLE,
     Rejects,
     TrajectoryError,
+    check_output,
     decoded_messages,
-    json_text,
+    json_row,
     local_files,
     open_parquet,
     positive_count,
@@ -51,7 +53,9 @@ from trajectories import (
 
 QWEN3 = ROOT / "chat_templates" / "qwen3.jinja"
 SUFFIX = "_apply_qwen3_template"
-QUERY, TURN = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "reasoning_content": "r"}
+QUERY, OUTPUT = {"role": "user", "content": "q"}, {"role": "tool", "content": "t"}
+TURN = {"role": "assistant", "content": "a", "reasoning_content": "r"}
+OURS = ("messages", "served")
 LEFT_OUT = "turns cannot become samples: the chat template wants a user query before them"
 UNSEEN = "turns have reasoning that this chat template does not render; their targets are without it"
 PARTS = "messages have several text parts; they are concatenated here, while vLLM puts a newline between them"
@@ -81,36 +85,31 @@ def apply_chat_template(messages: list[dict], tools: list[dict] | None, render, 
     """
     turns = [k for k, message in enumerate(messages) if message["role"] == "assistant"]
     rendered = _rendered_by_query(messages, tools, turns, render) if linear else None
-    blocks, targets, answers, left_out, prompts = rendered or _rendered_by_prefix(messages, tools, turns, render)
-    places = [j for j, (role, _) in enumerate(blocks) if role == "assistant"]
-    if len(places) != len(turns):
-        raise TrajectoryError(f"the chat template renders {len(turns)} assistant messages as {len(places)} blocks")
-
+    blocks, targets, answers, left_out, edits = rendered or _rendered_by_prefix(messages, tools, turns, render)
     plain = [{"role": role, "content": text} for role, text in blocks]
-    served = {"turns": [], "drop": [], "template": [], "given": _given(render)}
-    for k, j, target, answer, reason in zip(turns, places, targets, answers, left_out):
+    served = {"turns": [], **edits, "given": _given(render)}
+    for k, j, target, answer, reason in zip(turns, _places(blocks, turns), targets, answers, left_out):
         plain[j]["content"] = target
         start = len(target) - len(answer) if target.endswith(answer) else None
         served["turns"].append({"turn": k, "message": j, "answer": start, "left_out": reason})
-    for mode in prompts:
-        contents = [message["content"] for message in plain]
-        for k, prompt in zip(turns, prompts[mode]):
-            if [role for role, _ in prompt] != [message["role"] for message in plain[: len(prompt)]]:
-                raise TrajectoryError(f"the chat template renders other messages before turn {k} than later")
-            for j, (_, text) in enumerate(prompt):
-                if text != contents[j]:
-                    served[mode].append({"turn": k, "message": j, "content": text})
-                    contents[j] = text
     return plain, served
+
+
+def _places(blocks: list[tuple], turns: list[int]) -> list[int]:
+    """Which blocks of the rendering are the turns."""
+    places = [j for j, (role, _) in enumerate(blocks) if role == "assistant"]
+    if len(places) != len(turns):
+        raise TrajectoryError(f"the chat template renders {len(turns)} assistant messages as {len(places)} blocks")
+    return places
 
 
 def _rendered_by_prefix(messages: list[dict], tools, turns: list[int], render):
     """The naive definition: every prefix rendered.
 
-    Returns (blocks of the whole, targets, their part without a think block, reasons to leave turns out, {"drop": blocks of
-    the served prompts, "template": …}).
+    Returns (blocks of the whole, targets, their part without a think block, reasons to leave turns out, the edits of
+    both histories).
     """
-    targets, left_out, prompts = [], [], {"drop": [], "template": []}
+    blocks, targets, left_out, prompts = split_blocks(render(messages, tools)), [], [], {"drop": [], "template": []}
     histories = {"drop": without_reasoning(messages), "template": messages}
     for k in turns:
         target, reason = _last_block([QUERY, messages[k]], None, render), NO_QUERY
@@ -128,43 +127,71 @@ def _rendered_by_prefix(messages: list[dict], tools, turns: list[int], render):
                 reason = str(error)
         targets.append(target)
         left_out.append(reason)
-    answers = [_answer(messages[k], render) for k in turns]
-    return split_blocks(render(messages, tools)), targets, answers, left_out, prompts
+    places = _places(blocks, turns)
+    edits = {mode: _edits(blocks, dict(zip(places, targets)), turns, prompts[mode]) for mode in prompts}
+    return blocks, targets, [_answer(messages[k], render) for k in turns], left_out, edits
+
+
+def _edits(blocks: list[tuple], targets: dict, turns: list[int], prompts: list[list]) -> list[dict]:
+    """What changes from the served prompt of one turn to that of the next."""
+    edits, contents = [], [targets.get(j, text) for j, (_, text) in enumerate(blocks)]
+    for k, prompt in zip(turns, prompts):
+        if [role for role, _ in prompt] != [role for role, _ in blocks[: len(prompt)]]:
+            raise TrajectoryError(f"the chat template renders other messages before turn {k} than later")
+        for j, (_, text) in enumerate(prompt):
+            if text != contents[j]:
+                edits.append({"turn": k, "message": j, "content": text})
+                contents[j] = text
+    return edits
 
 
 def _rendered_by_query(messages: list[dict], tools, turns: list[int], render):
     """The same, each message rendered a fixed number of times; None for a trajectory that is not ordinary.
 
-    In an ordinary one a user query comes first, no turn follows right on another and no answer holds a think tag. Then
-    past turns look as they would without reasoning, and one rendering shows them all; the turns since the last query
-    keep it, and a rendering of each stretch from a query to the next shows those.
+    In an ordinary one a user query comes first, no turn follows right on another and no answer holds a think tag. Then a
+    turn has two looks: `past` once a query came after it, as if it had no reasoning, and `kept` before that. One
+    rendering, up to the last turn, shows the turns before the last query as past and those after it as kept; a second
+    one, of the turns alone, shows each the other way.
     """
     first = 1 if messages[0]["role"] == "system" else 0
     odd = any(messages[k - 1]["role"] == "assistant" or "</think>" in messages[k]["content"] for k in turns)
-    if odd or first not in (query_at := _queries(messages, render)):
+    if odd or first not in (queries := _queries(messages, render)):
         return None
     starts = [0]  # where the blocks of a message start, from messages[first] on; the outputs of a turn share one
-    for before, message in zip(messages[first:], [*messages[first + 1 :], QUERY]):
+    for before, message in zip(messages[first:], messages[first + 1 :]):
         starts.append(starts[-1] + (not before["role"] == message["role"] == "tool"))
-    starts = [0] * first + starts
+    last = max(query for query in queries if query < turns[-1])
+    early, late = [k for k in turns if k < last], [k for k in turns if k > last]
     try:
-        past = split_blocks(render([*without_reasoning(messages), QUERY], tools))[:-1]
-        lead = _lead(render)
-        opening, prompts = len(past) - starts[-1], {"drop": [], "template": []}
-        for query, end in zip(query_at, [*query_at[1:], len(messages)]):
-            stretch = [k for k in turns if query < k < end]
-            current = split_blocks(render(messages[query : stretch[-1]], None))[lead:] if stretch else []
-            before = past[: opening + starts[query]]
-            prompts["drop"] += [past[: opening + starts[k]] for k in stretch]
-            prompts["template"] += [before + current[: starts[k] - starts[query]] for k in stretch]
-        targets = [_last_block([QUERY, messages[k]], None, render) for k in turns]
-        shown = [past[opening + starts[k]][1] for k in turns]  # a text at whose start nothing is cut is the answer itself
-        answers = [text if text[:1].strip() else _answer(messages[k], render) for k, text in zip(turns, shown)]
-        whole = split_blocks(render(messages[: turns[-1] + 1], tools))
+        blocks = split_blocks(render(messages[: turns[-1] + 1], tools))
+        late_past = without_reasoning([messages[k] for k in late])
+        other = split_blocks(render([QUERY, *late_past, QUERY, *(messages[k] for k in early), OUTPUT], None))[_lead(render) :]
+        opening = len(blocks) - 1 - starts[turns[-1] - first]
+        places = [opening + starts[k - first] for k in turns]
+        alone = _last_block([QUERY, messages[turns[-1]]], None, render)
+        if places != _places(blocks, turns) or blocks[-1][1] != alone:  # a template may look at more than expected
+            return None
+        here, there = [blocks[j][1] for j in places], [text for role, text in other if role == "assistant"]
+        past, kept = here[: len(early)] + there[: len(late)], there[len(late) :] + here[len(early) :]
+        targets = [
+            text if k == turns[-1] or messages[k].get("reasoning_content", "").strip() else _last_block([QUERY, messages[k]], None, render)
+            for k, text in zip(turns, kept)
+        ]
+        answers = [text if text[:1].strip() else _answer(messages[k], render) for k, text in zip(turns, past)]
+        if after := messages[turns[-1] + 1 :]:
+            blocks += split_blocks(render([QUERY, TURN, *after], None))[_lead(render) + 2 :]
     except TrajectoryError:
         return None
-    as_naive = whole == [*prompts["template"][-1], ("assistant", targets[-1])]  # a template may look at more than expected
-    return (past, targets, answers, [None] * len(turns), prompts) if as_naive else None
+    edits, shown, since_query = {"drop": [], "template": []}, targets[:], 0
+    for i, (before, k) in enumerate(zip(turns, turns[1:])):
+        edits["drop"] += [{"turn": k, "message": places[i], "content": past[i]}] * (past[i] != targets[i])
+        new_query = any(before < query < k for query in queries)
+        for j in range(since_query if new_query else i, i + 1):
+            text = past[j] if new_query else kept[j]
+            edits["template"] += [{"turn": k, "message": places[j], "content": text}] * (text != shown[j])
+            shown[j] = text
+        since_query = i + 1 if new_query else since_query
+    return blocks, targets, answers, [None] * len(turns), edits
 
 
 def _queries(messages: list[dict], render) -> list[int]:
@@ -172,18 +199,19 @@ def _queries(messages: list[dict], render) -> list[int]:
     places = [k for k, message in enumerate(messages) if message["role"] == "user"]
     try:
         kept, target = _shown_turn(render)
-        queries = [k for k in places[1:] if split_blocks(render([QUERY, TURN, messages[k]], None))[-2] != kept]
-        opens = _last_block([*(messages[k] for k in places[:1]), TURN], None, render) == target
+        queries = [k for k in places[1:] if not render([QUERY, TURN, messages[k]], None).startswith(kept)]
+        opens = render([*(messages[k] for k in places[:1]), TURN], None).endswith(target)
     except TrajectoryError:
         return []
     return places[:1] * opens + queries
 
 
 @functools.cache
-def _shown_turn(render) -> tuple:
-    """(the block of a turn before a tool output, its target)"""
-    output = {"role": "tool", "content": "t"}
-    return split_blocks(render([QUERY, TURN, output], None))[-2], _last_block([QUERY, TURN], None, render)
+def _shown_turn(render) -> tuple[str, str]:
+    """(how a rendering begins where a turn is before a tool output, how it ends where the turn is the last)"""
+    before, _, _ = render([QUERY, TURN, OUTPUT], None).rpartition(BLOCK_START)
+    _, opened, target = render([QUERY, TURN], None).rpartition(BLOCK_START)
+    return before + BLOCK_START, opened + target
 
 
 @functools.cache
@@ -279,9 +307,7 @@ def load_chat_template(name: str):
         except Exception as error:  # transformers raises many kinds; each means that there is no template to be had
             raise SystemExit(f"{name}: no chat template to be had from this model ({error})") from None
 
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, jinja2.ext.loopcontrols]
-    )
+    environment = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, jinja2.ext.loopcontrols])
     environment.filters["tojson"] = _tojson
     environment.globals.update(raise_exception=_raise_exception, strftime_now=_strftime_now)
     try:
@@ -303,6 +329,22 @@ def load_chat_template(name: str):
     return render
 
 
+class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
+    """Jinja's sandbox with two short cuts to what it would find in the end, for the types that templates look at most."""
+
+    def getattr(self, obj, attribute):
+        if type(obj) is dict and attribute not in _DICT_ATTRIBUTES:
+            return obj[attribute] if attribute in obj else self.undefined(obj=obj, name=attribute)
+        return super().getattr(obj, attribute)
+
+    def is_safe_attribute(self, obj, attr, value):
+        safe = type(obj) in (str, jinja2.runtime.LoopContext, jinja2.utils.Namespace) and not attr.startswith("_")
+        return safe or super().is_safe_attribute(obj, attr, value)
+
+
+_DICT_ATTRIBUTES = frozenset(dir(dict))
+
+
 class _GenerationTag(jinja2.ext.Extension):
     """`{% generation %}…{% endgeneration %}`, which some templates put around assistant text, renders its body."""
 
@@ -314,7 +356,12 @@ class _GenerationTag(jinja2.ext.Extension):
 
 
 def _tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False) -> str:
+    if not (ensure_ascii or indent or separators or sort_keys):
+        return _encode(value)
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+_encode = json.JSONEncoder(ensure_ascii=False).encode  # json.dumps would make one for every call
 
 
 def _raise_exception(message: str):
@@ -330,7 +377,7 @@ def _strftime_now(pattern: str) -> str:
 # ---------------------------------------------------------------- around them
 
 
-def convert_row(row: dict, index: int, source: str, chat_template: str, as_text: bool) -> tuple[dict | str, Counter]:
+def convert_row(row: dict, index: int, source: str, chat_template: str, as_json: bool) -> tuple[dict | bytes, Counter]:
     """One input row -> (output row or its JSON, what the user should know of it, counted); raises TrajectoryError."""
     if "served" in row:
         raise TrajectoryError("the row has a column `served`: it is one of step 1 already")
@@ -345,12 +392,13 @@ def convert_row(row: dict, index: int, source: str, chat_template: str, as_text:
         notes[UNSEEN] += reasoning not in plain[turn["message"]]["content"]
     notes[PARTS] = text_parts(as_given)
     converted = {**row, "messages": plain, "served": {"source": source, "trajectory": index, **served}}
-    text = json_text(converted) if as_text else json.dumps(converted, ensure_ascii=False, default=str)
     try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise TrajectoryError(f"the text holds a lone surrogate, which no tokenizer can read ({error.reason})") from None
-    return text if as_text else converted, notes
+        if as_json:
+            return json_row(converted, OURS), notes
+        json.dumps(row, ensure_ascii=False, default=str).encode()
+        return {**converted, **{column: orjson.dumps(converted[column]).decode() for column in OURS}}, notes
+    except (UnicodeEncodeError, orjson.JSONEncodeError):
+        raise TrajectoryError("the text holds a lone surrogate, which no tokenizer can read") from None
 
 
 @functools.cache
@@ -392,10 +440,11 @@ def main() -> None:
     output = args.output or default_output(args.input)
     files = local_files(args.input)
     prepared_template(args.chat_template)  # before the work, so that a bad one costs nothing
+    check_output(output)
     rejects = Rejects(args.input, output, args.strict)
     notes = Counter()
     convert = functools.partial(
-        convert_row, source=args.input, chat_template=args.chat_template, as_text=output.suffix != ".parquet"
+        convert_row, source=args.input, chat_template=args.chat_template, as_json=output.suffix != ".parquet"
     )
     with row_writer(output, output_schema(files, output)) as write:
         for row, row_notes in rejects.convert(convert, "step 1", args.num_proc):

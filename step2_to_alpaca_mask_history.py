@@ -17,16 +17,16 @@ system) text with its role blocks, where LlamaFactory's tokenizer turns it into 
 """
 
 import argparse
-import io
+import array
+import functools
+import itertools
 import json
 import os
-import pickle
 import random
 import re
 import shlex
 import sys
-import tempfile
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 
 from tqdm import tqdm
@@ -38,48 +38,56 @@ from trajectories import (
     SAMPLE,
     Rejects,
     TrajectoryError,
-    row_writer,
+    check_output,
+    in_order,
+    load_text,
     positive_count,
+    row_writer,
     shown,
     still_there,
     whole_file,
+    working_file,
 )
 
 DEFAULT_INPUT = SAMPLE.with_name(SAMPLE.stem + "_apply_qwen3_template.jsonl")
 DEFAULT_OUTPUT = ROOT / "data" / "alpaca_mask_history_envscaler_sft_traj_9k.parquet"
 COLUMNS = {"prompt": "instruction", "query": "input", "response": "output", "system": "system", "history": "history"}
-BUCKETS = 256  # of the shuffle; one of them is in memory when samples are written
-MEMORY = 1 << 27  # bytes of samples held in memory before they go to disk
+TEXTS = ("instruction", "input", "output", "system", "source", "served_as")  # the columns of text
+GATHERED_ROWS, GATHERED_BYTES = 512, 1 << 25  # the most samples, and about the most text, in memory when samples are written
 DATE_LIKE = re.compile(r"\d{4}-\d{1,2}-\d{1,2}([T ].*)?\s*", re.DOTALL)
 
 
 # ---------------------------------------------------------------- pure functions
 
 
-def to_samples(row: dict, served_as: str = "drop", merge_turns: bool = False) -> tuple[list[dict], list[str]]:
+def to_samples(messages: list, served: dict, served_as: str = "drop", merge_turns: bool = False) -> tuple[list[dict], list[str]]:
     """The samples of one trajectory, and the reasons for which its other turns are left out.
 
     Args:
-        row: one row of step 1.
+        messages, served: the columns of step 1, see `step1_columns`.
         served_as: "drop" (the history has no reasoning), "template" (it has what the chat template keeps) or
             "no-thinking" (no reasoning in the targets either; the served prompt ends with an empty think block).
         merge_turns: a sample goes on, supervising turn after turn, while the served prompt of the next turn begins with
             the text so far. Its history then holds supervised turns only. Else each turn has a sample of its own.
     Returns (samples, reasons): the turns of the samples and the reasons add up to the turns of the trajectory.
-    Raises TrajectoryError where the row is not one of step 1.
     """
-    messages, served = _step1_columns(row)
     given = "" if served_as == "no-thinking" else served["given"]
+    roles = [message["role"] for message in messages]
+    written = _AlpacaPrompt(given)
     samples, reasons, spans = [], [], []  # spans: the messages that the last sample supervises
-    for turn, prompt, changed_from in served_prompts(messages, served, served_as):
-        goes_on = merge_turns and spans and _begins_with(prompt, spans[-1], changed_from, given)
-        spans = [*(spans if goes_on else []), turn["message"]]
+    for turn, contents, changed_from in served_prompts(messages, served, served_as):
+        end = turn["message"]
+        goes_on = merge_turns and spans and _begins_with(roles, contents, spans[-1], end, changed_from, given)
+        spans = [*(spans if goes_on else []), end]
+        written.cut(0 if merge_turns and not goes_on else changed_from)
+        for j in range(len(written), end):
+            pairs = j in spans if merge_turns else _can_close_pair(roles[j], contents[j], roles[j + 1], served_as, given)
+            written.add(roles[j], contents[j], pairs)
         try:
             if turn["left_out"]:
                 raise _Inexpressible(turn["left_out"])
-            target = _target(messages[turn["message"]]["content"], turn["answer"], served_as, given)
-            pairs = spans[:-1] if merge_turns else history_pairs(prompt, served_as, given)
-            columns = {**alpaca_prompt(prompt, pairs, given), "output": target}
+            target = _target(messages[end]["content"], turn["answer"], served_as, given)
+            columns = {**written.columns(), "output": target}
         except _Inexpressible as reason:
             reasons.append(str(reason))
             spans = []
@@ -91,71 +99,78 @@ def to_samples(row: dict, served_as: str = "drop", merge_turns: bool = False) ->
 
 
 def served_prompts(messages: list[dict], served: dict, served_as: str):
-    """Yield (turn, prompt, changed_from) for each turn of a row of step 1.
+    """Yield (turn, contents, changed_from) for each turn of a row of step 1.
 
-    prompt: [(role, text)], the blocks of its served prompt; the first `changed_from` of them are those of the served
-    prompt of the turn before, and its target.
+    contents: the texts of all messages as its served prompt has them, which is those before the turn. The first
+    `changed_from` of them are as in the served prompt of the turn before and its target. The list goes on changing.
     """
-    contents = [message["content"] for message in messages]
-    edits = served["template" if served_as == "template" else "drop"]
+    contents, edits = [message["content"] for message in messages], defaultdict(list)
+    for edit in served["template" if served_as == "template" else "drop"]:
+        edits[edit["turn"]].append(edit)
     for turn in served["turns"]:
-        changed = [edit for edit in edits if edit["turn"] == turn["turn"]]
-        for edit in changed:
+        for edit in edits[turn["turn"]]:
             contents[edit["message"]] = edit["content"]
-        prompt = [(message["role"], text) for message, text in zip(messages[: turn["message"]], contents)]
-        yield turn, prompt, min((edit["message"] for edit in changed), default=len(prompt))
+        yield turn, contents, min((edit["message"] for edit in edits[turn["turn"]]), default=turn["message"])
 
 
-def history_pairs(prompt: list[tuple[str, str]], served_as: str, given: str) -> set[int]:
-    """The blocks of a served prompt that can stand as assistant texts in LlamaFactory's history.
+def _can_close_pair(role: str, text: str, next_role: str, served_as: str, given: str) -> bool:
+    """Whether a block of a served prompt can stand as an assistant text in LlamaFactory's history.
 
     LlamaFactory (0.9.5, data/template.py) tokenizes each text by itself, so one that opens with whitespace would lose
     the token that this whitespace forms with the newline before it. Its `qwen3` template, which is for the histories
     without reasoning, removes think blocks from assistant texts.
     """
-    return {
-        position
-        for position, ((role, text), (next_role, _)) in enumerate(zip(prompt, prompt[1:]))
-        if (role, next_role) == ("assistant", "user")
-        and text.startswith(given)
-        and not text[len(given) :][:1].isspace()
-        and (served_as == "template" or "<think>" not in text)
-    }
+    if (role, next_role) != ("assistant", "user") or not text.startswith(given) or text[len(given) :][:1].isspace():
+        return False
+    return served_as == "template" or "<think>" not in text
 
 
-def alpaca_prompt(prompt: list[tuple[str, str]], pairs, given: str = "") -> dict:
-    """Spell out a served prompt in LlamaFactory's alpaca columns.
+class _AlpacaPrompt:
+    """A served prompt in LlamaFactory's alpaca columns, block by block: a later prompt goes on where it is like the last.
 
-    LlamaFactory (0.9.5, data/template.py) begins with a non-empty system text or a user text, and goes on in pairs of
-    a user and an assistant text. What does not fit is written out, role marks and all. Its user format replaces
-    `{{idx}}`, so a prompt with such a text is beyond it.
-
-    Args:
-        prompt: [(role, text)], the blocks of the served prompt.
-        pairs: positions of the assistant blocks that close a pair; each is followed by a user block.
-        given: what the generation prompt puts before each assistant text of a pair.
-    Returns {"instruction", "input", "system", "history"}. Raises _Inexpressible with the reason.
+    LlamaFactory (0.9.5, data/template.py) begins with a non-empty system text or a user text, and goes on in pairs of a
+    user and an assistant text. What does not fit is written out, role marks and all. Its user format replaces
+    `{{idx}}`, so a prompt with such a text is beyond it. `given` is what the generation prompt puts before each
+    assistant text of a pair.
     """
-    first_user = next((position for position, (role, _) in enumerate(prompt) if role == "user"), None)
-    if first_user is None:
-        raise _Inexpressible("no user block comes before it, and LlamaFactory's alpaca format needs one")
-    opening = prompt[:first_user]
-    if opening and opening[0][0] != "system":
-        raise _Inexpressible(f"its prompt opens with a block of {opening[0][0]}, which LlamaFactory cannot write")
-    if opening and not opening[0][1]:
-        raise _Inexpressible("its system prompt is empty, and LlamaFactory writes no block for that")
-    system = "".join(text if position == 0 else _written_out(role, text) for position, (role, text) in enumerate(opening))
-    history, user = [], prompt[first_user][1]
-    for position, (role, text) in enumerate(prompt[first_user + 1 :], first_user + 1):
-        if position in pairs:
-            history.append([user, text.removeprefix(given)])
-        elif position - 1 in pairs and position - 1 > first_user:
-            user = text
+
+    def __init__(self, given: str):
+        self.given, self.history = given, []
+        self.states = [(0, "", None, False, None)]  # per block: pairs so far, system, user, pair just closed, problem
+
+    def __len__(self) -> int:
+        return len(self.states) - 1
+
+    def cut(self, blocks: int) -> None:
+        """Keep the first blocks."""
+        del self.states[blocks + 1 :]
+        del self.history[self.states[-1][0] :]
+
+    def add(self, role: str, text: str, closes_pair: bool) -> None:
+        """A block after the others; closes_pair only for an assistant block that a user block follows."""
+        pairs, system, user, closed, problem = self.states[-1]
+        if user is None and role != "user":
+            if len(self):
+                system += _written_out(role, text)
+            elif role != "system":
+                problem = f"its prompt opens with a block of {role}, which LlamaFactory cannot write"
+            else:
+                system, problem = text, None if text else "its system prompt is empty, and LlamaFactory writes no block for that"
+        elif closes_pair and user is not None:
+            self.history.append([user, text.removeprefix(self.given)])
+            pairs += 1
         else:
-            user += _written_out(role, text)
-    if any("{{idx}}" in text for text in (user, *(pair[0] for pair in history))):
-        raise _Inexpressible("its prompt holds {{idx}}, which LlamaFactory replaces by a number")
-    return {"instruction": user, "input": "", "system": system, "history": history}
+            user = text if user is None or closed else user + _written_out(role, text)
+        if user is not None and "{{idx}}" in text:
+            problem = problem or "its prompt holds {{idx}}, which LlamaFactory replaces by a number"
+        self.states.append((pairs, system, user, pairs > self.states[-1][0], problem))
+
+    def columns(self) -> dict:
+        """{"instruction", "input", "system", "history"}; raises _Inexpressible with the reason."""
+        _, system, user, _, problem = self.states[-1]
+        if user is None or problem:
+            raise _Inexpressible(problem if user is not None else "no user block comes before it, and LlamaFactory's alpaca format needs one")  # fmt: skip
+        return {"instruction": user, "input": "", "system": system, "history": self.history[:]}
 
 
 class _Inexpressible(Exception):
@@ -166,12 +181,11 @@ def _written_out(role: str, text: str) -> str:
     return f"{BLOCK_END}\n{BLOCK_START}{role}\n{text}"
 
 
-def _begins_with(prompt: list[tuple[str, str]], last: int, changed_from: int, given: str) -> bool:
+def _begins_with(roles: list, contents: list, last: int, end: int, changed_from: int, given: str) -> bool:
     """Whether the prompt begins with the one before and its target, block `last`, in tokens as well as in text."""
-    follows = [role for role, _ in prompt[last + 1 : last + 2]]
-    if not prompt[last][1].startswith(given):
+    if changed_from <= last or end <= last + 1 or roles[last + 1] != "user" or not contents[last].startswith(given):
         return False
-    return changed_from > last and follows == ["user"] and not prompt[last][1][len(given) :][:1].isspace()
+    return not contents[last][len(given) :][:1].isspace()
 
 
 def _target(text: str, answer_start: int | None, served_as: str, given: str) -> str:
@@ -183,8 +197,8 @@ def _target(text: str, answer_start: int | None, served_as: str, given: str) -> 
     return answer
 
 
-def _step1_columns(row: dict) -> tuple[list[dict], dict]:
-    """The decoded columns `messages` and `served`, which a Parquet file of step 1 holds as JSON strings."""
+def step1_columns(row: dict) -> tuple[list[dict], dict]:
+    """The columns `messages` and `served`, decoded: a Parquet file of step 1 holds JSON strings. Raises TrajectoryError."""
     try:
         messages, served = (
             json.loads(value) if isinstance(value, str) else value for value in (row["messages"], row["served"])
@@ -215,37 +229,130 @@ def sample_schema():
                       ("turns", pa.list_(pa.int64())), ("served_as", text)])  # fmt: skip
 
 
-def shuffled(samples, seed: int, folder: Path):
-    """Yield the samples in an order drawn uniformly, with a share of 1 / BUCKETS of them in memory.
+# Nearly all text of a sample is that of the samples before it too. So the samples of a trajectory are packed: each text
+# once, and for each sample the numbers of its texts. The packed trajectories go to a temporary file. In memory is where
+# each sample is in that file, and this is what is shuffled.
 
-    Each draws a key; the key's bucket takes it, in memory first and on disk when there are many; bucket after bucket is
-    sorted by key.
+
+def packed(samples: list[dict]) -> tuple[bytes, list[int]]:
+    """The samples of one trajectory as bytes, and place, length, place, length, … of their entries in them.
+
+    The bytes: the ends of the n texts, the first being 0; the texts in UTF-8, filled up to 8 bytes; the entries. An entry:
+    its place; n; how many texts it needs, which are the first ones, and their bytes; the bytes of the sample; trajectory;
+    number of turns; turns; texts of the columns TEXTS; texts of the history. All numbers are int64.
     """
-    draw, number, held = random.Random(seed).random, 0, 0
-    buckets = [[] for _ in range(BUCKETS)]
-    with tempfile.TemporaryDirectory(prefix=".shuffle.", dir=folder) as spill:
-        files = [Path(spill, str(bucket)) for bucket in range(BUCKETS)]
-        for number, sample in enumerate(samples, 1):
-            key = draw()
-            pickled = pickle.dumps((key, number, sample))
-            buckets[int(key * BUCKETS)].append(pickled)
-            held += len(pickled)
-            if held > MEMORY:
-                for bucket, path in zip(buckets, files):
-                    with path.open("ab") as file:
-                        file.writelines(bucket)
-                    bucket.clear()
-                held = 0
-        with tqdm(total=number, desc="write", unit=" samples") as bar:
-            for bucket, path in zip(buckets, files):
-                together = io.BytesIO((path.read_bytes() if path.exists() else b"") + b"".join(bucket))
-                keyed = []
-                while together.tell() < len(together.getbuffer()):
-                    keyed.append(pickle.load(together))
-                bucket.clear()
-                for _, _, sample in sorted(keyed, key=lambda entry: entry[:2]):
-                    yield sample
-                    bar.update()
+    numbers = defaultdict()
+    numbers.default_factory = numbers.__len__
+    of_samples = [
+        [*map(numbers.__getitem__, itertools.chain(map(sample.__getitem__, TEXTS), *sample["history"]))] for sample in samples
+    ]
+    texts = [text.encode() for text in numbers]
+    lengths = [*map(len, texts)]
+    ends = [0, *itertools.accumulate(lengths)]
+    parts = [array.array("q", ends).tobytes(), *texts, b" " * (-ends[-1] % 8)]
+    place, places = sum(map(len, parts)), []
+    for sample, of_sample in zip(samples, of_samples):
+        needed, size = max(of_sample) + 1, sum(map(lengths.__getitem__, of_sample))
+        entry = [place, len(texts), needed, ends[needed], size, sample["trajectory"], len(sample["turns"]), *sample["turns"]]
+        parts.append(array.array("q", entry + of_sample).tobytes())
+        places += [place, len(parts[-1])]
+        place += len(parts[-1])
+    return b"".join(parts), places
+
+
+def gather(file: int, places):
+    """Yield samples of a file of packed trajectories, as pyarrow tables of `sample_schema`.
+
+    Args:
+        file: a descriptor.
+        places: where the entries of the samples are: place, length, place, length, …
+    """
+    import numpy as np
+
+    batch, size = [], 0
+    for place, length in zip(places[::2], places[1::2]):
+        entry = np.frombuffer(os.pread(file, length, place), np.int64)
+        back, n, needed, text_bytes, sample_bytes, trajectory, turns = entry[:7].tolist()
+        packed = os.pread(file, 8 * (n + 1) + text_bytes, place - back)
+        ends, texts = np.frombuffer(packed, np.int64, needed + 1), memoryview(packed)[8 * (n + 1) :]
+        batch.append((trajectory, entry[7 : 7 + turns], entry[7 + turns :], ends, texts))
+        size += sample_bytes
+        if len(batch) == GATHERED_ROWS or size > GATHERED_BYTES:
+            yield _table(batch)
+            batch, size = [], 0
+    if batch:
+        yield _table(batch)
+
+
+def _table(batch: list[tuple]):
+    import numpy as np
+    import pyarrow as pa
+
+    def integers(values, kind=np.int64):  # pa.array would import pandas
+        values = np.asarray(values, kind)
+        return pa.Array.from_buffers(pa.from_numpy_dtype(kind), len(values), [None, pa.py_buffer(values)])
+
+    def lists(lengths, values):
+        return pa.ListArray.from_arrays(integers(np.cumsum([0, *lengths]), np.int32), values)
+
+    trajectories, turns, numbers, ends, texts = zip(*batch)
+    first_text = np.cumsum([0, *(len(of_sample) - 1 for of_sample in ends)])
+    first_byte = np.cumsum([0, *(of_sample[-1] for of_sample in ends)])
+    offsets = np.concatenate([[0], *(of_sample[1:] + first for of_sample, first in zip(ends, first_byte))]).astype(np.int32)
+    every = pa.StringArray.from_buffers(len(offsets) - 1, pa.py_buffer(offsets), pa.py_buffer(b"".join(texts)))
+    numbers = [of_sample + first for of_sample, first in zip(numbers, first_text)]
+    history = every.take(integers(np.concatenate([of_sample[len(TEXTS) :] for of_sample in numbers])))
+    pairs = lists([2] * (len(history) // 2), history)
+    columns = dict(zip(TEXTS, (every.take(integers(column)) for column in zip(*numbers))))
+    columns["history"] = lists([(len(of_sample) - len(TEXTS)) // 2 for of_sample in numbers], pairs)
+    columns["trajectory"] = integers(trajectories)
+    columns["turns"] = lists(map(len, turns), integers(np.concatenate(turns)))
+    return pa.Table.from_arrays([columns[name] for name in sample_schema().names], schema=sample_schema())
+
+
+def write_samples(output: Path, file: int, places, num_shards: int | None, num_proc: int) -> None:
+    """Write samples of a file of packed trajectories, see `gather`, in the format that the output's name says."""
+    import numpy  # noqa: F401  the processes of the shards inherit them
+    import pyarrow.parquet  # noqa: F401
+
+    with tqdm(total=len(places) // 2, desc="write", unit=" samples") as bar:
+
+        def tables():
+            for table in gather(file, places):
+                yield table
+                bar.update(len(table))
+
+        if num_shards:
+            with whole_file(output) as part:
+                part.mkdir()
+                bounds = [2 * (len(places) // 2 * shard // num_shards) for shard in range(num_shards + 1)]
+                shards = (
+                    (part / f"{shard:05}-of-{num_shards:05}.parquet", places[start:end])
+                    for shard, (start, end) in enumerate(itertools.pairwise(bounds))
+                )
+                for samples in in_order(functools.partial(_write_shard, file=file), shards, num_proc, here=0):
+                    bar.update(samples)
+        elif output.suffix == ".parquet":
+            with whole_file(output) as part:
+                _write_parquet(part, tables())
+        else:
+            with row_writer(output) as write:
+                for sample in for_json(sample for table in tables() for sample in table.to_pylist()):
+                    write(sample)
+
+
+def _write_parquet(path: Path, tables) -> None:
+    import pyarrow.parquet as pq
+
+    with pq.ParquetWriter(path, sample_schema(), compression="zstd") as writer:
+        for table in tables:
+            writer.write_table(table)
+
+
+def _write_shard(shard: tuple, file: int) -> int:
+    path, places = shard
+    _write_parquet(path, gather(file, places))
+    return len(places) // 2
 
 
 def for_json(samples):
@@ -292,6 +399,22 @@ def training_settings(served_as: str, given: str, all_think: bool, merge_turns: 
     return settings + ["mask_history=false"] * merge_turns
 
 
+def convert_row(row: dict, index: int, served_as: str, merge_turns: bool) -> tuple:
+    """A row of step 1 -> (*packed(its samples), counts, reasons of left-out turns, `given`); raises TrajectoryError."""
+    messages, served = step1_columns(row)
+    samples, reasons = to_samples(messages, served, served_as, merge_turns)
+    targets = [messages[turn["message"]]["content"] for turn in served["turns"] if not turn["left_out"]]
+    notes = Counter(trajectories=1, samples=len(samples), supervised=sum(len(sample["turns"]) for sample in samples))
+    notes["without thinking"] = sum(not target.startswith("<think>") for target in targets)
+    if merge_turns:
+        notes["unmerged"] = sum(map(characters, to_samples(messages, served, served_as)[0]))
+        notes["merged"] = sum(map(characters, samples))
+    try:
+        return *packed(samples), notes, reasons, served["given"]
+    except (UnicodeEncodeError, OverflowError) as error:
+        raise TrajectoryError(f"the row is not one of step 1 ({error}); run step1_apply_tool_template.py first") from None
+
+
 def characters(sample: dict) -> int:
     """The length of a sample's text, without its role marks."""
     texts = (sample["system"], *(text for pair in sample["history"] for text in pair), sample["instruction"], sample["output"])
@@ -336,6 +459,9 @@ def main() -> None:
     parser.add_argument("--dataset-name", help="the name in dataset_info.json (default: OUTPUT's name)")
     parser.add_argument("--dataset-dir", type=Path, default=ROOT, metavar="FOLDER",
                         help="where dataset_info.json is, LlamaFactory's dataset_dir (default: here)")  # fmt: skip
+    parser.add_argument("--num-shards", type=positive_count, metavar="N", help="write OUTPUT as a folder of N Parquet files")
+    parser.add_argument("--num-proc", type=positive_count, default=os.cpu_count(), metavar="N",
+                        help="processes (default: one per core)")  # fmt: skip
     parser.add_argument("--strict", action="store_true", help="stop at the first bad row instead of setting it aside")
     args = parser.parse_args()
     if args.no_thinking and args.history_thinking == "template":
@@ -344,6 +470,8 @@ def main() -> None:
         parser.error("--merge-turns needs --history-thinking template: where the history drops the reasoning of a turn, "
                      "no later served prompt begins with that turn as the model wrote it, so no sample can hold both")  # fmt: skip
     served_as = "no-thinking" if args.no_thinking else args.history_thinking
+    if args.num_shards and args.output == Path(shown(DEFAULT_OUTPUT)):
+        args.output = args.output.with_suffix("")
     name = args.dataset_name or args.output.stem
     if "," in name:
         parser.error(f"{name}: LlamaFactory separates data sets by commas; name it without by --dataset-name")
@@ -354,35 +482,29 @@ def main() -> None:
         parser.error(f"{args.output} registers the data sets; name another output")
     read_dataset_info(dataset_info)  # before the work, so that a broken one costs nothing
 
+    check_output(args.output, bool(args.num_shards))
     rejects = Rejects(args.input, args.output, args.strict)
-    totals, left_out, given, preview = Counter(), Counter(), "", []
-
-    def read_samples():
-        nonlocal given
-        for row, samples, reasons in rejects.convert(
-            lambda row, _: (row, *to_samples(row, served_as, args.merge_turns)), "step 2"
-        ):
-            left_out.update(reasons)
-            messages, served = _step1_columns(row)
-            given = given or served["given"]
-            targets = [messages[turn["message"]]["content"] for turn in served["turns"] if not turn["left_out"]]
-            totals["without thinking"] += sum(not target.startswith("<think>") for target in targets)
-            totals.update(trajectories=1, samples=len(samples), supervised=sum(len(sample["turns"]) for sample in samples))
-            if args.merge_turns:
-                totals["unmerged"] += sum(map(characters, to_samples(row, served_as)[0]))
-                totals["merged"] += sum(map(characters, samples))
-            yield from samples
-
+    convert = functools.partial(convert_row, served_as=served_as, merge_turns=args.merge_turns)
+    totals, left_out, given, places = Counter(), Counter(), "", array.array("q")
     replaced = ", in place of an earlier one" if args.output.exists() else ""
-    with row_writer(args.output, sample_schema()) as write:
-        samples = read_samples() if args.no_shuffle else shuffled(read_samples(), args.seed, args.output.parent)
-        for sample in samples if args.output.suffix == ".parquet" else for_json(samples):
-            write(sample)
-            if len(preview) < args.preview:
-                preview.append(sample)
+    with working_file(args.output) as file:
+        for trajectory, entries, notes, reasons, row_given in rejects.convert(convert, "step 2", args.num_proc, load_text):
+            start = file.tell()
+            file.write(trajectory)
+            places.extend(number + start * (1 - at % 2) for at, number in enumerate(entries))
+            totals.update(notes)
+            left_out.update(reasons)
+            given = given or row_given
+        file.flush()
         rejects.save()
-        if not totals["samples"]:
+        if not places:
             sys.exit(f"{args.input}: no sample is left; {shown(args.output)} is not written{still_there(args.output)}")
+        if not args.no_shuffle:
+            order = array.array("q", range(0, len(places), 2))
+            random.Random(args.seed).shuffle(order)
+            places = array.array("q", (number for at in order for number in places[at : at + 2]))
+        write_samples(args.output, file.fileno(), places, args.num_shards, args.num_proc)
+        preview = [sample for table in gather(file.fileno(), places[: 2 * args.preview]) for sample in table.to_pylist()]
     preview_path = args.output.with_name(args.output.stem + "_preview.json")
     with whole_file(preview_path) as part:
         part.write_text(json.dumps(preview, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

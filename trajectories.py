@@ -9,14 +9,18 @@ import contextlib
 import functools
 import itertools
 import json
+import multiprocessing
 import os
 import re
+import shutil
 import signal
 import sys
+import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
+import orjson
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent
@@ -26,7 +30,7 @@ ROLES = ("system", "user", "assistant", "tool")
 BLOCK_START, BLOCK_END = "<|im_start|>", "<|im_end|>"
 SHOWN_REASONS = 5
 JSON_CHUNK = 1 << 20  # characters of a JSON array read at a time
-BATCH = 32  # rows that a process works on at a time
+BATCH, BATCH_BYTES = 32, 1 << 22  # the most rows, and about the most JSON, that a process works on at a time
 PARQUET_BATCH = 512  # rows held in memory while a Parquet file is written
 
 tqdm.monitor_interval = 0  # no thread beside the bar: processes are forked
@@ -52,10 +56,8 @@ def served_trajectory(row: dict) -> tuple[list[dict], list[dict] | None]:
     messages = decoded_messages(row)
     if not messages:
         raise TrajectoryError("the trajectory has no messages")
-    tools = _decoded(row.get("tools"), "tools") or None
-    for position, tool in enumerate(tools or []):
-        if not isinstance(tool, dict):
-            raise TrajectoryError(f"tool {position} is not an object but {_kind(tool)}")
+    tools = row.get("tools")
+    tools = (_served_tools_of_text if isinstance(tools, str) else _served_tools)(tools)
     served = []
     for position, message in enumerate(messages):
         try:
@@ -64,10 +66,6 @@ def served_trajectory(row: dict) -> tuple[list[dict], list[dict] | None]:
             raise TrajectoryError(f"message {position}: {error}") from None
     if not any(message["role"] == "assistant" for message in served):
         raise TrajectoryError("the trajectory has no assistant message, so there is nothing to train on")
-    text = json.dumps([served, tools], ensure_ascii=False, default=str)
-    for token in (BLOCK_START, BLOCK_END):
-        if token in text:
-            raise TrajectoryError(f"the text holds the control token {token}, which would open or close a message")
     return served, tools
 
 
@@ -86,6 +84,26 @@ def text_parts(messages: list[dict]) -> int:
 def without_reasoning(messages: list[dict]) -> list[dict]:
     """The messages as an agent sends them that does not send reasoning back: the `drop` history."""
     return [{key: value for key, value in message.items() if key != "reasoning_content"} for message in messages]
+
+
+def _served_tools(tools) -> list[dict] | None:
+    tools = _decoded(tools, "tools") or None
+    for position, tool in enumerate(tools or []):
+        if not isinstance(tool, dict):
+            raise TrajectoryError(f"tool {position} is not an object but {_kind(tool)}")
+    _refuse_control_tokens({"tools": tools})
+    return tools
+
+
+_served_tools_of_text = functools.lru_cache(maxsize=64)(_served_tools)  # many trajectories share a tool list
+
+
+def _refuse_control_tokens(message: dict) -> None:
+    for value in message.values():
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str) if value else ""
+        for token in (BLOCK_START, BLOCK_END) if "<|" in text else ():
+            if token in text:
+                raise TrajectoryError(f"the text holds the control token {token}, which would open or close a message")
 
 
 def _served_message(message: dict) -> dict:
@@ -114,6 +132,7 @@ def _served_message(message: dict) -> dict:
             raise TrajectoryError(f"tool_calls is not a list but {_kind(calls)}")
         if calls:
             served["tool_calls"] = [_served_call(call) for call in calls]
+    _refuse_control_tokens(served)
     return served
 
 
@@ -227,11 +246,19 @@ def read_raw(source: str, desc: str | None = None):
         raise SystemExit(f"{source}: cannot be read ({error})") from None
 
 
-def parse_row(raw) -> dict:
+def load_text(raw: bytes):
+    """json.loads, several times faster, where only texts and small integers are wanted: others orjson may read differently."""
+    try:
+        return orjson.loads(raw)
+    except ValueError:
+        return json.loads(raw)
+
+
+def parse_row(raw, loads=json.loads) -> dict:
     """A row of `read_raw`; raises TrajectoryError."""
     if isinstance(raw, bytes):
         try:
-            raw = json.loads(raw)
+            raw = loads(raw)
         except (ValueError, RecursionError) as error:
             raise TrajectoryError(f"the row is not valid JSON ({error})") from None
     if not isinstance(raw, dict):
@@ -330,24 +357,38 @@ def _count_rows(path: Path) -> int | None:
 
 @contextlib.contextmanager
 def whole_file(path: Path):
-    """A path to write to: it takes the name `path` when the block ends, and is removed if the block fails."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    """A path to write a file or a folder to: it takes the name `path` when the block ends, and is removed if the block fails."""
+    part, earlier = (path.with_name(f".{path.name}.{os.getpid()}.{what}") for what in ("part", "earlier"))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield part
+        if part.is_dir() and path.is_dir():  # which cannot be replaced at once
+            os.replace(path, earlier)
         os.replace(part, path)
     except OSError as error:
         raise SystemExit(f"{path}: cannot be written ({error})") from None
     finally:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
+        for left in (part, earlier):
+            with contextlib.suppress(OSError):
+                shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def working_file(path: Path):
+    """A file without a name in the folder of path, for what is too much for memory; it ends with the process."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent) as file:
+            yield file
+    except OSError as error:
+        raise SystemExit(f"{path}: cannot be written ({error})") from None
 
 
 @contextlib.contextmanager
 def row_writer(path: Path, schema=None):
     """Yield write(row) for a `.json`, `.jsonl` or `.parquet` file that appears whole, or not at all.
 
-    A row is a dict; for the JSON formats it may be its `json_text`.
+    A row is a dict; for the JSON formats it may be its JSON.
 
     `schema` (pyarrow) types a Parquet file. Without it the first rows do, by a rule that cannot mix the keys of nested
     objects: see `_inferred_schema`.
@@ -357,17 +398,26 @@ def row_writer(path: Path, schema=None):
             with _parquet_writer(part, schema) as write:
                 yield write
             return
-        opening, between, closing = ("[\n", ",\n", "\n]\n") if path.suffix == ".json" else ("", "\n", "\n")
-        with part.open("w", encoding="utf-8") as file:
+        opening, between, closing = (b"[\n", b",\n", b"\n]\n") if path.suffix == ".json" else (b"", b"\n", b"\n")
+        with part.open("wb") as file:
             separator = opening
 
             def write(row) -> None:
                 nonlocal separator
-                file.write(separator + (row if isinstance(row, str) else json_text(row)))
+                file.write(separator + (row if isinstance(row, bytes) else json_row(row)))
                 separator = between
 
             yield write
-            file.write(closing if separator == between else opening + closing.strip("\n"))
+            file.write(closing if separator == between else opening + closing.strip(b"\n"))
+
+
+def json_row(row: dict, texts=()) -> bytes:
+    """A row as JSON. The columns `texts` hold nothing but texts, small integers and null, which orjson writes faster."""
+    columns = (
+        orjson.dumps(key) + b": " + (orjson.dumps(value) if key in texts or type(value) is str else json_text(value).encode())
+        for key, value in row.items()
+    )
+    return b"{" + b", ".join(columns) + b"}"
 
 
 def json_text(value) -> str:
@@ -442,16 +492,24 @@ def _stored(value, kind):
 
 
 def _batches(items):
-    while batch := list(itertools.islice(items, BATCH)):
+    """Lists of (index, raw): of BATCH rows, fewer where they are long."""
+    batch, size = [], 0
+    for item in items:
+        batch.append(item)
+        size += len(item[1])  # a parsed row counts little, whatever its length
+        if len(batch) == BATCH or size > BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
         yield batch
 
 
-def _convert_batch(function, batch: list) -> list[tuple]:
+def _convert_batch(function, loads, batch: list) -> list[tuple]:
     """[(index, function(row, index), None)], or (index, row, reason) where it finds an error."""
     results = []
     for index, raw in batch:
         try:
-            results.append((index, function(parse_row(raw), index), None))
+            results.append((index, function(parse_row(raw, loads), index), None))
         except TrajectoryError as error:
             results.append((index, shown_raw(raw), str(error)))
         except RecursionError:
@@ -459,16 +517,17 @@ def _convert_batch(function, batch: list) -> list[tuple]:
     return results
 
 
-def _in_order(function, items, num_proc: int):
+def in_order(function, items, num_proc: int, here: int = 1):
     """map(function, items) over processes, with no more items under way than keep them busy.
 
-    The first item is done here: a small input needs no processes, and they inherit what the function has loaded.
+    The first one is done `here`: a small input needs no processes, and they inherit what the function has loaded.
     """
-    yield from map(function, itertools.islice(items, 1 if num_proc > 1 else None))
+    yield from map(function, itertools.islice(items, here if num_proc > 1 else None))
     first = next(items, None)
     if first is None:
         return
-    with ProcessPoolExecutor(num_proc, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)) as pool:
+    fork = multiprocessing.get_context("fork")
+    with ProcessPoolExecutor(num_proc, fork, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)) as pool:
         try:
             under_way = collections.deque()
             for item in itertools.chain([first], items):
@@ -487,21 +546,19 @@ class Rejects:
     """Rows set aside: counted, and written with their reason to `<output>.rejects.jsonl` (none, no file)."""
 
     def __init__(self, source: str, output: Path, strict: bool):
-        if output.suffix not in FORMATS:
-            raise SystemExit(f"{output}: unknown file type {output.suffix!r}; known are {', '.join(FORMATS)}")
         if output.exists() and Path(source).exists() and output.samefile(source):
             raise SystemExit(f"{output}: is the input too; name another output")
         self.source, self.strict, self.rows = source, strict, []
         self.path = output.with_name(output.name + ".rejects.jsonl")
 
-    def convert(self, function, desc: str, num_proc: int = 1):
+    def convert(self, function, desc: str, num_proc: int, loads=json.loads):
         """Yield function(row, index) for each row of the source, in order; a row in which it finds an error is set aside.
 
         With several processes the function and its results are pickled.
         """
         self.path.unlink(missing_ok=True)  # that of an earlier run
         batches = _batches(read_raw(self.source, desc))
-        for results in _in_order(functools.partial(_convert_batch, function), batches, num_proc):
+        for results in in_order(functools.partial(_convert_batch, function, loads), batches, num_proc):
             for index, result, reason in results:
                 if reason is None:
                     yield result
@@ -533,6 +590,16 @@ def shown(path: Path | str) -> str:
 def still_there(path: Path) -> str:
     """What to add where a file is not written."""
     return "; the one of an earlier run is still there" if path.exists() else ""
+
+
+def check_output(output: Path, folder: bool = False) -> None:
+    """Whether something can be written under this name, as a file or as a folder of Parquet files; before the work."""
+    if folder and output.suffix in FORMATS:
+        raise SystemExit(f"{output}: names a file; --num-shards writes a folder")
+    if folder and output.is_dir() and any(path.suffix != ".parquet" for path in output.iterdir()):
+        raise SystemExit(f"{output}: holds more than Parquet files; name another folder")
+    if not folder and output.suffix not in FORMATS:
+        raise SystemExit(f"{output}: unknown file type {output.suffix!r}; known are {', '.join(FORMATS)}")
 
 
 def positive_count(text: str) -> int:

@@ -61,8 +61,8 @@ def main() -> None:
     for turns_per_query in PER_QUERY:
         messages, tools = served_trajectory(trajectory(turns_per_query, row, random.Random(0)))
         plain, served = apply_chat_template(messages, tools, render)
-        step1 = {"messages": plain, "served": {**served, "source": "", "trajectory": 0}}
-        prefix, merged = (to_samples(step1, "template", merge)[0] for merge in (False, True))
+        served |= {"source": "", "trajectory": 0}
+        prefix, merged = (to_samples(plain, served, "template", merge)[0] for merge in (False, True))
         counts = tokens(prefix), tokens(merged)
         print(f"{turns_per_query:>24}  {len(prefix):>7}  {counts[0]:>10}  {len(merged):>14}  {counts[1]:>13}  {counts[0] / counts[1]:>18.1f}")
 

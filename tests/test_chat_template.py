@@ -38,9 +38,9 @@ def test_both_steps_reproduce_the_official_prompts_and_targets(case, linear):
     assert [turn["turn"] for turn in served["turns"]] == list(expected)
     for turn in served["turns"]:
         assert plain[turn["message"]]["content"] + "<|im_end|>\n" == expected[turn["turn"]]["target"]
-    row = {"messages": plain, "served": {**served, "source": "golden", "trajectory": 0}}
+    served |= {"source": "golden", "trajectory": 0}
     for mode in ("drop", "template"):
-        samples, left_out = to_samples(row, mode)
+        samples, left_out = to_samples(plain, served, mode)
         assert len(samples) + len(left_out) == len(expected)
         assert len(left_out) == (case["name"] == "assistant_opens")
         for sample in samples:
@@ -96,7 +96,7 @@ def test_template_in_which_no_prompt_begins_with_another_stays_exact(tmp_path):
     render = load_chat_template(str(tmp_path / "numbered.jinja"))
     messages = [user("q"), assistant("", "r", [call("f", {})]), tool("1"), assistant("a", "s")]
     plain, served = apply_chat_template(messages, None, render)
-    samples, _ = to_samples({"messages": plain, "served": {**served, "source": "", "trajectory": 0}}, "drop")
+    samples, _ = to_samples(plain, {**served, "source": "", "trajectory": 0}, "drop")
     for sample in samples:
         assert served_text(sample)[0] == served_turn(messages, None, sample["turns"][-1], "drop", render)[0]
 

@@ -70,7 +70,7 @@ def llamafactory(template: str, enable_thinking: bool, mask_history: bool = True
 
 def samples_of(messages, tools, mode, merge_turns=False):
     plain, served = apply_chat_template(messages, tools, RENDER)
-    return to_samples({"messages": plain, "served": {**served, "source": "x", "trajectory": 0}}, mode, merge_turns)
+    return to_samples(plain, {**served, "source": "x", "trajectory": 0}, mode, merge_turns)
 
 
 @pytest.mark.parametrize("mode", MODES)

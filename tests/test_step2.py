@@ -7,7 +7,7 @@ import pytest
 from conftest import ROOT, assistant, call, read_jsonl, tool, user, write_jsonl
 
 from step1_apply_tool_template import QWEN3, apply_chat_template, load_chat_template
-from step2_to_alpaca_mask_history import alpaca_prompt, history_pairs, to_samples, training_settings
+from step2_to_alpaca_mask_history import step1_columns, to_samples, training_settings
 from trajectories import served_trajectory
 
 RENDER = load_chat_template(str(QWEN3))
@@ -47,7 +47,7 @@ def step2(run, tmp_path):
 
 
 def test_each_turn_becomes_one_prefix_sample_without_the_reasoning_of_the_history():
-    samples, left_out = to_samples(step1_row(CONVERSATION), "drop")
+    samples, left_out = to_samples(*step1_columns(step1_row(CONVERSATION)), "drop")
     assert left_out == []
     assert samples[3] == {
         "instruction": RESPONSE % "t2",
@@ -65,13 +65,13 @@ def test_each_turn_becomes_one_prefix_sample_without_the_reasoning_of_the_histor
 
 
 def test_template_history_keeps_the_reasoning_of_the_active_chain_only():
-    samples, _ = to_samples(step1_row(CONVERSATION), "template")
+    samples, _ = to_samples(*step1_columns(step1_row(CONVERSATION)), "template")
     assert samples[1]["history"] == [["q1", f"<think>\nr1\n</think>\n\n{CALL}"]]
     assert samples[3]["history"] == [["q1", CALL], [RESPONSE % "t1", "a1"], ["q2", f"<think>\nr3\n</think>\n\n{CALL}"]]
 
 
 def test_no_thinking_removes_the_reasoning_from_the_targets_too():
-    samples, _ = to_samples(step1_row(CONVERSATION), "no-thinking")
+    samples, _ = to_samples(*step1_columns(step1_row(CONVERSATION)), "no-thinking")
     assert [sample["output"] for sample in samples] == [CALL, "a1", CALL, "a2"]
     assert "think" not in json.dumps([sample["history"] for sample in samples])
 
@@ -90,8 +90,11 @@ def test_no_thinking_removes_the_reasoning_from_the_targets_too():
     ],
 )  # fmt: skip
 def test_conversations_that_do_not_alternate_are_written_out(prompt, expected):
-    written = alpaca_prompt(prompt, history_pairs(prompt, "drop", ""))
-    assert (written["system"], written["history"], written["instruction"]) == expected
+    messages = [{"role": role, "content": text} for role, text in [*prompt, ("assistant", "x")]]
+    turn = {"turn": len(prompt), "message": len(prompt), "answer": 0, "left_out": None}
+    served = {"turns": [turn], "drop": [], "template": [], "given": "", "source": "", "trajectory": 0}
+    [sample], _ = to_samples(messages, served, "drop")
+    assert (sample["system"], sample["history"], sample["instruction"]) == expected
 
 
 @pytest.mark.parametrize(
@@ -103,7 +106,7 @@ def test_conversations_that_do_not_alternate_are_written_out(prompt, expected):
     ],
 )
 def test_turn_that_the_format_cannot_express_is_left_out_and_the_rest_stays(messages, turns, reason):
-    samples, left_out = to_samples(step1_row(messages), "drop")
+    samples, left_out = to_samples(*step1_columns(step1_row(messages)), "drop")
     assert [sample["turns"][-1] for sample in samples] == turns
     assert len(samples) + len(left_out) == sum(message["role"] == "assistant" for message in messages)
     assert any(reason in text for text in left_out)
