@@ -31,6 +31,7 @@ BLOCK_START, BLOCK_END = "<|im_start|>", "<|im_end|>"
 SHOWN_REASONS = 5
 JSON_CHUNK = 1 << 20  # characters of a JSON array read at a time
 BATCH, BATCH_BYTES = 32, 1 << 22  # the most rows, and about the most JSON, that a process works on at a time
+PARQUET_BUFFER = 1 << 20  # bytes of a Parquet file read at a time, where a row group may be as long as the file
 PARQUET_BATCH = 512  # rows held in memory while a Parquet file is written
 
 tqdm.monitor_interval = 0  # no thread beside the bar: processes are forked
@@ -324,7 +325,7 @@ def _read_parquet(path: Path):
                     f"{path}: column {column} holds objects as Arrow structs, in which every object has the keys of all "
                     "others; store the column as JSON strings"
                 )
-        for batch in file.iter_batches(batch_size=PARQUET_BATCH):
+        for batch in file.iter_batches(batch_size=BATCH, use_threads=False):  # threads would read ahead, without a bound
             yield from batch.to_pylist()
 
 
@@ -334,7 +335,7 @@ def open_parquet(path: Path):
     import pyarrow.parquet as pq
 
     try:
-        return pq.ParquetFile(path)
+        return pq.ParquetFile(path, buffer_size=PARQUET_BUFFER, pre_buffer=False)
     except pa.ArrowInvalid as error:
         raise SystemExit(f"{path}: not a Parquet file ({error})") from None
 

@@ -1,16 +1,19 @@
 """How fast and in how much memory step 1 and step 2 run, beside the naive definition and the floor.
 
-    python benchmarks/speed.py [--trajectories 300]
+    python benchmarks/speed.py [--trajectories 2000]
 
 Makes its own input: trajectories of 12 and of 40 turns, a user query every fourth turn, each with reasoning, tools and
 system prompt of its own. Prints for both
-  naive   render every prefix with the chat template, json.dump with indent 4
-  ours    step 1 and step 2, as commands, to Parquet
-  floor   parse the input once, render each trajectory once, over all cores; encode and write the output once
-and the peak memory of the largest process for 1, 4 and 16 times the input, format by format.
+  naive   transformers renders the served prompt and the target of every turn; json.dump with indent 4; one process
+  ours    step 1 and step 2, as commands, to one Parquet file, and to as many as there are cores
+  floor   parse the input once, render each trajectory once, encode and write the output once; all of it over all cores
+and the peak memory of the largest process for 1, 4 and 16 times the input, format by format. Imports of naive and floor
+are not counted, those of ours are. The samples of all are compared.
 """
 
 import argparse
+import hashlib
+import itertools
 import json
 import multiprocessing
 import os
@@ -24,10 +27,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from step1_apply_tool_template import QWEN3, load_chat_template  # noqa: E402
+from step1_apply_tool_template import QWEN3, prepared_template, split_blocks  # noqa: E402
 from trajectories import SAMPLE, served_trajectory, without_reasoning  # noqa: E402
 
 QUERY_EVERY = 4
+COLUMNS = ("instruction", "input", "output", "system", "history")
+COMPARED = 2000  # trajectories whose samples fit in memory to compare them
 
 
 def make_input(path: Path, trajectories: int, turns: int, copies: int = 1) -> None:
@@ -59,7 +64,15 @@ def make_input(path: Path, trajectories: int, turns: int, copies: int = 1) -> No
 
 
 def naive(source: str, target: str) -> None:
-    render, samples = load_chat_template(str(QWEN3)), []
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    chat_template, samples = QWEN3.read_text(encoding="utf-8"), []
+
+    def render(messages: list, tools, **options) -> str:
+        [rendered], _ = render_jinja_template([messages], tools=tools, chat_template=chat_template, **options)
+        return rendered
+
+    start = time.perf_counter()
     with open(source, encoding="utf-8") as file:
         for line in file:
             messages, tools = served_trajectory(json.loads(line))
@@ -67,27 +80,56 @@ def naive(source: str, target: str) -> None:
                 if message["role"] == "assistant":
                     prompt = render(without_reasoning(messages[:turn]), tools, add_generation_prompt=True)
                     whole = render(messages[: turn + 1], tools)
-                    samples.append({"prompt": prompt, "output": whole.rpartition("<|im_start|>assistant\n")[2]})
+                    (_, system), *blocks = split_blocks(prompt)
+                    texts = [text for _, text in blocks]
+                    output = whole.rpartition("<|im_start|>assistant\n")[2].removesuffix("<|im_end|>\n")
+                    samples.append({"instruction": texts[-1], "input": "", "output": output, "system": system,
+                                    "history": [texts[at : at + 2] for at in range(0, len(texts) - 1, 2)]})  # fmt: skip
     with open(target, "w", encoding="utf-8") as file:
         json.dump(samples, file, ensure_ascii=False, indent=4)
+    print(time.perf_counter() - start)
 
 
-def render_once(line: str) -> int:
-    render_once.render = getattr(render_once, "render", None) or load_chat_template(str(QWEN3))
-    return len(render_once.render(*served_trajectory(json.loads(line))))
+def render_once(line: bytes) -> int:
+    render, _ = prepared_template(str(QWEN3))
+    return len(render(*served_trajectory(json.loads(line))))
 
 
 def floor(source: str, samples: str) -> None:
     """`samples` is the Parquet file that step 2 wrote: what is read from it is not a part of the floor, writing it is."""
     import pyarrow.parquet as pq
 
-    table = pq.read_table(samples)
+    table, cores = pq.read_table(samples), os.cpu_count()
+    bounds = [len(table) * core // cores for core in range(cores + 1)]
+    prepared_template(str(QWEN3))
+    fork = multiprocessing.get_context("fork")
     start = time.perf_counter()
-    with open(source, encoding="utf-8") as file, multiprocessing.Pool() as pool:
+    with open(source, "rb") as file, fork.Pool() as pool:
         for _ in pool.imap(render_once, file, chunksize=16):
             pass
-    pq.write_table(table, samples + ".floor", compression="zstd", row_group_size=512)
+    writers = [
+        fork.Process(target=pq.write_table, args=(table.slice(at, to - at), f"{samples}.floor{at}"),
+                     kwargs={"compression": "zstd", "row_group_size": 512})
+        for at, to in itertools.pairwise(bounds)
+    ]  # fmt: skip
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
     print(time.perf_counter() - start)
+
+
+def compare(samples: str, shards: str, naive_samples: str) -> None:
+    """Whether all three hold the same samples."""
+    import pyarrow.parquet as pq
+
+    def digests(rows) -> list[bytes]:
+        return sorted(hashlib.sha256(json.dumps([row[column] for column in COLUMNS]).encode()).digest() for row in rows)
+
+    ours = digests(row for batch in pq.ParquetFile(samples).iter_batches(512) for row in batch.to_pylist())
+    sharded = [row for path in sorted(Path(shards).iterdir()) for row in pq.read_table(path, columns=[*COLUMNS]).to_pylist()]
+    if not ours == digests(sharded) == digests(json.loads(Path(naive_samples).read_text(encoding="utf-8"))):
+        sys.exit("the samples differ")
 
 
 def run(*command) -> tuple[float, float, str]:
@@ -101,43 +143,50 @@ def run(*command) -> tuple[float, float, str]:
     return time.perf_counter() - start, usage.ru_maxrss / 1024, output
 
 
-def both_steps(source: Path, target: Path) -> tuple[float, float]:
+def both_steps(source: Path, target: Path, *options) -> tuple[float, float]:
     plain = target.with_name(f"{target.stem}_plain{source.suffix}")
     one = run(ROOT / "step1_apply_tool_template.py", source, plain)
-    two = run(ROOT / "step2_to_alpaca_mask_history.py", plain, target, "--dataset-dir", target.parent)
+    two = run(ROOT / "step2_to_alpaca_mask_history.py", plain, target, "--dataset-dir", target.parent, *options)
     return one[0] + two[0], max(one[1], two[1])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trajectories", type=int, default=300)
-    parser.add_argument("--part", nargs=3, help=argparse.SUPPRESS)  # a process of the benchmark's own
+    parser.add_argument("--trajectories", type=int, default=2000)
+    parser.add_argument("--part", nargs="+", help=argparse.SUPPRESS)  # a process of the benchmark's own
     args = parser.parse_args()
     if args.part:
-        {"naive": naive, "floor": floor}[args.part[0]](*args.part[1:])
+        {"naive": naive, "floor": floor, "compare": compare}[args.part[0]](*args.part[1:])
         return
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
-        print(f"{args.trajectories} trajectories, {os.cpu_count()} cores")
-        print("turns   naive s    ours s   floor s   naive / ours   ours / floor   naive MB   ours MB")
+        cores = os.cpu_count()
+        print(f"{args.trajectories} trajectories, {cores} cores; seconds, and MB of the largest process")
+        print(f"turns  naive  one file  {cores} files  floor  naive / one file  naive / {cores} files"
+              f"  one file / floor  {cores} files / floor  naive MB  ours MB")  # fmt: skip
         for turns in (12, 40):
-            source, target = folder / f"{turns}.jsonl", folder / f"{turns}.parquet"
+            source, target, shards = folder / f"{turns}.jsonl", folder / f"{turns}.parquet", folder / f"{turns}"
             make_input(source, args.trajectories, turns)
-            ours, ours_memory = both_steps(source, target)
-            slow, slow_memory, _ = run(__file__, "--part", "naive", source, folder / "naive.json")
-            least = float(run(__file__, "--part", "floor", source, target)[2])
-            print(f"{turns:>5}  {slow:>8.1f}  {ours:>8.1f}  {least:>8.1f}  {slow / ours:>13.1f}  {ours / least:>13.1f}"
-                  f"  {slow_memory:>9.0f}  {ours_memory:>8.0f}", flush=True)  # fmt: skip
+            one, one_memory = both_steps(source, target)
+            many, many_memory = both_steps(source, shards, "--num-shards", cores)
+            _, slow_memory, slow = run(__file__, "--part", "naive", source, folder / "naive.json")
+            least, slow = float(run(__file__, "--part", "floor", source, target)[2]), float(slow)
+            if args.trajectories <= COMPARED:
+                run(__file__, "--part", "compare", target, shards, folder / "naive.json")
+            print(f"{turns:>5}  {slow:>5.1f}  {one:>8.1f}  {many:>7.1f}  {least:>5.1f}  {slow / one:>16.1f}  {slow / many:>15.1f}"
+                  f"  {one / least:>16.1f}  {many / least:>15.1f}  {slow_memory:>8.0f}  {max(one_memory, many_memory):>7.0f}",
+                  flush=True)  # fmt: skip
         print("\npeak MB of the largest process, 12 turns     1x     4x    16x")
-        for suffix_in, suffix_out in ((".jsonl", ".parquet"), (".jsonl", ".jsonl"), (".json", ".json"), (".parquet", ".parquet")):
+        for suffix_in, suffix_out in ((".jsonl", ".parquet"), (".jsonl", ""), (".jsonl", ".jsonl"), (".json", ".json"), (".parquet", ".parquet")):
             peaks = []
             for copies in (1, 4, 16):
                 source = folder / f"{copies}x.jsonl"
-                make_input(source, args.trajectories, 12, copies)
+                make_input(source, args.trajectories // 4, 12, copies)
                 if suffix_in != ".jsonl":
                     convert(source, source := source.with_suffix(suffix_in))
-                peaks.append(both_steps(source, folder / f"out{suffix_out}")[1])
-            print(f"{suffix_in[1:]:>8} to {suffix_out[1:]:<8}                      " + "".join(f"{peak:>7.0f}" for peak in peaks), flush=True)
+                options = () if suffix_out else ("--num-shards", cores)
+                peaks.append(both_steps(source, folder / f"out{suffix_out}", *options)[1])
+            print(f"{suffix_in[1:]:>8} to {suffix_out[1:] or 'shards':<8}                      " + "".join(f"{peak:>7.0f}" for peak in peaks), flush=True)
 
 
 def convert(source: Path, target: Path) -> None:
