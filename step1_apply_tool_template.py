@@ -289,24 +289,29 @@ def _given(render, **variables) -> str:
 def load_chat_template(name: str):
     """The chat template as a function render(messages, tools, add_generation_prompt=False, **variables) -> str.
 
-    `name` is a `.jinja` file, a local model directory or a Hub model id. The Jinja environment is that of
-    `apply_chat_template` in transformers (utils/chat_template_utils.py), without the import of transformers.
+    `name` is a `.jinja` file, a local model directory or a Hub model id.
     """
-    special_tokens = {}
+    return _compiled(*json.loads(read_chat_template(name)))
+
+
+def read_chat_template(name: str) -> str:
+    """What `prepared_template` needs of a chat template, on whatever machine: JSON of [name, text, special tokens]."""
     if name.endswith(".jinja"):
         try:
-            template = Path(name).read_text(encoding="utf-8")
+            return json.dumps([name, Path(name).read_text(encoding="utf-8"), {}])
         except OSError as error:
             raise SystemExit(f"{name}: cannot read the chat template ({error.strerror})") from None
-    else:
-        from transformers import AutoTokenizer
+    from transformers import AutoTokenizer
 
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(name)
-            template, special_tokens = tokenizer.get_chat_template(), tokenizer.special_tokens_map
-        except Exception as error:  # transformers raises many kinds; each means that there is no template to be had
-            raise SystemExit(f"{name}: no chat template to be had from this model ({error})") from None
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        return json.dumps([name, tokenizer.get_chat_template(), tokenizer.special_tokens_map])
+    except Exception as error:  # transformers raises many kinds; each means that there is no template to be had
+        raise SystemExit(f"{name}: no chat template to be had from this model ({error})") from None
 
+
+def _compiled(name: str, template: str, special_tokens: dict):
+    """The Jinja environment is that of transformers (utils/chat_template_utils.py), without the import of transformers."""
     environment = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, jinja2.ext.loopcontrols])
     environment.filters["tojson"] = _tojson
     environment.globals.update(raise_exception=_raise_exception, strftime_now=_strftime_now)
@@ -402,9 +407,9 @@ def convert_row(row: dict, index: int, source: str, chat_template: str, as_json:
 
 
 @functools.cache
-def prepared_template(name: str) -> tuple:
-    """(render, whether it renders by query) of a chat template, loaded once in each process."""
-    render = load_chat_template(name)
+def prepared_template(chat_template: str) -> tuple:
+    """(render, whether it renders by query) of what `read_chat_template` returns, made once in each process."""
+    render = _compiled(*json.loads(chat_template))
     return render, renders_by_query(render)
 
 
@@ -421,17 +426,27 @@ def output_schema(files: list[Path], output: Path):
         return None
     import pyarrow as pa
 
-    with open_parquet(files[0]) as file:
+    with open_parquet(files[0], files[0]) as file:
         fields = {field.name: field for field in file.schema_arrow}
     return pa.schema([*{**fields, "messages": pa.field("messages", pa.string())}.values(), ("served", pa.string())])
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--chat-template", default=str(QWEN3), metavar="FILE_OR_MODEL",
+                        help="a .jinja file, a model directory or a Hub model id (default: the embedded Qwen3 template)")  # fmt: skip
+
+
+def print_notes(notes: Counter) -> None:
+    for note in (LEFT_OUT, UNSEEN, PARTS):
+        if notes[note]:
+            print(f"{notes[note]} {note}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("input", nargs="?", default=shown(SAMPLE), metavar="INPUT")
     parser.add_argument("output", nargs="?", type=Path, metavar="OUTPUT", help=f"default: INPUT's name with {SUFFIX}")
-    parser.add_argument("--chat-template", default=str(QWEN3), metavar="FILE_OR_MODEL",
-                        help="a .jinja file, a model directory or a Hub model id (default: the embedded Qwen3 template)")  # fmt: skip
+    add_options(parser)
     parser.add_argument("--num-proc", type=positive_count, default=os.cpu_count(), metavar="N",
                         help="processes (default: one per core)")  # fmt: skip
     parser.add_argument("--strict", action="store_true", help="stop at the first bad row instead of setting it aside")
@@ -439,12 +454,13 @@ def main() -> None:
 
     output = args.output or default_output(args.input)
     files = local_files(args.input)
-    prepared_template(args.chat_template)  # before the work, so that a bad one costs nothing
+    chat_template = read_chat_template(args.chat_template)
+    prepared_template(chat_template)  # before the work, so that a bad one costs nothing
     check_output(output)
     rejects = Rejects(args.input, output, args.strict)
     notes = Counter()
     convert = functools.partial(
-        convert_row, source=args.input, chat_template=args.chat_template, as_json=output.suffix != ".parquet"
+        convert_row, source=args.input, chat_template=chat_template, as_json=output.suffix != ".parquet"
     )
     with row_writer(output, output_schema(files, output)) as write:
         for row, row_notes in rejects.convert(convert, "step 1", args.num_proc):
@@ -454,9 +470,7 @@ def main() -> None:
         if not notes:
             sys.exit(f"{args.input}: no trajectory is left; {shown(output)} is not written{still_there(output)}")
     print(f"{notes['trajectories']} trajectories with {notes['turns']} turns: {shown(output)}")
-    for note in (LEFT_OUT, UNSEEN, PARTS):
-        if notes[note]:
-            print(f"{notes[note]} {note}")
+    print_notes(notes)
     print(f"next: python step2_to_alpaca_mask_history.py {shown(output)}")
 
 

@@ -53,7 +53,7 @@ DEFAULT_INPUT = SAMPLE.with_name(SAMPLE.stem + "_apply_qwen3_template.jsonl")
 DEFAULT_OUTPUT = ROOT / "data" / "alpaca_mask_history_envscaler_sft_traj_9k.parquet"
 COLUMNS = {"prompt": "instruction", "query": "input", "response": "output", "system": "system", "history": "history"}
 TEXTS = ("instruction", "input", "output", "system", "source", "served_as")  # the columns of text
-GATHERED_ROWS, GATHERED_BYTES = 512, 1 << 25  # the most samples, and about the most text, in memory when samples are written
+ROW_GROUP, GATHERED_BYTES = 512, 1 << 25  # the most samples, and about the most text, in memory when samples are written
 DATE_LIKE = re.compile(r"\d{4}-\d{1,2}-\d{1,2}([T ].*)?\s*", re.DOTALL)
 
 
@@ -277,7 +277,7 @@ def gather(file: int, places):
         ends, texts = np.frombuffer(packed, np.int64, needed + 1), memoryview(packed)[8 * (n + 1) :]
         batch.append((trajectory, entry[7 : 7 + turns], entry[7 + turns :], ends, texts))
         size += sample_bytes
-        if len(batch) == GATHERED_ROWS or size > GATHERED_BYTES:
+        if len(batch) == ROW_GROUP or size > GATHERED_BYTES:
             yield _table(batch)
             batch, size = [], 0
     if batch:
@@ -399,8 +399,8 @@ def training_settings(served_as: str, given: str, all_think: bool, merge_turns: 
     return settings + ["mask_history=false"] * merge_turns
 
 
-def convert_row(row: dict, index: int, served_as: str, merge_turns: bool) -> tuple:
-    """A row of step 1 -> (*packed(its samples), counts, reasons of left-out turns, `given`); raises TrajectoryError."""
+def row_samples(row: dict, served_as: str, merge_turns: bool) -> tuple[list, Counter, list, str]:
+    """A row of step 1 -> (samples, counts, reasons of left-out turns, `given`); raises TrajectoryError."""
     messages, served = step1_columns(row)
     samples, reasons = to_samples(messages, served, served_as, merge_turns)
     targets = [messages[turn["message"]]["content"] for turn in served["turns"] if not turn["left_out"]]
@@ -409,8 +409,14 @@ def convert_row(row: dict, index: int, served_as: str, merge_turns: bool) -> tup
     if merge_turns:
         notes["unmerged"] = sum(map(characters, to_samples(messages, served, served_as)[0]))
         notes["merged"] = sum(map(characters, samples))
+    return samples, notes, reasons, served["given"]
+
+
+def convert_row(row: dict, index: int, served_as: str, merge_turns: bool) -> tuple:
+    """A row of step 1 -> (*packed(samples), counts, reasons, given), see `row_samples`; raises TrajectoryError."""
+    samples, *rest = row_samples(row, served_as, merge_turns)
     try:
-        return *packed(samples), notes, reasons, served["given"]
+        return *packed(samples), *rest
     except (UnicodeEncodeError, OverflowError) as error:
         raise TrajectoryError(f"the row is not one of step 1 ({error}); run step1_apply_tool_template.py first") from None
 
@@ -441,11 +447,8 @@ def register(dataset_info: Path, name: str, output: Path) -> None:
         part.write_text(json.dumps(entries, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("input", nargs="?", default=shown(DEFAULT_INPUT), metavar="INPUT")
-    parser.add_argument("output", nargs="?", type=Path, default=Path(shown(DEFAULT_OUTPUT)), metavar="OUTPUT",
-                        help=f"default: {shown(DEFAULT_OUTPUT)}")  # fmt: skip
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """What samples are made, and under which name LlamaFactory finds them."""
     parser.add_argument("--history-thinking", choices=("drop", "template"), default="drop",
                         help="the reasoning of earlier turns: dropped, as for an agent that does not send it back "
                              "(default), or kept where the chat template keeps it")  # fmt: skip
@@ -454,37 +457,69 @@ def main() -> None:
                         help="train each token once: one sample for all turns whose served prompts begin with one another "
                              "(with --history-thinking template)")  # fmt: skip
     parser.add_argument("--seed", type=int, default=42, help="of the shuffle (default: 42)")
-    parser.add_argument("--no-shuffle", action="store_true", help="keep the order of trajectories and turns")
-    parser.add_argument("--preview", type=positive_count, default=100, metavar="N", help="samples in the preview (default: 100)")
     parser.add_argument("--dataset-name", help="the name in dataset_info.json (default: OUTPUT's name)")
     parser.add_argument("--dataset-dir", type=Path, default=ROOT, metavar="FOLDER",
                         help="where dataset_info.json is, LlamaFactory's dataset_dir (default: here)")  # fmt: skip
-    parser.add_argument("--num-shards", type=positive_count, metavar="N", help="write OUTPUT as a folder of N Parquet files")
-    parser.add_argument("--num-proc", type=positive_count, default=os.cpu_count(), metavar="N",
-                        help="processes (default: one per core)")  # fmt: skip
-    parser.add_argument("--strict", action="store_true", help="stop at the first bad row instead of setting it aside")
-    args = parser.parse_args()
+
+
+def check_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Stop where the options exclude each other; set `served_as`, `dataset_info` and `dataset_name`."""
     if args.no_thinking and args.history_thinking == "template":
         parser.error("--no-thinking leaves no reasoning for --history-thinking template to keep; drop one of the two")
     if args.merge_turns and args.history_thinking != "template":
         parser.error("--merge-turns needs --history-thinking template: where the history drops the reasoning of a turn, "
                      "no later served prompt begins with that turn as the model wrote it, so no sample can hold both")  # fmt: skip
-    served_as = "no-thinking" if args.no_thinking else args.history_thinking
+    args.served_as = "no-thinking" if args.no_thinking else args.history_thinking
+    args.dataset_info = args.dataset_dir / "dataset_info.json"
+    args.dataset_name = args.dataset_name or args.output.stem
+    if "," in args.dataset_name:
+        parser.error(f"{args.dataset_name}: LlamaFactory separates data sets by commas; name it without by --dataset-name")
+    read_dataset_info(args.dataset_info)  # before the work, so that a broken one costs nothing
+
+
+def print_counts(totals: Counter, left_out: Counter, merge_turns: bool) -> None:
+    turns = totals["supervised"] + left_out.total()
+    print(f"{totals['trajectories']} trajectories, {turns} turns: {totals['samples']} samples")
+    if merge_turns:
+        print(f"{totals['supervised']} turns merged into {totals['samples']} samples: "
+              f"{totals['unmerged'] / totals['merged']:.1f} times less text to train on")  # fmt: skip
+    for reason, count in left_out.items():
+        print(f"{count} turns left out: {reason}")
+
+
+def print_next(args: argparse.Namespace, given: str, all_think: bool) -> None:
+    settings = training_settings(args.served_as, given, all_think, args.merge_turns)
+    if args.dataset_name != DEFAULT_OUTPUT.stem:
+        settings = [f"dataset={args.dataset_name}", *settings]
+    if not args.dataset_dir.samefile(ROOT):
+        settings = [f"dataset_dir={args.dataset_dir}", *settings]
+    print(shlex.join(["next:", "python", "check_training_tokens.py", "qwen3_full_sft.yaml", *settings]))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("input", nargs="?", default=shown(DEFAULT_INPUT), metavar="INPUT")
+    parser.add_argument("output", nargs="?", type=Path, default=Path(shown(DEFAULT_OUTPUT)), metavar="OUTPUT",
+                        help=f"default: {shown(DEFAULT_OUTPUT)}")  # fmt: skip
+    add_options(parser)
+    parser.add_argument("--no-shuffle", action="store_true", help="keep the order of trajectories and turns")
+    parser.add_argument("--preview", type=positive_count, default=100, metavar="N", help="samples in the preview (default: 100)")
+    parser.add_argument("--num-shards", type=positive_count, metavar="N", help="write OUTPUT as a folder of N Parquet files")
+    parser.add_argument("--num-proc", type=positive_count, default=os.cpu_count(), metavar="N",
+                        help="processes (default: one per core)")  # fmt: skip
+    parser.add_argument("--strict", action="store_true", help="stop at the first bad row instead of setting it aside")
+    args = parser.parse_args()
     if args.num_shards and args.output == Path(shown(DEFAULT_OUTPUT)):
         args.output = args.output.with_suffix("")
-    name = args.dataset_name or args.output.stem
-    if "," in name:
-        parser.error(f"{name}: LlamaFactory separates data sets by commas; name it without by --dataset-name")
+    check_options(parser, args)
     if not Path(args.input).is_file():
         sys.exit(f"{args.input}: no such file; run step1_apply_tool_template.py first")
-    dataset_info = args.dataset_dir / "dataset_info.json"
-    if args.output.absolute() == dataset_info.absolute():
+    if args.output.absolute() == args.dataset_info.absolute():
         parser.error(f"{args.output} registers the data sets; name another output")
-    read_dataset_info(dataset_info)  # before the work, so that a broken one costs nothing
-
     check_output(args.output, bool(args.num_shards))
+
     rejects = Rejects(args.input, args.output, args.strict)
-    convert = functools.partial(convert_row, served_as=served_as, merge_turns=args.merge_turns)
+    convert = functools.partial(convert_row, served_as=args.served_as, merge_turns=args.merge_turns)
     totals, left_out, given, places = Counter(), Counter(), "", array.array("q")
     replaced = ", in place of an earlier one" if args.output.exists() else ""
     with working_file(args.output) as file:
@@ -508,22 +543,12 @@ def main() -> None:
     preview_path = args.output.with_name(args.output.stem + "_preview.json")
     with whole_file(preview_path) as part:
         part.write_text(json.dumps(preview, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    register(dataset_info, name, args.output)
+    register(args.dataset_info, args.dataset_name, args.output)
 
-    turns = totals["supervised"] + left_out.total()
-    print(f"{totals['trajectories']} trajectories, {turns} turns: {totals['samples']} samples")
-    if args.merge_turns:
-        print(f"{totals['supervised']} turns merged into {totals['samples']} samples: "
-              f"{totals['unmerged'] / totals['merged']:.1f} times less text to train on")  # fmt: skip
-    for reason, count in left_out.items():
-        print(f"{count} turns left out: {reason}")
-    print(f"{shown(args.output)}{replaced}, registered as {name} in {shown(dataset_info)}; the first samples: {shown(preview_path)}")
-    settings = training_settings(served_as, given, not totals["without thinking"], args.merge_turns)
-    if name != DEFAULT_OUTPUT.stem:
-        settings = [f"dataset={name}", *settings]
-    if not args.dataset_dir.samefile(ROOT):
-        settings = [f"dataset_dir={args.dataset_dir}", *settings]
-    print(shlex.join(["next:", "python", "check_training_tokens.py", "qwen3_full_sft.yaml", *settings]))
+    print_counts(totals, left_out, args.merge_turns)
+    print(f"{shown(args.output)}{replaced}, registered as {args.dataset_name} in {shown(args.dataset_info)}; "
+          f"the first samples: {shown(preview_path)}")  # fmt: skip
+    print_next(args, given, not totals["without thinking"])
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ A trajectory is one row of a `.json` array, a `.jsonl` or a `.parquet` file, or 
 import collections
 import contextlib
 import functools
+import io
 import itertools
 import json
 import multiprocessing
@@ -238,7 +239,7 @@ def read_rows(source: str, desc: str | None = None):
 def read_raw(source: str, desc: str | None = None):
     """Yield (index, raw) for each row of the source: a line of JSON as bytes, or a row that is parsed already."""
     files = local_files(source)
-    rows = (row for path in files for row in _READERS[path.suffix](path))
+    rows = (row for path in files for row in _read_file(path))
     try:
         counts = [_count_rows(path) for path in files]
         total = None if None in counts else sum(counts)
@@ -253,6 +254,11 @@ def load_text(raw: bytes):
         return orjson.loads(raw)
     except ValueError:
         return json.loads(raw)
+
+
+def _read_file(path: Path):
+    with path.open("rb") as file:
+        yield from READERS[path.suffix](file, path)
 
 
 def parse_row(raw, loads=json.loads) -> dict:
@@ -275,16 +281,15 @@ def shown_raw(raw):
         return raw.decode("utf-8", "replace")
 
 
-def _read_jsonl(path: Path):
-    with path.open("rb") as file:
-        for line in file:
-            if line.strip() == b"[":
-                raise SystemExit(f"{path}: holds a JSON array over several lines; name it .json")
-            if line.strip():
-                yield line
+def _read_jsonl(file, path: Path | str):
+    for line in file:
+        if line.strip() == b"[":
+            raise SystemExit(f"{path}: holds a JSON array over several lines; name it .json")
+        if line.strip():
+            yield line
 
 
-def _read_json(path: Path):
+def _read_json(file, path: Path | str):
     """The rows of an array, read as a stream: the text in memory grows with the longest row, not with the file."""
     decode, skip = json.JSONDecoder().raw_decode, re.compile(r"\s*").match
 
@@ -292,32 +297,32 @@ def _read_json(path: Path):
         return SystemExit(f"{path}: {what}; a .json file holds one array of rows, a .jsonl file a row per line")
 
     try:
-        with path.open(encoding="utf-8-sig") as file:
-            text, size, problem = file.read(JSON_CHUNK), JSON_CHUNK, "ends in the middle of the array"
-            at = skip(text).end() + 1
-            if text[at - 1 : at] != "[":
-                raise broken("not an array")
-            while text[(at := skip(text, at).end()) : at + 1] != "]":
-                try:
-                    row, end = decode(text, at)
-                    end = skip(text, end).end()
-                except json.JSONDecodeError as error:
-                    row, end, problem = None, len(text), f"not valid JSON ({error})"
-                if text[end : end + 1] in (",", "]"):
-                    yield row
-                    at, size, problem = end + (text[end] == ","), JSON_CHUNK, "ends in the middle of the array"
-                elif more := file.read(size):  # the row may go on
-                    text, at, size = text[at:] + more, 0, 2 * size
-                else:
-                    raise broken(problem)
-            if (text[at + 1 :] + file.read(JSON_CHUNK)).strip():
-                raise broken("has text after the array")
+        file = io.TextIOWrapper(file, encoding="utf-8-sig")
+        text, size, problem = file.read(JSON_CHUNK), JSON_CHUNK, "ends in the middle of the array"
+        at = skip(text).end() + 1
+        if text[at - 1 : at] != "[":
+            raise broken("not an array")
+        while text[(at := skip(text, at).end()) : at + 1] != "]":
+            try:
+                row, end = decode(text, at)
+                end = skip(text, end).end()
+            except json.JSONDecodeError as error:
+                row, end, problem = None, len(text), f"not valid JSON ({error})"
+            if text[end : end + 1] in (",", "]"):
+                yield row
+                at, size, problem = end + (text[end] == ","), JSON_CHUNK, "ends in the middle of the array"
+            elif more := file.read(size):  # the row may go on
+                text, at, size = text[at:] + more, 0, 2 * size
+            else:
+                raise broken(problem)
+        if (text[at + 1 :] + file.read(JSON_CHUNK)).strip():
+            raise broken("has text after the array")
     except (UnicodeDecodeError, RecursionError) as error:
         raise broken(f"not valid JSON ({error})") from None
 
 
-def _read_parquet(path: Path):
-    with open_parquet(path) as file:
+def _read_parquet(file, path: Path | str):
+    with open_parquet(file, path) as file:
         for column, struct in (("messages", r"\barguments: struct<"), ("tools", "struct<")):
             index = file.schema_arrow.get_field_index(column)
             if index >= 0 and re.search(struct, str(file.schema_arrow.field(index).type)):
@@ -329,18 +334,18 @@ def _read_parquet(path: Path):
             yield from batch.to_pylist()
 
 
-def open_parquet(path: Path):
-    """The pyarrow.parquet.ParquetFile at path."""
+def open_parquet(file, path: Path | str):
+    """The pyarrow.parquet.ParquetFile in a file or at a path; errors name the path."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        return pq.ParquetFile(path, buffer_size=PARQUET_BUFFER, pre_buffer=False)
+        return pq.ParquetFile(file, buffer_size=PARQUET_BUFFER, pre_buffer=False)
     except pa.ArrowInvalid as error:
         raise SystemExit(f"{path}: not a Parquet file ({error})") from None
 
 
-_READERS = {".jsonl": _read_jsonl, ".json": _read_json, ".parquet": _read_parquet}
+READERS = {".jsonl": _read_jsonl, ".json": _read_json, ".parquet": _read_parquet}
 
 
 def _count_rows(path: Path) -> int | None:
@@ -348,7 +353,7 @@ def _count_rows(path: Path) -> int | None:
         with path.open("rb") as file:
             return sum(1 for line in file if line.strip())
     if path.suffix == ".parquet":
-        with open_parquet(path) as file:
+        with open_parquet(path, path) as file:
             return file.metadata.num_rows
     return None
 
@@ -505,7 +510,7 @@ def _batches(items):
         yield batch
 
 
-def _convert_batch(function, loads, batch: list) -> list[tuple]:
+def convert_batch(function, loads, batch: list) -> list[tuple]:
     """[(index, function(row, index), None)], or (index, row, reason) where it finds an error."""
     results = []
     for index, raw in batch:
@@ -559,7 +564,7 @@ class Rejects:
         """
         self.path.unlink(missing_ok=True)  # that of an earlier run
         batches = _batches(read_raw(self.source, desc))
-        for results in in_order(functools.partial(_convert_batch, function, loads), batches, num_proc):
+        for results in in_order(functools.partial(convert_batch, function, loads), batches, num_proc):
             for index, result, reason in results:
                 if reason is None:
                     yield result

@@ -27,7 +27,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from step1_apply_tool_template import QWEN3, prepared_template, split_blocks  # noqa: E402
+from step1_apply_tool_template import QWEN3, prepared_template, read_chat_template, split_blocks  # noqa: E402
 from trajectories import SAMPLE, served_trajectory, without_reasoning  # noqa: E402
 
 QUERY_EVERY = 4
@@ -91,7 +91,7 @@ def naive(source: str, target: str) -> None:
 
 
 def render_once(line: bytes) -> int:
-    render, _ = prepared_template(str(QWEN3))
+    render, _ = prepared_template(read_chat_template(str(QWEN3)))
     return len(render(*served_trajectory(json.loads(line))))
 
 
@@ -101,7 +101,7 @@ def floor(source: str, samples: str) -> None:
 
     table, cores = pq.read_table(samples), os.cpu_count()
     bounds = [len(table) * core // cores for core in range(cores + 1)]
-    prepared_template(str(QWEN3))
+    prepared_template(read_chat_template(str(QWEN3)))
     fork = multiprocessing.get_context("fork")
     start = time.perf_counter()
     with open(source, "rb") as file, fork.Pool() as pool:

@@ -1,0 +1,206 @@
+"""Both steps on Ray, for data that one machine should not have to go through alone.
+
+    python steps_on_ray.py INPUT OUTPUT [--history-thinking drop|template] [--chat-template FILE_OR_MODEL]
+
+INPUT   a folder of .jsonl, .json or .parquet shards, or one of them; rows as in step 1.
+OUTPUT  a new folder of Parquet shards, which LlamaFactory loads as one data set; samples as in step 2.
+        Both are paths, or addresses that pyarrow or fsspec know (s3://…, gs://…, hdfs://…), which every machine can reach.
+
+Starts Ray on this machine, or joins the cluster that RAY_ADDRESS names. The one idea: a shard is a task. It reads its
+shard as a stream and yields the samples; Ray sorts them by a key that is drawn for each sample, so their order is the
+same on any cluster. A task that is lost with its worker runs again, and yields the same.
+"""
+
+import argparse
+import hashlib
+import io
+import itertools
+import json
+import os
+import posixpath
+import sys
+from collections import Counter
+from pathlib import Path, PurePosixPath
+
+import pyarrow as pa
+import pyarrow.fs
+import pyarrow.parquet
+
+import step1_apply_tool_template as step1
+import step2_to_alpaca_mask_history as step2
+from trajectories import READERS, ROOT, SHOWN_REASONS, convert_batch, shown
+
+BATCH = 16  # trajectories whose samples are in memory at a time
+
+
+def find(address: str) -> tuple[pa.fs.FileSystem, str]:
+    """(file system, path in it) of an address or a local path."""
+    if "://" not in address:
+        return pa.fs.LocalFileSystem(), str(Path(address).absolute())
+    try:
+        return pa.fs.FileSystem.from_uri(address)
+    except pa.ArrowInvalid:
+        import fsspec
+
+        system, path = fsspec.core.url_to_fs(address)
+        return pa.fs.PyFileSystem(pa.fs.FSSpecHandler(system)), path
+
+
+def find_shards(system: pa.fs.FileSystem, path: str) -> list[str]:
+    info = system.get_file_info(path)
+    infos = [info] if info.is_file else []
+    if info.type == pa.fs.FileType.Directory:
+        infos = [info for info in system.get_file_info(pa.fs.FileSelector(path, recursive=True)) if info.is_file]
+    inside = {info.path: PurePosixPath(info.path.removeprefix(path)).parts for info in infos}
+    return sorted(
+        found for found, parts in inside.items()
+        if PurePosixPath(found).suffix in READERS and not any(part.startswith((".", "_")) for part in parts)
+    )  # fmt: skip
+
+
+def convert_row(row: dict, index: int, source: str, chat_template: str, served_as: str, merge_turns: bool) -> tuple:
+    """One input row -> what step 1 notes of it, and what `row_samples` of step 2 returns; raises TrajectoryError."""
+    plain, notes = step1.convert_row(row, index, source, chat_template, as_json=False)
+    return notes, *step2.row_samples(plain, served_as, merge_turns)
+
+
+def shard_samples(batch: pa.Table, system, output_system, summaries: str, seed: int, **options):
+    """A task: yield the samples of one shard as tables with their keys; its summary becomes a file.
+
+    Args:
+        batch: one row: number, path of the shard.
+        system, output_system: the file systems of the shard and of the summaries.
+        summaries: a folder. A task that runs twice writes the same file twice.
+        options: see `convert_row`.
+    """
+    [shard] = batch.to_pylist()
+    schema = step2.sample_schema().append(pa.field("key", pa.int64()))
+    totals, seen, left_out, rejected, given = Counter(), Counter(), Counter(), [], ""
+
+    def convert(row: dict, index: int) -> tuple:
+        return convert_row(row, index, shard["path"], **options)
+
+    with system.open_input_file(shard["path"]) as file:
+        rows = enumerate(READERS[PurePosixPath(shard["path"]).suffix](io.BufferedReader(file), shard["path"]))
+        try:
+            while rows_of_batch := list(itertools.islice(rows, BATCH)):
+                samples = []
+                for index, result, reason in convert_batch(convert, json.loads, rows_of_batch):
+                    if reason:
+                        rejected.append({"source": shard["path"], "row": index, "reason": reason, "trajectory": result})
+                        continue
+                    notes, row_samples, row_totals, reasons, row_given = result
+                    seen.update(notes)
+                    totals.update(row_totals)
+                    left_out.update(reasons)
+                    given = given or row_given
+                    samples += [{**sample, "key": key(seed, sample)} for sample in row_samples]
+                yield pa.Table.from_pylist(samples, schema=schema)
+        except SystemExit as error:  # which would end the worker, and Ray would try again
+            raise ValueError(str(error)) from None
+    summary = {"totals": totals, "seen": seen, "left_out": left_out, "rejected": rejected, "given": given}
+    with output_system.open_output_stream(f"{summaries}/{shard['number']:08}.json") as file:
+        file.write(json.dumps(summary, default=str).encode())
+
+
+def key(seed: int, sample: dict) -> int:
+    """Where the sample comes in the shuffled order."""
+    name = json.dumps([seed, sample["source"], sample["trajectory"], sample["turns"]])
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), signed=True)
+
+
+def write_samples(shards: list[str], system, output_system, work: str, **options) -> None:
+    """Write the samples of the shards to `work`/samples, with a summary of each in `work`/summaries."""
+    import ray
+
+    code = {"working_dir": str(ROOT), "excludes": [".git", ".venv", "data", "saves"]}  # the modules, for all workers
+    ray.init(runtime_env=code, include_dashboard=False, logging_level="warning")
+    ray.data.DataContext.get_current().enable_progress_bars = True
+    items = [{"number": number, "path": path} for number, path in enumerate(shards)]
+    options |= {"system": system, "output_system": output_system, "summaries": f"{work}/summaries"}
+    samples = ray.data.from_items(items, override_num_blocks=len(items))
+    samples = samples.map_batches(shard_samples, batch_size=1, batch_format="pyarrow", fn_kwargs=options)
+    samples = samples.sort("key").drop_columns(["key"])
+    try:
+        samples.write_parquet(f"{work}/samples", filesystem=output_system, compression="zstd", row_group_size=step2.ROW_GROUP)
+    except ray.exceptions.RayTaskError as error:  # one in a task, which the pages of the trace would hide
+        sys.exit(str(error.cause).splitlines()[0])
+
+
+def move_shards(system: pa.fs.FileSystem, source: str, target: str, seed: int) -> None:
+    """Number the files by the order of their samples. File by file: an object store cannot move a folder."""
+    first = {}
+    for info in system.get_file_info(pa.fs.FileSelector(source)):
+        with system.open_input_file(info.path) as file, pa.parquet.ParquetFile(file) as shard:
+            if shard.metadata.num_rows:
+                [sample, *_] = shard.read_row_group(0, ["source", "trajectory", "turns"]).to_pylist()
+                first[key(seed, sample)] = info.path
+    system.create_dir(target)
+    for number, (_, path) in enumerate(sorted(first.items())):
+        system.move(path, f"{target}/{number:05}-of-{len(first):05}.parquet")
+
+
+def read_summaries(system: pa.fs.FileSystem, folder: str):
+    """Yield what `shard_samples` says of each shard."""
+    for path in sorted(info.path for info in system.get_file_info(pa.fs.FileSelector(folder))):
+        with system.open_input_file(path) as file:
+            yield json.loads(file.read())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("input", metavar="INPUT")
+    parser.add_argument("output", metavar="OUTPUT")
+    step1.add_options(parser)
+    step2.add_options(parser)
+    args = parser.parse_args()
+    address, args.output = args.output.rstrip("/"), Path(args.output)
+    step2.check_options(parser, args)
+    chat_template = step1.read_chat_template(args.chat_template)
+    step1.prepared_template(chat_template)  # before the work, so that a bad one costs nothing
+    system, path = find(args.input)
+    output_system, output = find(address)
+    shards = find_shards(system, path)
+    if not shards:
+        sys.exit(f"{args.input}: no {', '.join(READERS)} file there")
+    if output_system.get_file_info(output).type != pa.fs.FileType.NotFound:
+        sys.exit(f"{address}: is there already; remove it, or name another folder")
+
+    parent, name = posixpath.split(output)
+    work = f"{parent}/.{name}.{os.getpid()}.work"
+    totals, seen, left_out, reasons, given = Counter(), Counter(), Counter(), Counter(), ""
+    try:
+        output_system.create_dir(f"{work}/summaries")
+        write_samples(shards, system, output_system, work, seed=args.seed, chat_template=chat_template,
+                      served_as=args.served_as, merge_turns=args.merge_turns)  # fmt: skip
+        with output_system.open_output_stream(f"{work}/rejects.jsonl") as file:
+            for summary in read_summaries(output_system, f"{work}/summaries"):
+                totals.update(summary["totals"])
+                seen.update(summary["seen"])
+                left_out.update(summary["left_out"])
+                reasons.update(row["reason"] for row in summary["rejected"])
+                given = given or summary["given"]
+                file.write("".join(json.dumps(row) + "\n" for row in summary["rejected"]).encode())
+        if reasons:
+            output_system.move(f"{work}/rejects.jsonl", f"{output}.rejects.jsonl")
+            print(f"{reasons.total()} rows set aside with their reasons: {address}.rejects.jsonl", file=sys.stderr)
+            for reason, number in reasons.most_common(SHOWN_REASONS):
+                print(f"  {number}: {reason}", file=sys.stderr)
+        if not totals["samples"]:
+            sys.exit(f"{args.input}: no sample is left; {address} is not written")
+        move_shards(output_system, f"{work}/samples", output, args.seed)
+    finally:
+        output_system.delete_dir(work)
+
+    step2.print_counts(totals, left_out, args.merge_turns)
+    step1.print_notes(seen)
+    if "://" in address:
+        print(f"{address}: copy it to a folder that each machine of the training can reach, and register it there")
+        return
+    step2.register(args.dataset_info, args.dataset_name, args.output)
+    print(f"{address}: {len(shards)} shards read, registered as {args.dataset_name} in {shown(args.dataset_info)}")
+    step2.print_next(args, given, not totals["without thinking"])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""The steps on Ray, on a real local one."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from conftest import ROOT, read_jsonl, write_jsonl
+
+import steps_on_ray
+from trajectories import SAMPLE
+
+
+def start(*arguments, cwd: Path) -> subprocess.Popen:
+    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    return subprocess.Popen([sys.executable, ROOT / "steps_on_ray.py", *arguments], cwd=cwd, env=environment, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+
+
+def workers_of(task: str) -> list[int]:
+    """The processes in which Ray runs a task right now: it names them so."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if (process / "cmdline").read_text().startswith(f"ray::{task}"):
+                found.append(int(process.name))
+        except OSError:  # it has ended
+            pass
+    return found
+
+
+def test_same_samples_as_the_scripts_though_a_worker_is_killed(run, tmp_path):
+    rows = read_jsonl(SAMPLE) * 20
+    bad = {"messages": [{"role": "user", "content": "q"}]}
+    shards = tmp_path / "shards"
+    write_jsonl(shards / "a.jsonl", [*rows, bad])
+    write_jsonl(shards / "_left_by_another.jsonl", rows)
+    write_jsonl(shards / "sub" / "c.jsonl", [bad, *rows])
+    pq.write_table(pa.Table.from_pylist([{"messages": row["messages"], "tools": row["tools"]} for row in rows]), shards / "b.parquet")
+    (shards / "d.json").write_text(json.dumps(rows))
+
+    process = start(f"local://{shards}", "out", "--dataset-dir", ".", cwd=tmp_path)
+    while not (working := workers_of("MapBatches(shard_samples)")):
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.02)
+    time.sleep(0.3)
+    assert working[0] in workers_of("MapBatches(shard_samples)")
+    os.kill(working[0], signal.SIGKILL)
+    stdout, stderr = process.communicate(timeout=240)
+    assert process.returncode == 0, stderr
+
+    samples = [sample for path in sorted((tmp_path / "out").iterdir()) for sample in pq.read_table(path).to_pylist()]
+    expected = []
+    for name in ("a.jsonl", "b.parquet", "sub/c.jsonl", "d.json"):
+        run("step1_apply_tool_template.py", f"shards/{name}", "plain.jsonl")
+        run("step2_to_alpaca_mask_history.py", "plain.jsonl", "samples.parquet", "--dataset-dir", ".", "--no-shuffle")
+        of_shard = pq.read_table(tmp_path / "samples.parquet").to_pylist()
+        expected += [{**sample, "source": str(shards / name)} for sample in of_shard]
+    assert samples == sorted(expected, key=lambda sample: steps_on_ray.key(42, sample))
+    assert f"{4 * len(rows)} trajectories, {len(samples)} turns: {len(samples)} samples" in stdout
+    rejected = read_jsonl(tmp_path / "out.rejects.jsonl")
+    assert [(Path(row["source"]).name, row["row"]) for row in rejected] == [("a.jsonl", len(rows)), ("c.jsonl", 0)]
+    assert json.loads((tmp_path / "dataset_info.json").read_text())["out"]["file_name"] == "out"
+    assert {path.name for path in tmp_path.iterdir() if path.name.startswith(".")} == set()
+
+
+def test_shard_that_cannot_be_read_is_named_and_leaves_nothing(tmp_path):
+    write_jsonl(tmp_path / "shards" / "good.jsonl", read_jsonl(SAMPLE))
+    (tmp_path / "shards" / "bad.json").write_text('[{"messages": [')
+    process = start("shards", "out", "--dataset-dir", ".", cwd=tmp_path)
+    _, stderr = process.communicate(timeout=240)
+    assert process.returncode == 1
+    assert "bad.json: not valid JSON" in stderr.splitlines()[-1]
+    assert [path.name for path in tmp_path.iterdir()] == ["shards"]
+
+
+def test_wrong_argument_is_a_clear_error_before_ray_starts(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "there").mkdir()
+    write_jsonl(tmp_path / "x.jsonl", [])
+    for arguments, reason in (
+        (("empty", "out"), "empty: no .jsonl, .json, .parquet file there"),
+        (("none", "out"), "none: no .jsonl, .json, .parquet file there"),
+        (("x.jsonl", "there"), "there: is there already; remove it, or name another folder"),
+    ):
+        process = start(*arguments, "--dataset-dir", ".", cwd=tmp_path)
+        _, stderr = process.communicate(timeout=60)
+        assert process.returncode == 1 and stderr.strip() == reason
