@@ -532,20 +532,34 @@ def in_order(function, items, num_proc: int, here: int = 1):
     first = next(items, None)
     if first is None:
         return
-    fork = multiprocessing.get_context("fork")
-    with ProcessPoolExecutor(num_proc, fork, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)) as pool:
-        try:
-            under_way = collections.deque()
-            for item in itertools.chain([first], items):
-                under_way.append(pool.submit(function, item))
-                if len(under_way) > 2 * num_proc:
-                    yield under_way.popleft().result()
-            while under_way:
+    pool = ProcessPoolExecutor(num_proc, multiprocessing.get_context("fork"), initializer=_leave_interrupts_to_parent)
+    try:
+        under_way = collections.deque()
+        with _interrupts_held():  # this forks, and Python drops what is raised in its hooks around a fork
+            under_way.append(pool.submit(function, first))
+        for item in items:
+            under_way.append(pool.submit(function, item))
+            if len(under_way) > 2 * num_proc:
                 yield under_way.popleft().result()
-        except BrokenProcessPool:
-            raise SystemExit("a worker process was killed (out of memory?); try a smaller --num-proc") from None
-        finally:
-            pool.shutdown(cancel_futures=True)
+        while under_way:
+            yield under_way.popleft().result()
+    except BrokenProcessPool:
+        raise SystemExit("a worker process was killed (out of memory?); try a smaller --num-proc") from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _interrupts_held():
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _leave_interrupts_to_parent() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class Rejects:

@@ -1,13 +1,21 @@
 """Step 2 through the command a user types: options, formats, what is left out and what is said."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
 
 import pyarrow.parquet as pq
 import pytest
 from conftest import ROOT, assistant, call, read_jsonl, tool, user, write_jsonl
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from step1_apply_tool_template import QWEN3, apply_chat_template, load_chat_template
-from step2_to_alpaca_mask_history import step1_columns, to_samples, training_settings
+from step2_to_alpaca_mask_history import gather, packed, step1_columns, to_samples, training_settings
 from trajectories import served_trajectory
 
 RENDER = load_chat_template(str(QWEN3))
@@ -25,7 +33,7 @@ def step1_row(messages, tools=None) -> dict:
 
 
 def read_samples(path) -> list[dict]:
-    if path.suffix == ".parquet":
+    if path.suffix in (".parquet", ""):
         return pq.read_table(path).to_pylist()
     return read_jsonl(path) if path.suffix == ".jsonl" else json.loads(path.read_text(encoding="utf-8"))
 
@@ -119,6 +127,71 @@ def test_formats_hold_the_same_samples_in_the_same_order(step2, tmp_path):
     rows = [CONVERSATION, CONVERSATION[:5]]
     parquet, jsonl, array = (step2(rows, output="out" + suffix) for suffix in (".parquet", ".jsonl", ".json"))
     assert parquet == jsonl == array and len(parquet) == 6
+
+
+def test_many_processes_write_what_one_writes(run, tmp_path):
+    write_jsonl(tmp_path / "x.jsonl", [step1_row(CONVERSATION), {"served": 1}, *[step1_row(CONVERSATION[:5])] * 150])
+    for output in ("1.parquet", "3.parquet", "1.jsonl", "3.jsonl"):
+        run("step2_to_alpaca_mask_history.py", "x.jsonl", output, "--dataset-dir", ".", "--num-proc", output[0])
+    for suffix in (".parquet", ".jsonl", "_preview.json", ".parquet.rejects.jsonl"):
+        assert (tmp_path / f"1{suffix}").read_bytes() == (tmp_path / f"3{suffix}").read_bytes()
+
+
+def test_shards_are_the_one_file_cut_in_pieces(step2, tmp_path):
+    rows = [CONVERSATION] * 3 + [CONVERSATION[:5]]
+    samples = step2(rows)
+    step2([CONVERSATION], "--num-shards", "2", output="out")
+    step2(rows, "--num-shards", "4", output="out")
+    shards = sorted((tmp_path / "out").iterdir())
+    assert [path.name for path in shards] == [f"0000{number}-of-00004.parquet" for number in range(4)]
+    assert [sample for path in shards for sample in read_samples(path)] == samples
+    assert sorted(len(read_samples(path)) for path in shards) == [3, 3, 4, 4]
+    assert json.loads((tmp_path / "dataset_info.json").read_text())["out"]["file_name"] == "out"
+
+
+def test_folder_with_other_files_is_left_alone(step2, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("")
+    assert "out: holds more than Parquet files" in step2([CONVERSATION], "--num-shards", "2", output="out", expect=1).stderr
+    assert "out.parquet: names a file" in step2([CONVERSATION], "--num-shards", "2", expect=1).stderr
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.txt"]
+
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.lists(st.tuples(TEXT, TEXT, TEXT, st.lists(st.tuples(TEXT, TEXT), max_size=3)), max_size=4), max_size=4), st.randoms())
+def test_gathered_samples_are_those_that_were_packed(trajectories, random):
+    packed_samples, places = [], []
+    with tempfile.TemporaryFile() as file:
+        for trajectory, contents in enumerate(trajectories):
+            samples = [
+                {"instruction": user, "input": "", "output": output, "system": system, "history": [list(pair) for pair in history],
+                 "source": "x", "trajectory": trajectory, "turns": list(range(turn + 1)), "served_as": "drop"}
+                for turn, (user, output, system, history) in enumerate(contents)
+            ]  # fmt: skip
+            start, (trajectory_bytes, entries) = file.tell(), packed(samples)
+            file.write(trajectory_bytes)
+            places += [(start + entries[at], entries[at + 1]) for at in range(0, len(entries), 2)]
+            packed_samples += samples
+        file.flush()
+        order = random.sample(range(len(places)), len(places))
+        gathered = gather(file.fileno(), [number for at in order for number in places[at]])
+        assert [sample for table in gathered for sample in table.to_pylist()] == [packed_samples[at] for at in order]
+
+
+def test_interrupt_leaves_nothing_behind(tmp_path):
+    write_jsonl(tmp_path / "x.jsonl", [step1_row(CONVERSATION)] * 20000)
+    for output, options in (("y.parquet", ()), ("y", ("--num-shards", "2"))):
+        command = [sys.executable, str(ROOT / "step2_to_alpaca_mask_history.py"), "x.jsonl", output, "--dataset-dir", ".", *options]
+        process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, start_new_session=True)
+        while not list(tmp_path.glob(f".{output}.*.part*")):
+            assert process.poll() is None
+            time.sleep(0.005)
+        os.killpg(process.pid, signal.SIGINT)
+        process.communicate(timeout=60)
+        assert process.returncode != 0 and [path.name for path in tmp_path.iterdir()] == ["x.jsonl"]
 
 
 def test_shuffle_is_seeded_and_can_be_left_out(step2):
