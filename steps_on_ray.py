@@ -114,8 +114,10 @@ def write_samples(shards: list[str], system, output_system, work: str, **options
     import ray
 
     code = {"working_dir": str(ROOT), "excludes": [".git", ".venv", "data", "saves"]}  # the modules, for all workers
-    ray.init(runtime_env=code, include_dashboard=False, logging_level="warning")
-    ray.data.DataContext.get_current().enable_progress_bars = True
+    try:
+        ray.init(runtime_env=code, include_dashboard=False, logging_level="warning")
+    except ConnectionError as error:
+        sys.exit(f"RAY_ADDRESS={os.environ.get('RAY_ADDRESS')}: {error}; is Ray started there, and RAY_AUTH_MODE the same here?")
     items = [{"number": number, "path": path} for number, path in enumerate(shards)]
     options |= {"system": system, "output_system": output_system, "summaries": f"{work}/summaries"}
     samples = ray.data.from_items(items, override_num_blocks=len(items))

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -16,8 +17,8 @@ import steps_on_ray
 from trajectories import SAMPLE
 
 
-def start(*arguments, cwd: Path) -> subprocess.Popen:
-    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+def start(*arguments, cwd: Path, **environment) -> subprocess.Popen:
+    environment = {**{key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}, **environment}
     return subprocess.Popen([sys.executable, ROOT / "steps_on_ray.py", *arguments], cwd=cwd, env=environment, text=True,
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
 
@@ -67,6 +68,29 @@ def test_same_samples_as_the_scripts_though_a_worker_is_killed(run, tmp_path):
     assert [(Path(row["source"]).name, row["row"]) for row in rejected] == [("a.jsonl", len(rows)), ("c.jsonl", 0)]
     assert json.loads((tmp_path / "dataset_info.json").read_text())["out"]["file_name"] == "out"
     assert {path.name for path in tmp_path.iterdir() if path.name.startswith(".")} == set()
+
+
+def test_joins_the_cluster_that_ray_address_names(tmp_path):
+    write_jsonl(tmp_path / "shards" / "a.jsonl", read_jsonl(SAMPLE))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = "127.0.0.1:%d" % free.getsockname()[1]
+    environment = {"RAY_ADDRESS": address, "RAY_AUTH_MODE": "disabled"}
+    process = start("shards", "out", "--dataset-dir", ".", cwd=tmp_path, **environment)
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 1 and f"RAY_ADDRESS={address}: " in stderr.splitlines()[-1] and not (tmp_path / "out").exists()
+
+    ray = Path(sys.executable).with_name("ray")
+    command = [ray, "start", "--head", "--block", "--num-cpus=2", "--include-dashboard=false", f"--port={address.split(':')[1]}"]
+    head = subprocess.Popen(command, env={**os.environ, "RAY_AUTH_MODE": "disabled"}, stdout=subprocess.PIPE, text=True)
+    try:
+        assert any("Ray runtime started" in line for line in head.stdout)
+        process = start("shards", "out", "--dataset-dir", ".", cwd=tmp_path, **environment)
+        stdout, stderr = process.communicate(timeout=120)
+    finally:
+        head.terminate()
+        head.communicate(timeout=60)
+    assert process.returncode == 0 and "20 trajectories, 206 turns: 206 samples" in stdout, stderr
 
 
 def test_shard_that_cannot_be_read_is_named_and_leaves_nothing(tmp_path):
