@@ -59,8 +59,9 @@ def served_trajectory(row: dict, control_tokens: tuple = CONTROL_TOKENS) -> tupl
     """The messages and tools of a row as an OpenAI-compatible server hands them to the chat template.
 
     vLLM and SGLang parse tool-call `arguments` strings into objects and read `content: null` as empty. A list of text
-    parts becomes their concatenation; any other list or object that a tool returned, its JSON. Reasoning, whether in `reasoning_content`, `reasoning` or inline in `content`,
-    comes out in `reasoning_content`. See README, "What the server sees".
+    parts becomes their concatenation; another list or an object that a tool returned, its JSON. Reasoning, whether in
+    `reasoning_content`, `reasoning` or inline in `content`, comes out in `reasoning_content`. See README, "What the
+    server sees".
 
     Returns (messages, tools): new dicts, the row is left alone; tools is None where there are none.
     Raises TrajectoryError, also where a text holds one of `control_tokens`.
