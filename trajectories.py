@@ -619,7 +619,7 @@ def _batches(items):
     batch, size = [], 0
     for item in items:
         batch.append(item)
-        size += len(item[1])  # a parsed row counts little, whatever its length
+        size += len(item[1]) if isinstance(item[1], bytes) else 1  # how long a parsed row is, is not known
         if len(batch) == BATCH or size > BATCH_BYTES:
             yield batch
             batch, size = [], 0
