@@ -16,7 +16,7 @@ import tiny_qwen3  # noqa: E402
 GOLDEN = json.loads((ROOT / "tests" / "golden" / "qwen3_rendering.json").read_text(encoding="utf-8"))
 
 
-# How many made-up examples a property is tried on: README, "How hard it is to break".
+# How many made-up examples a property is tried on: README, "Hostile data and faults".
 for profile, examples in (("suite", 250), ("fuzz", 2000)):
     settings.register_profile(profile, max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck))
 settings.load_profile("suite")  # --hypothesis-profile=fuzz takes its place

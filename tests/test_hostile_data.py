@@ -122,7 +122,7 @@ def test_special_tokens_of_the_tokenizer_are_control_tokens_too(model_with_a_tok
 
 
 def test_allowed_control_tokens_pass_both_scripts_and_the_check(run, check, tmp_path):
-    write_jsonl(tmp_path / "rows.jsonl", [{"messages": place(FORGED)} for place in PLACES.values()] + [{"messages": [user("q"), assistant("a")]}])
+    write_jsonl(tmp_path / "rows.jsonl", [{"messages": place(FORGED)} for place in PLACES.values()] + [{"messages": [user("\x00\u2028\x85"), assistant("a")]}])
     process = run("step1_apply_tool_template.py", "rows.jsonl", "plain.jsonl")
     assert "9 rows in = 1 rows out + 8 set aside" in process.stdout and "8 like row 0: message 0: the text holds" in process.stderr
     process = run("step1_apply_tool_template.py", "rows.jsonl", "plain.jsonl", "--allow-control-tokens")
