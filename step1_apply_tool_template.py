@@ -110,7 +110,7 @@ def apply_chat_template(messages: list[dict], tools: list[dict] | None, render, 
     return plain, served
 
 
-def apply_despite_control_tokens(messages: list[dict], tools: list[dict] | None, render, linear: bool = True) -> tuple[list, dict]:
+def apply_despite_control_tokens(messages: list[dict], tools: list[dict] | None, render, linear: bool = True) -> tuple:
     """`apply_chat_template` for texts that may hold control tokens, at which its renderings could not be split."""
     hidden, hidden_tools, reveal = with_stand_ins(messages, tools)
     if not reveal:
@@ -311,30 +311,29 @@ def unusual(as_given: list, messages: list[dict], tools: list[dict] | None) -> C
 
 def schema_breaks(messages: list[dict], tools: list[dict] | None) -> Counter:
     """How many tool calls break the JSON schema of their tool: {note: how many}."""
-    notes, validators = Counter(), _validators(json.dumps(tools))
+    notes, schemas = Counter(), {}
+    for function in map(tool_function, tools or []):
+        if isinstance(function.get("name"), str):
+            schemas[function["name"]] = function.get("parameters")
     for call in (tool_function(call) for message in messages for call in message.get("tool_calls", [])):
-        validator = validators.get(call["name"])
+        schema = schemas.get(call["name"])
         try:
             with time_limit():  # a pattern may take for ever
-                notes[BAD_ARGUMENTS] += validator is not None and not validator.is_valid(call["arguments"])
+                notes[BAD_ARGUMENTS] += schema is not None and not _validator(json.dumps(schema)).is_valid(call["arguments"])
         except Exception:  # a broken schema raises many kinds; what it says of the arguments is not known
             notes[BAD_SCHEMA] += 1
     return notes
 
 
-@functools.lru_cache(maxsize=64)  # many trajectories share a tool list
-def _validators(tools: str) -> dict:
+@functools.lru_cache(maxsize=1024)  # many trajectories share their tools
+def _validator(schema: str):
     import jsonschema
     import referencing
 
-    functions = [tool_function(tool) for tool in json.loads(tools) or []]
-    return {
-        function["name"]: jsonschema.validators.validator_for(schema, jsonschema.Draft202012Validator)(
-            schema, registry=referencing.Registry()  # an empty one: a schema of a data set makes nothing be fetched
-        )
-        for function in functions
-        if isinstance(function.get("name"), str) and isinstance(schema := function.get("parameters"), dict)
-    }  # fmt: skip
+    schema = json.loads(schema)
+    kind = jsonschema.validators.validator_for(schema, jsonschema.Draft202012Validator)
+    kind.check_schema(schema)
+    return kind(schema, registry=referencing.Registry())  # an empty one: without it, a $ref would be fetched from anywhere
 
 
 def tool_function(tool: dict) -> dict:
@@ -439,7 +438,7 @@ def control_tokens(name: str) -> tuple:
         return CONTROL_TOKENS
     tokenizer = _tokenizer(name)
     own = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
-    return tuple(dict.fromkeys([*CONTROL_TOKENS, *own, *tokenizer.all_special_tokens]))
+    return tuple(dict.fromkeys(filter(None, [*CONTROL_TOKENS, *own, *tokenizer.all_special_tokens])))
 
 
 def _bounded(chunks):
@@ -501,7 +500,13 @@ def _strftime_now(pattern: str) -> str:
 
 
 def convert_row(
-    row: dict, index: int, source: str, chat_template: str, as_json: bool, allow_control_tokens: bool = False, validate_tools: bool = False
+    row: dict,
+    index: int,
+    source: str,
+    chat_template: str,
+    as_json: bool,
+    allow_control_tokens: bool = False,
+    validate_tools: bool = False,
 ) -> tuple[dict | bytes, Counter]:
     """One input row -> (output row or its JSON, what the user should know of it, counted); raises TrajectoryError."""
     if "served" in row:

@@ -408,7 +408,8 @@ def convert_row(row: dict, index: int, served_as: str, merge_turns: bool) -> tup
     messages, served = step1_columns(row)
     samples, reasons = to_samples(messages, served, served_as, merge_turns)
     targets = [messages[turn["message"]]["content"] for turn in served["turns"] if not turn["left_out"]]
-    notes = Counter(trajectories=1, turns=len(served["turns"]), samples=len(samples), supervised=sum(len(sample["turns"]) for sample in samples))
+    notes = Counter(trajectories=1, turns=len(served["turns"]), samples=len(samples))
+    notes["supervised"] = sum(len(sample["turns"]) for sample in samples)
     notes["without thinking"] = sum(not target.startswith("<think>") for target in targets)
     if merge_turns:
         notes["unmerged"] = sum(map(characters, to_samples(messages, served, served_as)[0]))

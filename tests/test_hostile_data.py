@@ -224,7 +224,7 @@ def test_validated_calls_that_break_their_schema_set_the_trajectory_aside(calls,
 
 @pytest.mark.parametrize("schema", [
     {"$ref": "http://127.0.0.1:9/x.json"}, {"$ref": "file:///etc/passwd"}, {"$ref": "#"}, {"$ref": "#/none"}, {"type": "any"},
-    {"properties": 3}, {"properties": {"x": {"pattern": "("}}}, {"properties": {"x": {"pattern": "^(a+)+$"}}},
+    {"properties": 3}, {"required": "x"}, {"$schema": {}}, 3, {"properties": {"x": {"pattern": "("}}}, {"properties": {"x": {"pattern": "^(a+)+$"}}},
 ])  # fmt: skip
 def test_schema_that_is_broken_or_hostile_fetches_nothing_and_ends(schema, monkeypatch):
     monkeypatch.setattr(trajectories, "RENDER_SECONDS", 1)
