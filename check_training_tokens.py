@@ -22,7 +22,18 @@ from pathlib import Path
 
 import jinja2
 
-from trajectories import ROOT, TrajectoryError, positive_count, read_rows, served_trajectory, shown, without_reasoning
+from trajectories import (
+    CONTROL_TOKENS,
+    ROOT,
+    TrajectoryError,
+    positive_count,
+    read_rows,
+    served_trajectory,
+    shown,
+    time_limit,
+    with_stand_ins,
+    without_reasoning,
+)
 
 IGNORE_INDEX = -100  # LlamaFactory's extras/constants.py: no loss on this token
 ASSISTANT = "<|im_start|>assistant\n"
@@ -44,6 +55,7 @@ def served_turn(messages: list[dict], tools: list[dict] | None, turn: int, serve
         messages, tools: as `served_trajectory` returns them.
         served_as: "drop", "template" or "no-thinking", as step 2 writes it.
         render: render(messages, tools, add_generation_prompt, **variables) -> str, the tokenizer's chat template.
+    Raises TrajectoryError where the target cannot be told.
     """
     history, message = messages[:turn], messages[turn]
     variables = {}
@@ -53,7 +65,14 @@ def served_turn(messages: list[dict], tools: list[dict] | None, turn: int, serve
         [message], variables = without_reasoning([message]), {"enable_thinking": False}
     prompt = render(history, tools, True, **variables)
     given = prompt.rpartition(ASSISTANT)[2]  # what the generation prompt holds already of the assistant block
-    generated = render([*messages[:turn], message], tools, False).rpartition(ASSISTANT)[2]
+    whole = [*messages[:turn], message]
+    hidden, hidden_tools, reveal = with_stand_ins(whole, tools)  # the texts of the turn may hold role marks of their own
+    rendered = render(hidden, hidden_tools, False)
+    generated = rendered.rpartition(ASSISTANT)[2]
+    if reveal:
+        generated = reveal(generated)
+        if reveal(rendered) != render(whole, tools, False):
+            raise TrajectoryError("the chat template alters texts with control tokens, so the target cannot be told")
     return prompt, generated.removeprefix(given)
 
 
@@ -194,15 +213,17 @@ def check_dataset(provenance, built, trajectories: str | None, tokenizer, cutoff
         wanted[source][sample["trajectory"]].append((position, sample["turns"], sample["served_as"]))
 
     def render(messages, tools, add_generation_prompt, **variables):
-        return tokenizer.apply_chat_template(messages, tools=tools, tokenize=False,
-                                             add_generation_prompt=add_generation_prompt, **variables)  # fmt: skip
+        with time_limit():
+            return tokenizer.apply_chat_template(messages, tools=tools, tokenize=False,
+                                                 add_generation_prompt=add_generation_prompt, **variables)  # fmt: skip
 
     for source, by_trajectory in wanted.items():
         for index, row, error in read_rows(source, "check"):
+            counts["rows"] += 1
             try:
                 if error:
-                    raise error
-                messages, tools = served_trajectory(row)
+                    raise error  # where there are samples, step 1 was told to keep control tokens
+                messages, tools = served_trajectory(row, () if index in by_trajectory else CONTROL_TOKENS)
             except TrajectoryError:
                 counts["rows set aside"] += 1
                 continue
@@ -216,7 +237,7 @@ def check_dataset(provenance, built, trajectories: str | None, tokenizer, cutoff
                 supervised += [(source, index, turn) for turn in turns]
                 try:
                     texts = [text for turn in turns for text in served_turn(messages, tools, turn, served_as, render)]
-                except jinja2.TemplateError as error:
+                except (jinja2.TemplateError, TrajectoryError) as error:
                     mismatch(place, f"the model's chat template refuses it: {error}")
                     continue
                 ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
@@ -287,7 +308,10 @@ def main() -> None:
         limit = f" (max_samples is {data_args.max_samples})" if data_args.max_samples is not None else ""
         print(f"  left out         {counts['turns'] - len(once):>8}  turns without a sample{limit}")
         if counts["rows set aside"]:
-            print(f"  set aside        {counts['rows set aside']:>8}  trajectories that cannot be read")
+            print(f"  set aside        {counts['rows set aside']:>8}  trajectories that cannot be read or hold control tokens")
+        print(f"  {counts['rows']} rows in = {counts['rows'] - counts['rows set aside']} rows checked for samples + "
+              f"{counts['rows set aside']} set aside")  # fmt: skip
+        print(f"  {counts['turns']} turns in = {len(once)} turns in samples + {counts['turns'] - len(once)} left out")
         if counts["mismatched"]:
             print("  are the settings those that step 2 ended with, and the chat template and trajectories those of step 1?")
     if repeated := sum(times > 1 for times in trained.values()):

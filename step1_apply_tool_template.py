@@ -32,6 +32,7 @@ import orjson
 from trajectories import (
     BLOCK_END,
     BLOCK_START,
+    CONTROL_TOKENS,
     FORMATS,
     ROOT,
     SAMPLE,
@@ -39,15 +40,19 @@ from trajectories import (
     TrajectoryError,
     check_output,
     decoded_messages,
+    exit_on_sigterm,
+    is_text_parts,
     json_row,
     local_files,
+    map_texts,
     open_parquet,
     positive_count,
     row_writer,
     served_trajectory,
     shown,
     still_there,
-    text_parts,
+    time_limit,
+    with_stand_ins,
     without_reasoning,
 )
 
@@ -59,6 +64,16 @@ OURS = ("messages", "served")
 LEFT_OUT = "turns cannot become samples: the chat template wants a user query before them"
 UNSEEN = "turns have reasoning that this chat template does not render; their targets are without it"
 PARTS = "messages have several text parts; they are concatenated here, while vLLM puts a newline between them"
+SERIALIZED = "tool outputs are objects or lists; they are rendered as JSON, as clients send them"
+NO_QUERIES = "user messages are one <tool_response> block, which Qwen3's template does not take for a query"
+UNKNOWN_TOOL = "tool calls name a tool that their trajectory does not offer"
+BAD_ARGUMENTS = "tool calls have arguments that break the JSON schema of their tool"
+BAD_SCHEMA = "tool calls could not be validated: the schema of their tool is broken, or takes too long"
+NO_OUTPUT = "tool calls are followed by another message than their output"
+NO_CALL = "tool outputs follow no tool call"
+UNKNOWN_ID = "tool outputs have a tool_call_id that no call before them has"
+NOTES = (LEFT_OUT, UNSEEN, PARTS, SERIALIZED, NO_QUERIES, UNKNOWN_TOOL, BAD_ARGUMENTS, BAD_SCHEMA, NO_OUTPUT, NO_CALL, UNKNOWN_ID)
+RENDER_CHARACTERS = 1 << 29  # the most that a chat template may write for one trajectory
 NO_QUERY = "the chat template renders this turn without a think block, as no user query comes before it"
 
 
@@ -69,7 +84,7 @@ def apply_chat_template(messages: list[dict], tools: list[dict] | None, render, 
     """Plain messages of one trajectory, and the edits that turn them into the served prompt of each turn.
 
     Args:
-        messages, tools: as `served_trajectory` returns them.
+        messages, tools: as `served_trajectory` returns them, without control tokens.
         render: see `load_chat_template`.
         linear: the template is one for which `renders_by_query` holds, so that an ordinary trajectory need not be
             rendered once for every turn. The result is the same.
@@ -93,6 +108,17 @@ def apply_chat_template(messages: list[dict], tools: list[dict] | None, render, 
         start = len(target) - len(answer) if target.endswith(answer) else None
         served["turns"].append({"turn": k, "message": j, "answer": start, "left_out": reason})
     return plain, served
+
+
+def apply_despite_control_tokens(messages: list[dict], tools: list[dict] | None, render, linear: bool = True) -> tuple:
+    """`apply_chat_template` for texts that may hold control tokens, at which its renderings could not be split."""
+    hidden, hidden_tools, reveal = with_stand_ins(messages, tools)
+    if not reveal:
+        return apply_chat_template(messages, tools, render, linear)
+    if reveal(render(hidden, hidden_tools)) != render(messages, tools):
+        raise TrajectoryError("the chat template alters texts with control tokens, so its rendering cannot be split")
+    plain, served = apply_chat_template(hidden, hidden_tools, render, linear)
+    return map_texts(plain, reveal), map_texts(served, reveal)
 
 
 def _places(blocks: list[tuple], turns: list[int]) -> list[int]:
@@ -251,8 +277,75 @@ def renders_by_query(render) -> bool:
         return False
 
 
+def unusual(as_given: list, messages: list[dict], tools: list[dict] | None) -> Counter:
+    """What is served as it is and may still be a mistake in the data: {note: how many}.
+
+    Args:
+        as_given: the messages of the row.
+        messages, tools: the same as `served_trajectory` returns them.
+    """
+    notes, known = Counter(), [tool_function(tool).get("name") for tool in tools or []]
+    ids, waiting = set(), 0  # of the calls so far; calls whose output is still to come
+    for given, message in zip(as_given, messages):
+        role, content = message["role"], given.get("content")
+        if isinstance(content, (list, dict)):
+            parts = is_text_parts(content)
+            notes[PARTS if parts else SERIALIZED] += not parts or len(content) > 1
+        if role == "user" and message["content"].startswith("<tool_response>"):
+            notes[NO_QUERIES] += message["content"].endswith("</tool_response>")
+        if role == "tool":
+            notes[NO_CALL] += not waiting
+            identity = message.get("tool_call_id")
+            notes[UNKNOWN_ID] += bool(ids) and isinstance(identity, str) and identity not in ids
+            waiting = max(0, waiting - 1)
+            continue
+        notes[NO_OUTPUT] += waiting
+        calls = message.get("tool_calls", [])
+        waiting = len(calls)
+        for call in calls:
+            notes[UNKNOWN_TOOL] += bool(known) and tool_function(call)["name"] not in known
+            if isinstance(call.get("id"), str):
+                ids.add(call["id"])
+    return notes
+
+
+def schema_breaks(messages: list[dict], tools: list[dict] | None) -> Counter:
+    """How many tool calls break the JSON schema of their tool: {note: how many}."""
+    notes, schemas = Counter(), {}
+    for function in map(tool_function, tools or []):
+        if isinstance(function.get("name"), str):
+            schemas[function["name"]] = function.get("parameters")
+    for call in (tool_function(call) for message in messages for call in message.get("tool_calls", [])):
+        schema = schemas.get(call["name"])
+        try:
+            with time_limit():  # a pattern may take for ever
+                notes[BAD_ARGUMENTS] += schema is not None and not _validator(json.dumps(schema)).is_valid(call["arguments"])
+        except Exception:  # a broken schema raises many kinds; what it says of the arguments is not known
+            notes[BAD_SCHEMA] += 1
+    return notes
+
+
+@functools.lru_cache(maxsize=1024)  # many trajectories share their tools
+def _validator(schema: str):
+    import jsonschema
+    import referencing
+
+    schema = json.loads(schema)
+    kind = jsonschema.validators.validator_for(schema, jsonschema.Draft202012Validator)
+    kind.check_schema(schema)
+    return kind(schema, registry=referencing.Registry())  # an empty one: without it, a $ref would be fetched from anywhere
+
+
+def tool_function(tool: dict) -> dict:
+    """What a tool or a tool call says of its function, wrapped or not."""
+    return tool["function"] if isinstance(tool.get("function"), dict) else tool
+
+
 def split_blocks(rendered: str) -> list[tuple[str, str]]:
-    """[(role, text)] of a ChatML rendering whose texts hold no control tokens; an open last block is left out."""
+    """[(role, text)] of a ChatML rendering; an open last block is left out.
+
+    Its texts hold no control tokens: see `served_trajectory` and `with_stand_ins`.
+    """
     opening, *blocks = rendered.split(BLOCK_START)
     split = []
     for position, block in enumerate(blocks):
@@ -291,47 +384,69 @@ def load_chat_template(name: str):
 
     `name` is a `.jinja` file, a local model directory or a Hub model id.
     """
-    return _compiled(*json.loads(read_chat_template(name)))
+    return _compiled(read_chat_template(name))
 
 
 def read_chat_template(name: str) -> str:
-    """What `prepared_template` needs of a chat template, on whatever machine: JSON of [name, text, special tokens]."""
+    """What `prepared_template` needs of a chat template, on whatever machine: JSON of
+    [name, text, special tokens, what no text of a trajectory may hold].
+
+    That is Qwen's control tokens, and where the chat template comes with a tokenizer, all of its own.
+    """
     if name.endswith(".jinja"):
         try:
-            return json.dumps([name, Path(name).read_text(encoding="utf-8"), {}])
-        except OSError as error:
-            raise SystemExit(f"{name}: cannot read the chat template ({error.strerror})") from None
+            return json.dumps([name, Path(name).read_text(encoding="utf-8"), {}, CONTROL_TOKENS])
+        except (OSError, UnicodeDecodeError) as error:
+            raise SystemExit(f"{name}: cannot read the chat template ({error})") from None
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-        return json.dumps([name, tokenizer.get_chat_template(), tokenizer.special_tokens_map])
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)  # unset, it would ask on the terminal
+        template = tokenizer.get_chat_template()
     except Exception as error:  # transformers raises many kinds; each means that there is no template to be had
         raise SystemExit(f"{name}: no chat template to be had from this model ({error})") from None
+    own = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    control_tokens = dict.fromkeys(filter(None, [*CONTROL_TOKENS, *own, *tokenizer.all_special_tokens]))
+    return json.dumps([name, template, tokenizer.special_tokens_map, [*control_tokens]])
 
 
-def _compiled(name: str, template: str, special_tokens: dict):
+def _compiled(chat_template: str):
     """The Jinja environment is that of transformers (utils/chat_template_utils.py), without the import of transformers."""
+    name, template, special_tokens, _ = json.loads(chat_template)
     environment = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, jinja2.ext.loopcontrols])
     environment.filters["tojson"] = _tojson
     environment.globals.update(raise_exception=_raise_exception, strftime_now=_strftime_now)
     try:
-        compiled = environment.from_string(template)
-    except jinja2.TemplateError as error:
+        with time_limit():
+            compiled = environment.from_string(template)
+    except Exception as error:  # a template may fail in any way, here and below
         raise SystemExit(f"{name}: not a valid Jinja template ({error})") from None
 
     def render(messages: list[dict], tools: list[dict] | None, add_generation_prompt: bool = False, **variables) -> str:
+        variables |= dict(messages=messages, tools=tools, documents=None, add_generation_prompt=add_generation_prompt)
         try:
-            return compiled.render(messages=messages, tools=tools, documents=None,
-                                   add_generation_prompt=add_generation_prompt, **special_tokens, **variables)  # fmt: skip
-        except (jinja2.TemplateError, TypeError, ValueError) as error:
-            raise TrajectoryError(f"the chat template refuses the messages: {error}") from None
+            with time_limit():
+                return "".join(_bounded(compiled.generate(**special_tokens, **variables)))
+        except Exception as error:
+            what = str(error) if isinstance(error, (jinja2.TemplateError, ValueError)) else f"{type(error).__name__}: {error}"
+            raise TrajectoryError(f"the chat template refuses the messages: {what}") from None
 
     try:
         split_blocks(render([QUERY], None, add_generation_prompt=True))
     except TrajectoryError as error:
         raise SystemExit(f"{name}: {error}") from None
     return render
+
+
+@functools.cache
+def _bounded(chunks):
+    """The chunks of a rendering, up to RENDER_CHARACTERS."""
+    length = 0
+    for chunk in chunks:
+        length += len(chunk)
+        if length > RENDER_CHARACTERS:
+            raise TrajectoryError(f"it renders more than {RENDER_CHARACTERS} characters")
+        yield chunk
 
 
 class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
@@ -382,20 +497,34 @@ def _strftime_now(pattern: str) -> str:
 # ---------------------------------------------------------------- around them
 
 
-def convert_row(row: dict, index: int, source: str, chat_template: str, as_json: bool) -> tuple[dict | bytes, Counter]:
+def convert_row(
+    row: dict,
+    index: int,
+    source: str,
+    chat_template: str,
+    as_json: bool,
+    allow_control_tokens: bool = False,
+    validate_tools: bool = False,
+) -> tuple[dict | bytes, Counter]:
     """One input row -> (output row or its JSON, what the user should know of it, counted); raises TrajectoryError."""
     if "served" in row:
         raise TrajectoryError("the row has a column `served`: it is one of step 1 already")
     as_given = decoded_messages(row)
-    messages, tools = served_trajectory({**row, "messages": as_given})
-    render, linear = prepared_template(chat_template)
-    plain, served = apply_chat_template(messages, tools, render, linear)
-    notes = Counter(trajectories=1, turns=len(served["turns"]))
+    render, linear, refused = prepared_template(chat_template)
+    messages, tools = served_trajectory({**row, "messages": as_given}, () if allow_control_tokens else refused)
+    notes = unusual(as_given, messages, tools)
+    if validate_tools:
+        notes += schema_breaks(messages, tools)
+        for note in (UNKNOWN_TOOL, BAD_ARGUMENTS, BAD_SCHEMA):
+            if notes[note]:
+                raise TrajectoryError(f"{notes[note]} {note}; fix them, or drop --validate-tools")
+    apply = apply_despite_control_tokens if allow_control_tokens else apply_chat_template
+    plain, served = apply(messages, tools, render, linear)
+    notes += Counter(trajectories=1, turns=len(served["turns"]))
     for turn in served["turns"]:
         reasoning = messages[turn["turn"]].get("reasoning_content", "").strip()
         notes[LEFT_OUT] += turn["left_out"] is not None
         notes[UNSEEN] += reasoning not in plain[turn["message"]]["content"]
-    notes[PARTS] = text_parts(as_given)
     converted = {**row, "messages": plain, "served": {"source": source, "trajectory": index, **served}}
     try:
         if as_json:
@@ -408,9 +537,10 @@ def convert_row(row: dict, index: int, source: str, chat_template: str, as_json:
 
 @functools.cache
 def prepared_template(chat_template: str) -> tuple:
-    """(render, whether it renders by query) of what `read_chat_template` returns, made once in each process."""
-    render = _compiled(*json.loads(chat_template))
-    return render, renders_by_query(render)
+    """(render, whether it renders by query, control tokens) of what `read_chat_template` returns, made once in each process."""
+    *_, control_tokens = json.loads(chat_template)
+    render = _compiled(chat_template)
+    return render, renders_by_query(render), tuple(control_tokens)
 
 
 def default_output(source: str) -> Path:
@@ -434,10 +564,15 @@ def output_schema(files: list[Path], output: Path):
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--chat-template", default=str(QWEN3), metavar="FILE_OR_MODEL",
                         help="a .jinja file, a model directory or a Hub model id (default: the embedded Qwen3 template)")  # fmt: skip
+    parser.add_argument("--allow-control-tokens", action="store_true",
+                        help="keep trajectories whose texts hold control tokens such as <|im_start|>, which the model reads as "
+                             "such when it is served and trained (default: set them aside)")  # fmt: skip
+    parser.add_argument("--validate-tools", action="store_true",
+                        help="set trajectories aside whose tool calls name an unknown tool or break its JSON schema")  # fmt: skip
 
 
 def print_notes(notes: Counter) -> None:
-    for note in (LEFT_OUT, UNSEEN, PARTS):
+    for note in NOTES:
         if notes[note]:
             print(f"{notes[note]} {note}")
 
@@ -452,24 +587,26 @@ def main() -> None:
     parser.add_argument("--strict", action="store_true", help="stop at the first bad row instead of setting it aside")
     args = parser.parse_args()
 
+    exit_on_sigterm()
     output = args.output or default_output(args.input)
     files = local_files(args.input)
     chat_template = read_chat_template(args.chat_template)
     prepared_template(chat_template)  # before the work, so that a bad one costs nothing
     check_output(output)
-    rejects = Rejects(args.input, output, args.strict)
     notes = Counter()
     convert = functools.partial(
-        convert_row, source=args.input, chat_template=chat_template, as_json=output.suffix != ".parquet"
-    )
-    with row_writer(output, output_schema(files, output)) as write:
+        convert_row, source=args.input, chat_template=chat_template, as_json=output.suffix != ".parquet",
+        allow_control_tokens=args.allow_control_tokens, validate_tools=args.validate_tools,
+    )  # fmt: skip
+    with Rejects(args.input, output, args.strict) as rejects, row_writer(output, output_schema(files, output)) as write:
         for row, row_notes in rejects.convert(convert, "step 1", args.num_proc):
             write(row)
             notes.update(row_notes)
         rejects.save()
         if not notes:
             sys.exit(f"{args.input}: no trajectory is left; {shown(output)} is not written{still_there(output)}")
-    print(f"{notes['trajectories']} trajectories with {notes['turns']} turns: {shown(output)}")
+    print(f"{rejects.rows_in} rows in = {notes['trajectories']} rows out + {rejects.set_aside} set aside: {shown(output)}")
+    print(f"{notes['turns']} turns in = {notes['turns'] - notes[LEFT_OUT]} turns for samples + {notes[LEFT_OUT]} left out")
     print_notes(notes)
     print(f"next: python step2_to_alpaca_mask_history.py {shown(output)}")
 

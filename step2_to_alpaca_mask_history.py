@@ -39,9 +39,11 @@ from trajectories import (
     Rejects,
     TrajectoryError,
     check_output,
+    exit_on_sigterm,
     in_order,
     load_text,
     positive_count,
+    refuse_input,
     row_writer,
     shown,
     still_there,
@@ -327,11 +329,13 @@ def write_samples(output: Path, file: int, places, num_shards: int | None, num_p
                 part.mkdir()
                 bounds = [2 * (len(places) // 2 * shard // num_shards) for shard in range(num_shards + 1)]
                 shards = (
-                    (part / f"{shard:05}-of-{num_shards:05}.parquet", places[start:end])
+                    (part / f"{shard:05}-of-{num_shards:05}", places[start:end])
                     for shard, (start, end) in enumerate(itertools.pairwise(bounds))
                 )
                 for samples in in_order(functools.partial(_write_shard, file=file), shards, num_proc, here=0):
                     bar.update(samples)
+                for shard in sorted(part.iterdir()):  # only now, so that no reader takes those of a run that was killed
+                    shard.rename(shard.with_suffix(".parquet"))
         elif output.suffix == ".parquet":
             with whole_file(output) as part:
                 _write_parquet(part, tables())
@@ -404,7 +408,8 @@ def row_samples(row: dict, served_as: str, merge_turns: bool) -> tuple[list, Cou
     messages, served = step1_columns(row)
     samples, reasons = to_samples(messages, served, served_as, merge_turns)
     targets = [messages[turn["message"]]["content"] for turn in served["turns"] if not turn["left_out"]]
-    notes = Counter(trajectories=1, samples=len(samples), supervised=sum(len(sample["turns"]) for sample in samples))
+    notes = Counter(trajectories=1, turns=len(served["turns"]), samples=len(samples))
+    notes["supervised"] = sum(len(sample["turns"]) for sample in samples)
     notes["without thinking"] = sum(not target.startswith("<think>") for target in targets)
     if merge_turns:
         notes["unmerged"] = sum(map(characters, to_samples(messages, served, served_as)[0]))
@@ -477,9 +482,12 @@ def check_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> 
     read_dataset_info(args.dataset_info)  # before the work, so that a broken one costs nothing
 
 
-def print_counts(totals: Counter, left_out: Counter, merge_turns: bool) -> None:
-    turns = totals["supervised"] + left_out.total()
-    print(f"{totals['trajectories']} trajectories, {turns} turns: {totals['samples']} samples")
+def print_counts(totals: Counter, left_out: Counter, merge_turns: bool, rows_in: int) -> None:
+    """Where all rows and turns went."""
+    set_aside = rows_in - totals["trajectories"]
+    print(f"{totals['trajectories']} trajectories, {totals['turns']} turns: {totals['samples']} samples")
+    print(f"{rows_in} rows in = {totals['trajectories']} rows out as samples + {set_aside} set aside")
+    print(f"{totals['turns']} turns in = {totals['supervised']} turns in samples + {left_out.total()} left out")
     if merge_turns:
         print(f"{totals['supervised']} turns merged into {totals['samples']} samples: "
               f"{totals['unmerged'] / totals['merged']:.1f} times less text to train on")  # fmt: skip
@@ -509,6 +517,7 @@ def main() -> None:
                         help="processes (default: one per core)")  # fmt: skip
     parser.add_argument("--strict", action="store_true", help="stop at the first bad row instead of setting it aside")
     args = parser.parse_args()
+    exit_on_sigterm()
     if args.num_shards and args.output == Path(shown(DEFAULT_OUTPUT)):
         args.output = args.output.with_suffix("")
     check_options(parser, args)
@@ -518,11 +527,12 @@ def main() -> None:
         parser.error(f"{args.output} registers the data sets; name another output")
     check_output(args.output, bool(args.num_shards))
 
-    rejects = Rejects(args.input, args.output, args.strict)
+    preview_path = args.output.with_name(args.output.stem + "_preview.json")
+    refuse_input(args.input, preview_path, args.dataset_info)
     convert = functools.partial(convert_row, served_as=args.served_as, merge_turns=args.merge_turns)
     totals, left_out, given, places = Counter(), Counter(), "", array.array("q")
     replaced = ", in place of an earlier one" if args.output.exists() else ""
-    with working_file(args.output) as file:
+    with working_file(args.output) as file, Rejects(args.input, args.output, args.strict) as rejects:
         for trajectory, entries, notes, reasons, row_given in rejects.convert(convert, "step 2", args.num_proc, load_text):
             start = file.tell()
             file.write(trajectory)
@@ -540,12 +550,11 @@ def main() -> None:
             places = array.array("q", (number for at in order for number in places[at : at + 2]))
         write_samples(args.output, file.fileno(), places, args.num_shards, args.num_proc)
         preview = [sample for table in gather(file.fileno(), places[: 2 * args.preview]) for sample in table.to_pylist()]
-    preview_path = args.output.with_name(args.output.stem + "_preview.json")
     with whole_file(preview_path) as part:
         part.write_text(json.dumps(preview, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     register(args.dataset_info, args.dataset_name, args.output)
 
-    print_counts(totals, left_out, args.merge_turns)
+    print_counts(totals, left_out, args.merge_turns, rejects.rows_in)
     print(f"{shown(args.output)}{replaced}, registered as {args.dataset_name} in {shown(args.dataset_info)}; "
           f"the first samples: {shown(preview_path)}")  # fmt: skip
     print_next(args, given, not totals["without thinking"])

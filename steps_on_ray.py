@@ -58,9 +58,9 @@ def find_shards(system: pa.fs.FileSystem, path: str) -> list[str]:
     )  # fmt: skip
 
 
-def convert_row(row: dict, index: int, source: str, chat_template: str, served_as: str, merge_turns: bool) -> tuple:
+def convert_row(row: dict, index: int, source: str, served_as: str, merge_turns: bool, **options) -> tuple:
     """One input row -> what step 1 notes of it, and what `row_samples` of step 2 returns; raises TrajectoryError."""
-    plain, notes = step1.convert_row(row, index, source, chat_template, as_json=False)
+    plain, notes = step1.convert_row(row, index, source, as_json=False, **options)
     return notes, *step2.row_samples(plain, served_as, merge_turns)
 
 
@@ -174,6 +174,7 @@ def main() -> None:
     try:
         output_system.create_dir(f"{work}/summaries")
         write_samples(shards, system, output_system, work, seed=args.seed, chat_template=chat_template,
+                      allow_control_tokens=args.allow_control_tokens, validate_tools=args.validate_tools,
                       served_as=args.served_as, merge_turns=args.merge_turns)  # fmt: skip
         with output_system.open_output_stream(f"{work}/rejects.jsonl") as file:
             for summary in read_summaries(output_system, f"{work}/summaries"):
@@ -194,7 +195,7 @@ def main() -> None:
     finally:
         output_system.delete_dir(work)
 
-    step2.print_counts(totals, left_out, args.merge_turns)
+    step2.print_counts(totals, left_out, args.merge_turns, totals["trajectories"] + reasons.total())
     step1.print_notes(seen)
     if "://" in address:
         print(f"{address}: copy it to a folder that each machine of the training can reach, and register it there")

@@ -4,6 +4,7 @@ A trajectory is one row of a `.json` array, a `.jsonl` or a `.parquet` file, or 
 `messages` and `tools` are lists, or JSON strings of lists. Rows are counted from 0.
 """
 
+import codecs
 import collections
 import contextlib
 import functools
@@ -12,11 +13,15 @@ import itertools
 import json
 import multiprocessing
 import os
+import random
 import re
+import secrets
 import shutil
 import signal
+import string
 import sys
 import tempfile
+import threading
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -29,7 +34,14 @@ SAMPLE = ROOT / "data" / "envscaler_sample.jsonl"
 FORMATS = (".json", ".jsonl", ".parquet")
 ROLES = ("system", "user", "assistant", "tool")
 BLOCK_START, BLOCK_END = "<|im_start|>", "<|im_end|>"
-SHOWN_REASONS = 5
+CONTROL_TOKENS = (  # of Qwen's tokenizers: in a text they are no text but a mark, to the model that is trained and served
+    BLOCK_START, BLOCK_END, "<|endoftext|>", "<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>", "<|box_end|>",
+    "<|quad_start|>", "<|quad_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>",
+)  # fmt: skip
+MEDIA = ("image", "image_url", "input_image", "video", "video_url", "audio", "audio_url", "input_audio", "file")  # content parts
+RENDER_SECONDS = 60  # the longest that a chat template may take for one rendering
+SHOWN_REASONS, SHOWN_REASON = 5, 1000  # reasons on the screen; characters of a reason that are kept
+GZIP = b"\x1f\x8b"
 JSON_CHUNK = 1 << 20  # characters of a JSON array read at a time
 BATCH, BATCH_BYTES = 32, 1 << 22  # the most rows, and about the most JSON, that a process works on at a time
 PARQUET_BUFFER = 1 << 20  # bytes of a Parquet file read at a time, where a row group may be as long as the file
@@ -45,25 +57,27 @@ class TrajectoryError(ValueError):
 # ---------------------------------------------------------------- the server's view of a trajectory
 
 
-def served_trajectory(row: dict) -> tuple[list[dict], list[dict] | None]:
+def served_trajectory(row: dict, control_tokens: tuple = CONTROL_TOKENS) -> tuple[list[dict], list[dict] | None]:
     """The messages and tools of a row as an OpenAI-compatible server hands them to the chat template.
 
     vLLM and SGLang parse tool-call `arguments` strings into objects and read `content: null` as empty. A list of text
-    parts becomes their concatenation. Reasoning, whether in `reasoning_content`, `reasoning` or inline in `content`,
-    comes out in `reasoning_content`. See README, "What the server sees".
+    parts becomes their concatenation; another list or an object that a tool returned, its JSON. Reasoning, whether in
+    `reasoning_content`, `reasoning` or inline in `content`, comes out in `reasoning_content`. See README, "What the
+    server sees".
 
     Returns (messages, tools): new dicts, the row is left alone; tools is None where there are none.
-    Raises TrajectoryError.
+    Raises TrajectoryError, also where a text holds one of `control_tokens`.
     """
     messages = decoded_messages(row)
     if not messages:
         raise TrajectoryError("the trajectory has no messages")
     tools = row.get("tools")
-    tools = (_served_tools_of_text if isinstance(tools, str) else _served_tools)(tools)
+    tools = (_served_tools_of_text if isinstance(tools, str) else _served_tools)(tools, control_tokens)
     served = []
     for position, message in enumerate(messages):
         try:
             served.append(_served_message(message))
+            _refuse_control_tokens(served[-1], control_tokens)
         except TrajectoryError as error:
             raise TrajectoryError(f"message {position}: {error}") from None
     if not any(message["role"] == "assistant" for message in served):
@@ -78,34 +92,74 @@ def decoded_messages(row: dict) -> list:
     return _decoded(row["messages"], "messages")
 
 
-def text_parts(messages: list[dict]) -> int:
-    """How many messages of a good row have more than one text part, which servers join in ways of their own."""
-    return sum(isinstance(message.get("content"), list) and len(message["content"]) > 1 for message in messages)
-
-
 def without_reasoning(messages: list[dict]) -> list[dict]:
     """The messages as an agent sends them that does not send reasoning back: the `drop` history."""
     return [{key: value for key, value in message.items() if key != "reasoning_content"} for message in messages]
 
 
-def _served_tools(tools) -> list[dict] | None:
+def with_stand_ins(messages: list[dict], tools: list[dict] | None) -> tuple:
+    """The same with plain words in place of the control tokens that ChatML is split at, so that a rendering can be split.
+
+    Returns (messages, tools, reveal): reveal(text) puts the tokens back; it is None where there are none. The words are
+    as long as the tokens, occur nowhere else, and cannot overlap one another.
+    """
+    text = json.dumps([messages, tools], ensure_ascii=False, default=str)
+    if BLOCK_START not in text and BLOCK_END not in text:
+        return messages, tools, None
+    words = {}
+    for token, opening in ((BLOCK_START, "Qs"), (BLOCK_END, "Qe")):
+        while (word := opening + "".join(random.choices(string.ascii_lowercase, k=len(token) - 2))) in text:
+            pass
+        words[token] = word
+
+    def hide(text: str) -> str:
+        return text.replace(BLOCK_START, words[BLOCK_START]).replace(BLOCK_END, words[BLOCK_END])
+
+    def reveal(text: str) -> str:
+        return text.replace(words[BLOCK_START], BLOCK_START).replace(words[BLOCK_END], BLOCK_END)
+
+    return map_texts(messages, hide), map_texts(tools, hide), reveal
+
+
+def map_texts(value, change):
+    """A JSON value with change(text) for each text in it, keys too."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, list):
+        return [map_texts(item, change) for item in value]
+    if isinstance(value, dict):
+        return {map_texts(key, change): map_texts(item, change) for key, item in value.items()}
+    return value
+
+
+def _served_tools(tools, control_tokens: tuple) -> list[dict] | None:
     tools = _decoded(tools, "tools") or None
     for position, tool in enumerate(tools or []):
         if not isinstance(tool, dict):
             raise TrajectoryError(f"tool {position} is not an object but {_kind(tool)}")
-    _refuse_control_tokens({"tools": tools})
+    _refuse_control_tokens({"tools": tools}, control_tokens)
     return tools
 
 
 _served_tools_of_text = functools.lru_cache(maxsize=64)(_served_tools)  # many trajectories share a tool list
 
 
-def _refuse_control_tokens(message: dict) -> None:
-    for value in message.values():
+def _refuse_control_tokens(message: dict, control_tokens: tuple) -> None:
+    openings = _openings(control_tokens)
+    for value in message.values() if openings else ():
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str) if value else ""
-        for token in (BLOCK_START, BLOCK_END) if "<|" in text else ():
+        for token in control_tokens if any(opening in text for opening in openings) else ():
             if token in text:
-                raise TrajectoryError(f"the text holds the control token {token}, which would open or close a message")
+                raise TrajectoryError(
+                    f"the text holds the control token {token}, which could forge a message; take it out of the row, "
+                    "or keep it by --allow-control-tokens of step 1"
+                )
+
+
+@functools.cache
+def _openings(control_tokens: tuple) -> set:
+    """How they begin: one search instead of one for each token of Qwen."""
+    return {token[:2] for token in control_tokens}
 
 
 def _served_message(message: dict) -> dict:
@@ -115,13 +169,15 @@ def _served_message(message: dict) -> dict:
     if role not in ROLES:
         raise TrajectoryError(f"unknown role {role!r}; known are {', '.join(ROLES)}")
     served = {key: value for key, value in message.items() if key not in ("reasoning", "reasoning_content", "tool_calls")}
-    served["content"] = _text(message.get("content"))
+    served["content"] = _text(message.get("content"), role)
     if role == "assistant":
         reasoning = message.get("reasoning_content") or message.get("reasoning") or ""
         if not isinstance(reasoning, str):
             raise TrajectoryError(f"reasoning is not a string but {_kind(reasoning)}")
-        inline, answer = _inline_reasoning(served["content"])
-        if reasoning and inline and served["content"].lstrip().startswith("<think>"):
+        # Beside reasoning in its own field, which templates read first, a think tag further on is text of the answer.
+        reads_inline = not reasoning or served["content"].lstrip().startswith("<think>")
+        inline, answer = _inline_reasoning(served["content"]) if reads_inline else (None, "")
+        if reasoning and inline:
             if inline.strip() != reasoning.strip():
                 raise TrajectoryError("has reasoning both in its own field and inline in content, and they differ")
             served["content"] = answer
@@ -134,7 +190,6 @@ def _served_message(message: dict) -> dict:
             raise TrajectoryError(f"tool_calls is not a list but {_kind(calls)}")
         if calls:
             served["tool_calls"] = [_served_call(call) for call in calls]
-    _refuse_control_tokens(served)
     return served
 
 
@@ -171,14 +226,24 @@ def _served_call(call: dict) -> dict:
     return {**call, "function": function} if "function" in call else function
 
 
-def _text(content) -> str:
+def _text(content, role: str) -> str:
     if content is None:
         return ""
     if isinstance(content, str):
         return content
-    if isinstance(content, list) and all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in content):
+    for part in content if isinstance(content, list) else ():
+        if isinstance(part, dict) and part.get("type") in MEDIA:
+            raise TrajectoryError(f"content is not text but a list with a part of type {part['type']}; leave it out of the row")
+    if is_text_parts(content):
         return "".join(part["text"] for part in content)
+    if role == "tool" and isinstance(content, (dict, list)):  # what a client sends; a template would render nothing
+        return json.dumps(content, ensure_ascii=False, default=str)
     raise TrajectoryError(f"content is not text but {_kind(content)}")
+
+
+def is_text_parts(content) -> bool:
+    """Whether the content of a message is a list of text parts."""
+    return isinstance(content, list) and all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in content)
 
 
 def _decoded(value, column: str) -> list:
@@ -208,6 +273,13 @@ def local_files(source: str) -> list[Path]:
     if path.is_file():
         if path.suffix not in FORMATS:
             raise SystemExit(f"{source}: unknown file type {path.suffix!r}; known are {', '.join(FORMATS)}")
+        try:
+            with path.open("rb") as file:
+                packed = file.read(2) == GZIP
+        except OSError as error:
+            raise SystemExit(f"{source}: cannot be read ({error})") from None
+        if packed:
+            raise SystemExit(f"{source}: is compressed by gzip; unpack it first")
         return [path]
     if path.is_dir():
         raise SystemExit(f"{source}: is a folder; give one of its {', '.join(FORMATS)} files")
@@ -282,7 +354,8 @@ def shown_raw(raw):
 
 
 def _read_jsonl(file, path: Path | str):
-    for line in file:
+    for number, line in enumerate(file):
+        line = line if number else line.removeprefix(codecs.BOM_UTF8)
         if line.strip() == b"[":
             raise SystemExit(f"{path}: holds a JSON array over several lines; name it .json")
         if line.strip():
@@ -330,8 +403,20 @@ def _read_parquet(file, path: Path | str):
                     f"{path}: column {column} holds objects as Arrow structs, in which every object has the keys of all "
                     "others; store the column as JSON strings"
                 )
-        for batch in file.iter_batches(batch_size=BATCH, use_threads=False):  # threads would read ahead, without a bound
-            yield from batch.to_pylist()
+        batches = file.iter_batches(batch_size=BATCH, use_threads=False)  # threads would read ahead, without a bound
+        while rows := _parquet_rows(path, batches):
+            yield from rows
+
+
+def _parquet_rows(path: Path | str, batches) -> list[dict]:
+    """The rows of the next batch that has some; none at the end."""
+    try:
+        for batch in batches:
+            if rows := batch.to_pylist():
+                return rows
+        return []
+    except Exception as error:  # pyarrow raises many kinds; each means that the file is damaged
+        raise SystemExit(f"{path}: cannot be read ({type(error).__name__}: {error})") from None
 
 
 def open_parquet(file, path: Path | str):
@@ -341,8 +426,8 @@ def open_parquet(file, path: Path | str):
 
     try:
         return pq.ParquetFile(file, buffer_size=PARQUET_BUFFER, pre_buffer=False)
-    except pa.ArrowInvalid as error:
-        raise SystemExit(f"{path}: not a Parquet file ({error})") from None
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise SystemExit(f"{path}: not a Parquet file that can be read ({error})") from None
 
 
 READERS = {".jsonl": _read_jsonl, ".json": _read_json, ".parquet": _read_parquet}
@@ -362,17 +447,34 @@ def _count_rows(path: Path) -> int | None:
 
 
 @contextlib.contextmanager
-def whole_file(path: Path):
-    """A path to write a file or a folder to: it takes the name `path` when the block ends, and is removed if the block fails."""
-    part, earlier = (path.with_name(f".{path.name}.{os.getpid()}.{what}") for what in ("part", "earlier"))
+def written(path: Path):
+    """A failure to write, as one line."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield part
-        if part.is_dir() and path.is_dir():  # which cannot be replaced at once
-            os.replace(path, earlier)
-        os.replace(part, path)
+        yield
     except OSError as error:
         raise SystemExit(f"{path}: cannot be written ({error})") from None
+
+
+@contextlib.contextmanager
+def whole_file(path: Path):
+    """A path to write a file or a folder to: it takes the name `path` when the block ends, and is removed if the block fails.
+
+    A process that is killed leaves it, under a hidden name that no other run has and no reader of data takes.
+    """
+    own = f"{os.getpid()}-{secrets.token_hex(4)}"  # machines that share a folder may share process numbers
+    part, earlier = (path.with_name(f".{path.name}.{own}.{what}") for what in ("part", "earlier"))
+    try:
+        with written(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield part
+            if part.is_dir() and path.is_dir():  # which cannot be replaced at once
+                os.replace(path, earlier)
+            try:
+                os.replace(part, path)
+            except OSError:
+                if earlier.exists():
+                    os.replace(earlier, path)
+                raise
     finally:
         for left in (part, earlier):
             with contextlib.suppress(OSError):
@@ -382,12 +484,10 @@ def whole_file(path: Path):
 @contextlib.contextmanager
 def working_file(path: Path):
     """A file without a name in the folder of path, for what is too much for memory; it ends with the process."""
-    try:
+    with written(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path.parent) as file:
             yield file
-    except OSError as error:
-        raise SystemExit(f"{path}: cannot be written ({error})") from None
 
 
 @contextlib.contextmanager
@@ -497,12 +597,34 @@ def _stored(value, kind):
 # ---------------------------------------------------------------- around the pure functions
 
 
+@contextlib.contextmanager
+def time_limit():
+    """Raise TrajectoryError where the block takes longer than RENDER_SECONDS; only a main thread can be interrupted."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    _handle_alarms()
+    signal.setitimer(signal.ITIMER_REAL, RENDER_SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+@functools.cache  # once in a process: to set a handler takes longer than to set an alarm
+def _handle_alarms() -> None:
+    def stop(number, frame):
+        raise TrajectoryError(f"it takes longer than {RENDER_SECONDS} s")
+
+    signal.signal(signal.SIGALRM, stop)
+
+
 def _batches(items):
     """Lists of (index, raw): of BATCH rows, fewer where they are long."""
     batch, size = [], 0
     for item in items:
         batch.append(item)
-        size += len(item[1])  # a parsed row counts little, whatever its length
+        size += len(item[1]) if isinstance(item[1], bytes) else 1  # how long a parsed row is, is not known
         if len(batch) == BATCH or size > BATCH_BYTES:
             yield batch
             batch, size = [], 0
@@ -519,7 +641,8 @@ def convert_batch(function, loads, batch: list) -> list[tuple]:
         except TrajectoryError as error:
             results.append((index, shown_raw(raw), str(error)))
         except RecursionError:
-            results.append((index, repr(raw)[:1000], "the row is nested too deeply"))
+            text = raw.decode("utf-8", "replace") if isinstance(raw, bytes) else None
+            results.append((index, text, "the row is nested too deeply"))
     return results
 
 
@@ -532,10 +655,10 @@ def in_order(function, items, num_proc: int, here: int = 1):
     first = next(items, None)
     if first is None:
         return
-    pool = ProcessPoolExecutor(num_proc, multiprocessing.get_context("fork"), initializer=_leave_interrupts_to_parent)
+    pool = ProcessPoolExecutor(num_proc, multiprocessing.get_context("fork"), initializer=_leave_signals_to_the_parent)
     try:
         under_way = collections.deque()
-        with _interrupts_held():  # this forks, and Python drops what is raised in its hooks around a fork
+        with _signals_held():  # this forks, and Python drops what is raised in its hooks around a fork
             under_way.append(pool.submit(function, first))
         for item in items:
             under_way.append(pool.submit(function, item))
@@ -550,54 +673,91 @@ def in_order(function, items, num_proc: int, here: int = 1):
 
 
 @contextlib.contextmanager
-def _interrupts_held():
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+def _signals_held():
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _leave_interrupts_to_parent() -> None:
+def _leave_signals_to_the_parent() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
 
 
 class Rejects:
-    """Rows set aside: counted, and written with their reason to `<output>.rejects.jsonl` (none, no file)."""
+    """Rows set aside: counted, and written with their reason to `<output>.rejects.jsonl` (none, no file).
+
+    A context: where it fails before `save`, the file of an earlier run stays. `rows_in` and `set_aside` are counts of rows.
+    """
 
     def __init__(self, source: str, output: Path, strict: bool):
-        if output.exists() and Path(source).exists() and output.samefile(source):
-            raise SystemExit(f"{output}: is the input too; name another output")
-        self.source, self.strict, self.rows = source, strict, []
         self.path = output.with_name(output.name + ".rejects.jsonl")
+        refuse_input(source, output, self.path)
+        self.source, self.strict, self.rows_in, self.set_aside = source, strict, 0, 0
+        self.reasons, self.file, self.stack = {}, None, contextlib.ExitStack()  # reasons: [rows, the first, its reason] by kind
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        return self.stack.__exit__(*error)
 
     def convert(self, function, desc: str, num_proc: int, loads=json.loads):
         """Yield function(row, index) for each row of the source, in order; a row in which it finds an error is set aside.
 
         With several processes the function and its results are pickled.
         """
-        self.path.unlink(missing_ok=True)  # that of an earlier run
         batches = _batches(read_raw(self.source, desc))
         for results in in_order(functools.partial(convert_batch, function, loads), batches, num_proc):
             for index, result, reason in results:
+                self.rows_in += 1
                 if reason is None:
                     yield result
                 elif self.strict:
                     raise SystemExit(f"{self.source}: row {index}: {reason}; fix the row, or drop --strict to set it aside")
                 else:
-                    self.rows.append({"source": self.source, "row": index, "reason": reason, "trajectory": result})
+                    self._set_aside(index, reason, result)
+
+    def _set_aside(self, index: int, reason: str, trajectory) -> None:
+        reason = reason[:SHOWN_REASON]
+        row = {"source": self.source, "row": index, "reason": reason}
+        try:  # ASCII, so that rows with lone surrogates can be written too
+            line = json.dumps({**row, "trajectory": trajectory}, default=str)
+        except (RecursionError, TypeError, ValueError):
+            line = json.dumps({**row, "trajectory": None})
+        with written(self.path):
+            if self.file is None:
+                part = self.stack.enter_context(whole_file(self.path))
+                self.file = self.stack.enter_context(part.open("w", encoding="ascii"))
+            self.file.write(line + "\n")
+        self.set_aside += 1
+        self.reasons.setdefault(re.sub(r"\d+", "#", reason), [0, index, reason])[0] += 1
 
     def save(self) -> None:
-        """Write the file; say where it is and what the reasons are."""
-        if not self.rows:
+        """Give the file its name; say where it is and what the reasons are."""
+        if self.file is None:
+            with written(self.path):
+                self.path.unlink(missing_ok=True)  # that of an earlier run
             return
-        with whole_file(self.path) as part:  # ASCII, so that rows with lone surrogates can be written too
-            part.write_text("".join(json.dumps(row, default=str) + "\n" for row in self.rows), encoding="ascii")
-        print(f"{len(self.rows)} rows set aside with their reasons: {self.path}", file=sys.stderr)
-        reasons = collections.Counter(rejected["reason"] for rejected in self.rows)
-        for reason, number in reasons.most_common(SHOWN_REASONS):
-            row = next(rejected["row"] for rejected in self.rows if rejected["reason"] == reason)
+        self.stack.close()
+        print(f"{self.set_aside} rows set aside with their reasons: {self.path}", file=sys.stderr)
+        for number, row, reason in sorted(self.reasons.values(), key=lambda kind: -kind[0])[:SHOWN_REASONS]:
             print(f"  {number} like row {row}: {reason}", file=sys.stderr)
+
+
+def refuse_input(source: str, *outputs: Path) -> None:
+    """Stop where the input would be written over, whatever names lead to it."""
+    for output in outputs:
+        if output.exists() and Path(source).exists() and output.samefile(source):
+            raise SystemExit(f"{output}: is the input too; name another output")
+
+
+def exit_on_sigterm() -> None:
+    """End by SIGTERM as by Ctrl-C: what is half written is removed."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
 
 
 def shown(path: Path | str) -> str:

@@ -91,7 +91,7 @@ def naive(source: str, target: str) -> None:
 
 
 def render_once(line: bytes) -> int:
-    render, _ = prepared_template(read_chat_template(str(QWEN3)))
+    render, *_ = prepared_template(read_chat_template(str(QWEN3)))
     return len(render(*served_trajectory(json.loads(line))))
 
 

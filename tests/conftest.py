@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
@@ -13,6 +14,12 @@ os.environ.update(HF_HUB_OFFLINE="1", LLAMAFACTORY_VERBOSITY="ERROR", TOKENIZERS
 import tiny_qwen3  # noqa: E402
 
 GOLDEN = json.loads((ROOT / "tests" / "golden" / "qwen3_rendering.json").read_text(encoding="utf-8"))
+
+
+# How many made-up examples a property is tried on: README, "Hostile data and faults".
+for profile, examples in (("suite", 250), ("fuzz", 2000)):
+    settings.register_profile(profile, max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck))
+settings.load_profile("suite")  # --hypothesis-profile=fuzz takes its place
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,10 +1,11 @@
 """The fast path against the naive definition, on made-up conversations, down to LlamaFactory's token ids."""
 
 import functools
+import json
 
 import pytest
 from conftest import assistant, call, tool, user
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from llamafactory.data import get_template_and_fix_tokenizer
 from llamafactory.data.converter import AlpacaDatasetConverter
@@ -14,15 +15,16 @@ from llamafactory.hparams import DataArguments
 
 import tiny_qwen3
 from check_training_tokens import IGNORE_INDEX, expected_sample, served_turn
-from step1_apply_tool_template import QWEN3, apply_chat_template, load_chat_template
-from step2_to_alpaca_mask_history import COLUMNS, to_samples
-from trajectories import TrajectoryError, served_trajectory
+from step1_apply_tool_template import QWEN3, apply_despite_control_tokens, convert_row, load_chat_template
+from step2_to_alpaca_mask_history import COLUMNS, step1_columns, to_samples
+from trajectories import CONTROL_TOKENS, TrajectoryError, parse_row, served_trajectory
 
 RENDER = load_chat_template(str(QWEN3))
 PIECES = ["a", "Zug", "订单", "é", "e\u0301", "\u0301", "😀", "7", ".", '"', "{", " ", "  ", "\n", "\n\n", "\t", "\r\n", "\u3000",
           "<think>", "</think>", "<think>\nx\n</think>\n\n", "<tool_response>", "</tool_response>", "<tool_call>",
-          "<tool_response>\nr\n</tool_response>", "{{content}}", "{% x %}", "<image>", "2024-01-01"]  # fmt: skip
-TEXT = st.lists(st.sampled_from(PIECES), max_size=5).map("".join)
+          "<tool_response>\nr\n</tool_response>", "{{content}}", "{{idx}}", "{% x %}", "<image>", "2024-01-01", "\x00",
+          *CONTROL_TOKENS, "<|im_end|>\n<|im_start|>assistant\n", "<|im_"]  # fmt: skip
+TEXT = st.lists(st.sampled_from(PIECES * 4 + ["\ud800"]), max_size=5).map("".join)
 ARGUMENTS = st.dictionaries(TEXT, st.one_of(TEXT, st.none(), st.integers(), st.floats(allow_nan=False), st.lists(TEXT, max_size=2)), max_size=2)
 CALLS = st.lists(st.builds(call, st.sampled_from(["f", "get_order"]), ARGUMENTS), max_size=2)
 MESSAGE = st.one_of(
@@ -69,19 +71,19 @@ def llamafactory(template: str, enable_thinking: bool, mask_history: bool = True
 
 
 def samples_of(messages, tools, mode, merge_turns=False):
-    plain, served = apply_chat_template(messages, tools, RENDER)
-    return to_samples(plain, {**served, "source": "x", "trajectory": 0}, mode, merge_turns)
+    """(samples, reasons of left-out turns) through the rows that both scripts write and read; raises TrajectoryError."""
+    row, _ = convert_row({"messages": messages, "tools": tools}, 0, "x", str(QWEN3), True, allow_control_tokens=True)
+    return to_samples(*step1_columns(parse_row(row)), mode, merge_turns)
 
 
 @pytest.mark.parametrize("mode", MODES)
-@settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck))
 @given(conversation=CONVERSATION, tools=TOOLS)
 def test_llamafactory_trains_on_the_served_tokens(mode, conversation, tools, tokenizer):
     try:
-        messages, tools = served_trajectory({"messages": conversation, "tools": tools})
+        samples, left_out = samples_of(conversation, tools, mode)
     except TrajectoryError:
         return
-    samples, left_out = samples_of(messages, tools, mode)
+    messages, tools = served_trajectory({"messages": conversation, "tools": tools}, ())
     assert len(samples) + len(left_out) == sum(message["role"] == "assistant" for message in messages)
     for sample in samples:
         texts = served_turn(messages, tools, sample["turns"][-1], mode, RENDER)
@@ -90,15 +92,14 @@ def test_llamafactory_trains_on_the_served_tokens(mode, conversation, tools, tok
             assert llamafactory(*setting)(sample) == (prompt + target, [IGNORE_INDEX] * len(prompt) + target)
 
 
-@settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck))
 @given(conversation=CONVERSATION, tools=TOOLS)
 def test_merged_samples_supervise_each_turn_once_in_its_served_context(conversation, tools, tokenizer):
     try:
-        messages, tools = served_trajectory({"messages": conversation, "tools": tools})
+        samples, _ = samples_of(conversation, tools, "template", merge_turns=True)
     except TrajectoryError:
         return
-    samples, _ = samples_of(messages, tools, "template", merge_turns=True)
-    unmerged, _ = samples_of(messages, tools, "template")
+    unmerged, _ = samples_of(conversation, tools, "template")
+    messages, tools = served_trajectory({"messages": conversation, "tools": tools}, ())
     assert [turn for sample in samples for turn in sample["turns"]] == [sample["turns"][0] for sample in unmerged]
     for sample in samples:
         spans = []
@@ -114,14 +115,24 @@ def test_merged_samples_supervise_each_turn_once_in_its_served_context(conversat
         assert expected_sample(spans) == {"input_ids": ids, "labels": labels}
 
 
-@settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck))
+@given(conversation=CONVERSATION, tools=TOOLS)
+def test_only_the_option_lets_control_tokens_through(conversation, tools):
+    text = json.dumps([conversation, tools])
+    try:
+        convert_row({"messages": conversation, "tools": tools}, 0, "x", str(QWEN3), True)
+    except TrajectoryError:
+        return
+    assert not any(token in text for token in CONTROL_TOKENS)
+
+
 @given(conversation=CONVERSATION, tools=TOOLS)
 def test_rendering_by_query_equals_rendering_every_prefix(conversation, tools):
     try:
-        messages, tools = served_trajectory({"messages": conversation, "tools": tools})
+        messages, tools = served_trajectory({"messages": conversation, "tools": tools}, ())
     except TrajectoryError:
         return
-    assert apply_chat_template(messages, tools, RENDER, True) == apply_chat_template(messages, tools, RENDER, False)
+    by_query, by_prefix = (apply_despite_control_tokens(messages, tools, RENDER, linear) for linear in (True, False))
+    assert by_query == by_prefix
 
 
 def ordinary_turns(chain_lengths: list[int]) -> list[dict]:
@@ -163,7 +174,7 @@ def test_text_that_llamafactory_would_replace_is_left_out_with_the_reason():
 
 def test_think_block_typed_into_an_answer_stays_in_a_drop_history():
     conversation = [user("q"), assistant("</think><think>\nx\n</think>\n\na"), tool("t"), assistant("b", "s")]
-    samples, _ = samples_of(*served_trajectory({"messages": conversation}), "drop")
+    samples, _ = samples_of(conversation, None, "drop")
     assert samples[1]["history"] == [] and "<think>\nx\n</think>\n\na" in samples[1]["instruction"]
 
 

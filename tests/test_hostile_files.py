@@ -1,0 +1,328 @@
+"""Hostile files and faults: what cannot be read or written is one line of error, and an output is whole or not there."""
+
+import gzip
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from unittest import mock
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from conftest import ROOT, assistant, read_jsonl, user, write_jsonl
+from hypothesis import given
+from hypothesis import strategies as st
+
+import trajectories
+from trajectories import Rejects, parse_row, read_raw, read_rows, row_writer, whole_file
+
+STEP1, STEP2 = "step1_apply_tool_template.py", "step2_to_alpaca_mask_history.py"
+ROW = {"messages": [user("q é"), assistant("a", "r")]}
+LINE = json.dumps(ROW, ensure_ascii=False).encode()
+
+
+def names(folder) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+# ---------------------------------------------------------------- reading
+
+
+@pytest.mark.parametrize("content, rows, set_aside", [
+    (LINE + b"\n" + LINE[:-9], 1, [1]),  # cut in the middle of a row
+    (b"\xef\xbb\xbf" + LINE + b"\n" + LINE, 2, []),
+    (LINE + b"\r\n\r\n" + LINE + b"\r\n", 2, []),
+    (LINE.replace("é".encode(), b"\xe9") + b"\n" + LINE, 1, [0]),
+    (LINE.replace(b"q", b"\x00") + b"\n" + LINE + b"\n\x00\x00\n", 1, [0, 2]),
+    (b"\xff\xfe\n" + LINE, 1, [0]),
+    (b"3\nnull\n[]\n\"x\"\n" + LINE, 1, [0, 1, 2, 3]),
+    (LINE + b"\n" + b'{"messages": ' + b"[" * 100000 + b"\n", 1, [1]),
+])  # fmt: skip
+def test_damaged_line_is_set_aside_and_the_rest_goes_on(run, tmp_path, content, rows, set_aside):
+    (tmp_path / "x.jsonl").write_bytes(content)
+    process = run(STEP1, "x.jsonl", "y.jsonl")
+    total = rows + len(set_aside)
+    assert f"{total} rows in = {rows} rows out + {len(set_aside)} set aside" in process.stdout
+    assert [row["messages"][0]["content"] for row in read_jsonl(tmp_path / "y.jsonl")] == ["q é"] * rows
+    rejects = tmp_path / "y.jsonl.rejects.jsonl"
+    assert [row["row"] for row in read_jsonl(rejects)] == set_aside if set_aside else not rejects.exists()
+
+
+@pytest.mark.parametrize("name, content, reason", [
+    ("x.jsonl", b"", "x.jsonl: no trajectory is left"),
+    ("x.json", b"", "x.json: not an array"),
+    ("x.parquet", b"", "x.parquet: not a Parquet file"),
+    ("x.jsonl", gzip.compress(LINE), "x.jsonl: is compressed by gzip; unpack it first"),
+    ("x.json", gzip.compress(LINE), "x.json: is compressed by gzip; unpack it first"),
+    ("x.jsonl.gz", gzip.compress(LINE), "x.jsonl.gz: unknown file type '.gz'"),
+    ("x.jsonl", b"\xef\xbb\xbf[\n" + LINE + b"\n]\n", "x.jsonl: holds a JSON array over several lines; name it .json"),
+    ("x.json", b"[" + LINE + b"," + LINE[:-3], "x.json: not valid JSON"),
+    ("x.json", b"[" + LINE.replace("é".encode(), b"\xe9") + b"]", "x.json: not valid JSON"),
+    ("x.json", b"[" * 100000, "x.json: not valid JSON"),
+    ("x.json", b"[3, null, [], \"x\"]", "1 like row 0: the row is not an object but a number"),
+])  # fmt: skip
+def test_file_without_a_row_to_use_is_a_clear_error(run, tmp_path, name, content, reason):
+    (tmp_path / name).write_bytes(content)
+    process = run(STEP1, name, "y.jsonl", expect=1)
+    assert reason in process.stderr and "Traceback" not in process.stderr
+    assert "y.jsonl" not in names(tmp_path)
+
+
+def test_array_with_a_mark_and_carriage_returns_is_read(run, tmp_path):
+    (tmp_path / "x.json").write_bytes(b"\xef\xbb\xbf[\r\n" + LINE + b",\r\n3,\r\n" + LINE + b"\r\n]\r\n")
+    assert "3 rows in = 2 rows out + 1 set aside" in run(STEP1, "x.json", "y.jsonl").stdout
+
+
+def test_link_to_nothing_and_to_itself_are_clear_errors(run, tmp_path):
+    (tmp_path / "x.jsonl").symlink_to("none.jsonl")
+    (tmp_path / "loop.jsonl").symlink_to("loop.jsonl")
+    for name in ("x.jsonl", "loop.jsonl"):
+        assert f"{name}: no such file" in run(STEP1, name, expect=1).stderr
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".parquet"])
+def test_file_without_permission_is_a_clear_error(tmp_path, suffix):  # which root does not meet, so it is simulated
+    path = tmp_path / f"x{suffix}"
+    path.write_bytes(b"")
+    denied = PermissionError(13, "Permission denied")
+    with mock.patch.object(Path, "open", side_effect=denied), mock.patch("pyarrow.parquet.ParquetFile", side_effect=denied):
+        with pytest.raises(SystemExit, match="x.*cannot be read.*Permission denied"):
+            list(read_raw(str(path)))
+    with mock.patch("pyarrow.parquet.ParquetFile", side_effect=denied), pytest.raises(SystemExit, match="Permission denied"):
+        trajectories.open_parquet(path)
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".parquet"])
+@given(data=st.data())
+def test_reader_of_mutated_bytes_gives_rows_or_errors_of_one_line(tmp_path_factory, suffix, data):
+    folder = tmp_path_factory.getbasetemp()
+    whole = folder / f"whole{suffix}"
+    if not whole.exists():
+        with row_writer(whole) as write:
+            for number in range(3):
+                write({"id": number, "messages": json.dumps(ROW["messages"]), "é": None if number else 1.5})
+    content = bytearray(whole.read_bytes())
+    place, byte = st.integers(0, len(content)), st.sampled_from(b'\x00\xff\xef"\\{}[],:\n\r\t eu09P') | st.integers(0, 255)
+    for kind, at, value, length in data.draw(st.lists(st.tuples(st.integers(0, 3), place, byte, st.integers(0, 40)), min_size=1, max_size=6)):
+        if kind == 0:
+            content[at : at + 1] = [value]
+        elif kind == 1:
+            content[at:at] = [value] * length
+        elif kind == 2:
+            del content[at : at + length]
+        else:
+            del content[at:]
+    path = folder / f"mutated{suffix}"
+    path.write_bytes(content)
+    try:
+        for _, row, error in read_rows(str(path)):
+            assert error or isinstance(row, dict)
+    except SystemExit as stop:
+        assert str(path) in str(stop)
+
+
+@given(line=st.binary(max_size=40) | st.text(max_size=40).map(str.encode))
+def test_any_line_is_a_row_or_set_aside(line):
+    try:
+        assert isinstance(parse_row(line), dict)
+    except trajectories.TrajectoryError as error:
+        assert "\n" not in str(error)
+    json.dumps(trajectories.shown_raw(line))
+
+
+# ---------------------------------------------------------------- writing
+
+
+def test_output_goes_into_a_folder_that_is_made_and_over_an_earlier_file(run, tmp_path):
+    write_jsonl(tmp_path / "x.jsonl", [ROW])
+    for _ in range(2):
+        run(STEP1, "x.jsonl", "new/folder/y.jsonl")
+        run(STEP2, "new/folder/y.jsonl", "other/new/out.parquet", "--dataset-dir", ".")
+    assert names(tmp_path / "new/folder") == ["y.jsonl"]
+    assert names(tmp_path / "other/new") == ["out.parquet", "out_preview.json"]
+
+
+def limited(script: str, *arguments, folder, size: int):
+    """The script where no file may grow beyond `size` bytes, as on a disk that is full."""
+    return subprocess.run(
+        [sys.executable, str(ROOT / script), *arguments], cwd=folder, capture_output=True, text=True, timeout=120,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size)), env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
+    )  # fmt: skip
+
+
+def many(rows: int = 400) -> list[dict]:
+    return [{"id": number, "messages": [user(os.urandom(400).hex()), assistant("a", "r")]} for number in range(rows)]
+
+
+@pytest.mark.parametrize("output", ["y.jsonl", "y.json", "y.parquet"])
+def test_full_disk_is_a_clear_error_and_leaves_the_earlier_output_whole(tmp_path, output):
+    write_jsonl(tmp_path / "x.jsonl", many())
+    (tmp_path / output).write_text("earlier")
+    process = limited(STEP1, "x.jsonl", output, folder=tmp_path, size=40_000)
+    assert process.returncode == 1 and f"{output}: cannot be written" in process.stderr and "Traceback" not in process.stderr
+    assert (tmp_path / output).read_text() == "earlier" and names(tmp_path) == sorted(["x.jsonl", output])
+
+
+def test_full_disk_while_rejects_are_written_names_their_file(tmp_path):
+    write_jsonl(tmp_path / "x.jsonl", [ROW, *({"bad": row} for row in many())])
+    process = limited(STEP1, "x.jsonl", "y.jsonl", folder=tmp_path, size=40_000)
+    assert process.returncode == 1 and "y.jsonl.rejects.jsonl: cannot be written" in process.stderr and "Traceback" not in process.stderr
+    assert names(tmp_path) == ["x.jsonl"]
+
+
+@pytest.mark.parametrize("options, size", [([], 20_000), (["--num-shards", "2"], 90_000), ([], 300_000)], ids=["unnamed file", "shard", "file"])
+def test_full_disk_in_step_2_is_a_clear_error_and_leaves_nothing(run, tmp_path, options, size):
+    write_jsonl(tmp_path / "x.jsonl", many())
+    run(STEP1, "x.jsonl", "y.jsonl")
+    output = "out" if options else "out.jsonl"
+    process = limited(STEP2, "y.jsonl", output, "--dataset-dir", ".", *options, folder=tmp_path, size=size)
+    assert process.returncode == 1 and f"{output}: cannot be written" in process.stderr and "Traceback" not in process.stderr
+    assert names(tmp_path) == ["x.jsonl", "y.jsonl"]
+
+
+@pytest.mark.parametrize("link", [Path.symlink_to, Path.hardlink_to])
+def test_input_is_not_written_over_under_another_name(run, tmp_path, link):
+    write_jsonl(tmp_path / "x.jsonl", [ROW])
+    for name in ("y.jsonl", "z.jsonl.rejects.jsonl", "out_preview.json"):
+        link(tmp_path / name, tmp_path / "x.jsonl")
+    for script, output in ((STEP1, "y.jsonl"), (STEP1, "z.jsonl"), (STEP2, "y.jsonl"), (STEP2, "out.parquet")):
+        process = run(script, "x.jsonl", output, expect=1)
+        assert "is the input too; name another output" in process.stderr
+    assert read_jsonl(tmp_path / "x.jsonl") == [ROW]
+
+
+def test_rejects_can_be_mended_and_read_but_not_where_they_would_be_lost(run, tmp_path):
+    write_jsonl(tmp_path / "x.jsonl", [ROW, {"messages": []}])
+    run(STEP1, "x.jsonl", "y.jsonl")
+    process = run(STEP1, "y.jsonl.rejects.jsonl", "y.jsonl", expect=1)
+    assert "y.jsonl.rejects.jsonl: is the input too" in process.stderr and len(read_jsonl(tmp_path / "y.jsonl.rejects.jsonl")) == 1
+
+
+def start(folder, *arguments) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, str(ROOT / STEP1), *arguments], cwd=folder, stderr=subprocess.PIPE,
+                            stdout=subprocess.DEVNULL, text=True, start_new_session=True)  # fmt: skip
+
+
+def test_two_runs_at_once_into_one_output_leave_one_of_them_whole(tmp_path):
+    write_jsonl(tmp_path / "a.jsonl", [{"id": "a", **ROW}] * 3000)
+    write_jsonl(tmp_path / "b.jsonl", [{"id": "b", **ROW}] * 3000)
+    processes = [start(tmp_path, f"{name}.jsonl", "y.jsonl", "--num-proc", "1") for name in "ab"]
+    for process in processes:
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 0, errors
+    rows = read_jsonl(tmp_path / "y.jsonl")
+    assert len(rows) == 3000 and len({row["id"] for row in rows}) == 1
+    assert names(tmp_path) == ["a.jsonl", "b.jsonl", "y.jsonl"]
+
+
+def stopped(folder, number: int) -> subprocess.Popen:
+    """A run of step 1 over an earlier output and its rejects that gets a signal in the middle of writing."""
+    write_jsonl(folder / "x.jsonl", [{"bad": 1}] * 40 + [ROW] * 15000)
+    for name in ("y.jsonl", "y.jsonl.rejects.jsonl"):
+        (folder / name).write_text("earlier")
+    process = start(folder, "x.jsonl", "y.jsonl", "--num-proc", "2")
+    while not any(part.stat().st_size for part in folder.glob(".y.jsonl.*.part")):
+        assert process.poll() is None
+        time.sleep(0.01)
+    (os.kill if number == signal.SIGTERM else os.killpg)(process.pid, number)
+    process.communicate(timeout=60)
+    assert [(folder / name).read_text() for name in ("y.jsonl", "y.jsonl.rejects.jsonl")] == ["earlier"] * 2
+    return process
+
+
+def test_kill_in_mid_write_leaves_the_earlier_output_and_nothing_that_looks_like_data(run, tmp_path):
+    assert stopped(tmp_path, signal.SIGKILL).returncode == -signal.SIGKILL
+    left = [path for path in tmp_path.iterdir() if path.name not in ("x.jsonl", "y.jsonl", "y.jsonl.rejects.jsonl")]
+    assert left and all(path.name.startswith(".") and path.suffix == ".part" for path in left)
+    run(STEP1, "x.jsonl", "y.jsonl")  # and they are in nobody's way
+    assert len(read_jsonl(tmp_path / "y.jsonl")) == 15000
+
+
+def test_sigterm_cleans_up_as_an_interrupt_does(tmp_path):
+    assert stopped(tmp_path, signal.SIGTERM).returncode == 128 + signal.SIGTERM
+    assert names(tmp_path) == ["x.jsonl", "y.jsonl", "y.jsonl.rejects.jsonl"]
+
+
+def test_shards_get_their_suffix_last_and_an_earlier_folder_stays_where_that_fails(tmp_path):
+    code = (
+        "import os, sys, signal\n"
+        f"sys.path.insert(0, {str(ROOT)!r})\n"
+        "import step2_to_alpaca_mask_history as step2\n"
+        "whole = step2._write_parquet\n"
+        "def killed(path, tables):\n"
+        "    whole(path, tables)\n"
+        "    if path.name.startswith('00001'): os.killpg(0, signal.SIGKILL)\n"
+        "step2._write_parquet = killed\n"
+        "step2.main()\n"
+    )
+    write_jsonl(tmp_path / "x.jsonl", many(20))
+    subprocess.run([sys.executable, str(ROOT / STEP1), "x.jsonl", "y.jsonl"], cwd=tmp_path, check=True, capture_output=True)
+    command = [sys.executable, "-c", code, "y.jsonl", "out", "--dataset-dir", ".", "--num-shards", "2"]
+    process = subprocess.run(command, cwd=tmp_path, capture_output=True, start_new_session=True)
+    assert process.returncode == -signal.SIGKILL
+    left = [path for path in tmp_path.rglob("*") if path.name not in ("x.jsonl", "y.jsonl")]
+    assert len(left) >= 2 and all(path.suffix != ".parquet" for path in left)
+
+
+def test_folder_that_cannot_take_its_name_gives_the_earlier_one_back(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "earlier.parquet").write_bytes(b"x")
+    replace, calls = os.replace, []
+
+    def fails_once(source, target):
+        calls.append(target)
+        if len(calls) == 2:
+            raise OSError(28, "No space left on device")
+        replace(source, target)
+
+    with mock.patch("os.replace", fails_once), pytest.raises(SystemExit, match="out: cannot be written"):
+        with whole_file(tmp_path / "out") as part:
+            part.mkdir()
+    assert names(tmp_path) == ["out"] and names(tmp_path / "out") == ["earlier.parquet"]
+
+
+# ---------------------------------------------------------------- rows set aside
+
+
+def test_rejects_are_written_as_they_come_and_not_kept_in_memory(tmp_path):
+    write_jsonl(tmp_path / "x.jsonl", [{"row": "x" * 1000}] * 100 + [ROW])
+    with Rejects(str(tmp_path / "x.jsonl"), tmp_path / "y.jsonl", False) as rejects:
+        rows = rejects.convert(fails, "", 1)
+        assert next(rows) == ROW
+        (part,) = tmp_path.glob(".y.jsonl.rejects.jsonl.*.part")
+        assert part.stat().st_size > 50_000 and len(repr(rejects.reasons)) < 200
+        rejects.save()
+    assert len(read_jsonl(tmp_path / "y.jsonl.rejects.jsonl")) == 100 and (rejects.rows_in, rejects.set_aside) == (101, 100)
+
+
+def fails(row: dict, index: int) -> dict:
+    if "row" in row:
+        raise trajectories.TrajectoryError(f"message {index}: bad")
+    return row
+
+
+def test_reasons_that_differ_in_numbers_are_counted_together(run, tmp_path):
+    (tmp_path / "x.jsonl").write_bytes(b"\n".join([LINE, b'{"a": x', b'{"ab": x', b'{"abc": x']))
+    assert "3 like row 1: the row is not valid JSON" in run(STEP1, "x.jsonl", "y.jsonl").stderr
+
+
+def test_reject_nested_too_deeply_to_be_written_keeps_its_reason(run, tmp_path):
+    for depth in (900, 990, 995, 100_000):
+        (tmp_path / "x.jsonl").write_bytes(LINE + b'\n{"a": ' + b"[" * depth + b"]" * depth + b"}\n")
+        run(STEP1, "x.jsonl", "y.jsonl")
+        assert [row["row"] for row in read_jsonl(tmp_path / "y.jsonl.rejects.jsonl")] == [1]
+
+
+def test_rows_nested_deeply_in_an_array_or_parquet_are_set_aside(run, tmp_path):
+    deep = "[" * 100_000
+    pq.write_table(pa.table({"messages": [json.dumps(ROW["messages"]), deep]}), tmp_path / "x.parquet")
+    assert "2 rows in = 1 rows out + 1 set aside" in run(STEP1, "x.parquet", "y.jsonl").stdout
+    for depth in (900, 960, 985):
+        (tmp_path / "x.json").write_bytes(b"[" + LINE + b', {"messages": ' + b"[" * depth + b"]" * depth + b"}]")
+        process = run(STEP1, "x.json", "y.jsonl")
+        assert "2 rows in = 1 rows out + 1 set aside" in process.stdout
