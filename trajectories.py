@@ -145,10 +145,14 @@ _served_tools_of_text = functools.lru_cache(maxsize=64)(_served_tools)  # many t
 
 
 def _refuse_control_tokens(message: dict, control_tokens: tuple) -> None:
-    openings = _openings(control_tokens)
-    for value in message.values() if openings else ():
-        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str) if value else ""
-        for token in control_tokens if any(opening in text for opening in openings) else ():
+    if not control_tokens:
+        return
+    values = [value for value in message.values() if value]
+    text = "\n".join(
+        [value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str) for value in values]
+    )
+    if any([opening in text for opening in _openings(control_tokens)]):
+        for token in control_tokens:
             if token in text:
                 raise TrajectoryError(
                     f"the text holds the control token {token}, which could forge a message; take it out of the row, "

@@ -4,6 +4,7 @@ import functools
 import json
 
 import pytest
+import tiny_qwen3
 from conftest import assistant, call, tool, user
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,7 +14,6 @@ from llamafactory.data.parser import DatasetAttr
 from llamafactory.data.processor import SupervisedDatasetProcessor
 from llamafactory.hparams import DataArguments
 
-import tiny_qwen3
 from check_training_tokens import IGNORE_INDEX, expected_sample, served_turn
 from step1_apply_tool_template import QWEN3, apply_despite_control_tokens, convert_row, load_chat_template
 from step2_to_alpaca_mask_history import COLUMNS, step1_columns, to_samples
