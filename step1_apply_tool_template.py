@@ -18,6 +18,7 @@ included. How that message looks later, as history in the prompts of other turns
 import argparse
 import contextlib
 import functools
+import itertools
 import json
 import os
 import sys
@@ -426,7 +427,7 @@ def _compiled(chat_template: str):
         variables |= dict(messages=messages, tools=tools, documents=None, add_generation_prompt=add_generation_prompt)
         try:
             with time_limit():
-                return "".join(_bounded(compiled.generate(**special_tokens, **variables)))
+                return _bounded(compiled.generate(**special_tokens, **variables))
         except Exception as error:
             what = str(error) if isinstance(error, (jinja2.TemplateError, ValueError)) else f"{type(error).__name__}: {error}"
             raise TrajectoryError(f"the chat template refuses the messages: {what}") from None
@@ -439,14 +440,15 @@ def _compiled(chat_template: str):
 
 
 @functools.cache
-def _bounded(chunks):
-    """The chunks of a rendering, up to RENDER_CHARACTERS."""
-    length = 0
-    for chunk in chunks:
-        length += len(chunk)
+def _bounded(chunks) -> str:
+    """The text of a rendering, up to RENDER_CHARACTERS."""
+    texts, length = [], 0
+    while some := list(itertools.islice(chunks, 64)):
+        texts.append("".join(some))
+        length += len(texts[-1])
         if length > RENDER_CHARACTERS:
             raise TrajectoryError(f"it renders more than {RENDER_CHARACTERS} characters")
-        yield chunk
+    return "".join(texts)
 
 
 class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):

@@ -114,10 +114,11 @@ def write_samples(shards: list[str], system, output_system, work: str, **options
     import ray
 
     code = {"working_dir": str(ROOT), "excludes": [".git", ".venv", "data", "saves"]}  # the modules, for all workers
+    address = os.environ.get("RAY_ADDRESS", "local")  # without one, Ray would try a cluster that was here before
     try:
-        ray.init(runtime_env=code, include_dashboard=False, logging_level="warning")
+        ray.init(address, runtime_env=code, include_dashboard=False, logging_level="warning")
     except ConnectionError as error:
-        sys.exit(f"RAY_ADDRESS={os.environ.get('RAY_ADDRESS')}: {error}; is Ray started there, and RAY_AUTH_MODE the same here?")
+        sys.exit(f"RAY_ADDRESS={address}: {error}; is Ray started there, and RAY_AUTH_MODE the same here?")
     items = [{"number": number, "path": path} for number, path in enumerate(shards)]
     options |= {"system": system, "output_system": output_system, "summaries": f"{work}/summaries"}
     samples = ray.data.from_items(items, override_num_blocks=len(items))

@@ -94,7 +94,7 @@ def test_file_without_permission_is_a_clear_error(tmp_path, suffix):  # which ro
         with pytest.raises(SystemExit, match="x.*cannot be read.*Permission denied"):
             list(read_raw(str(path)))
     with mock.patch("pyarrow.parquet.ParquetFile", side_effect=denied), pytest.raises(SystemExit, match="Permission denied"):
-        trajectories.open_parquet(path)
+        trajectories.open_parquet(path, path)
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".json", ".parquet"])
