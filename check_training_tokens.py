@@ -195,13 +195,12 @@ def training_sets(model_args, data_args, training_args):
 # ---------------------------------------------------------------- the comparison
 
 
-def check_dataset(name: str, trains: bool, provenance, built, trajectories: str | None, tokenizer, cutoff_len: int) -> tuple[Findings, list]:
-    """Compare each sample with its turns; returns (findings, what is supervised).
+def check_dataset(found: Findings, provenance, built, trajectories: str | None, tokenizer, cutoff_len: int) -> list:
+    """Compare each sample with its turns, and note what is found; returns what is supervised.
 
     What is supervised: (source, trajectory, turn), as often as it is.
     """
-    found, supervised = Findings(name, trains, array("q", [0]) * len(built)), []
-    counts = found.counts
+    counts, supervised = found.counts, []
 
     def mismatch(position: int, kind: str, at: int | None, text: str) -> None:
         counts["mismatched"] += 1
@@ -270,24 +269,23 @@ def check_dataset(name: str, trains: bool, provenance, built, trajectories: str 
             sys.exit(f"{source}: has no usable trajectory {min(by_trajectory)}, of which there are samples; "
                      "name the file that step 1 read by --trajectories")  # fmt: skip
     counts["supervised turns"] = len(set(supervised))
-    return found, supervised
+    return supervised
 
 
 # ---------------------------------------------------------------- what is shown
 
 
-def print_findings(found: Findings, modes: str, data_args) -> None:
+def print_findings(found: Findings, max_samples: int | None) -> None:
     counts, samples = found.counts, len(found.lengths)
     for _, text in list(found.mismatches.values())[:SHOWN_MISMATCHES]:
         print(text)
-    print(f"{found.name}: {samples} samples served as {modes}; template {data_args.template}, mask_history "
-          f"{str(data_args.mask_history).lower()}, cutoff_len {data_args.cutoff_len}")  # fmt: skip
+    print(f"{found.name}: {samples} samples {found.settings}")
     print(f"  exact            {counts['exact']:>8}  ({counts['exact'] / max(1, samples):.2%})")
     print(f"  mismatched       {counts['mismatched']:>8}")
     print(f"  over cutoff_len  {counts['cut']:>8}  (the longest sample has {max(found.lengths, default=0)} tokens)")
     print(f"  turns            {counts['turns']:>8}  in the trajectories")
     print(f"  supervised       {counts['supervised turns']:>8}  turns")
-    limit = f" (max_samples is {data_args.max_samples})" if data_args.max_samples is not None else ""
+    limit = f" (max_samples is {max_samples})" if max_samples is not None else ""
     print(f"  left out         {counts['turns'] - counts['supervised turns']:>8}  turns without a sample{limit}")
     if counts["rows set aside"]:
         print(f"  set aside        {counts['rows set aside']:>8}  trajectories that cannot be read")
@@ -327,6 +325,11 @@ def samples_of_turn(sets: list, trajectory: int, turn: int) -> list[Sample]:
         sys.exit(f"--show {trajectory}:{turn}: trajectory {trajectory} has no sample in {', '.join(name for name, *_ in sets)}; "
                  "rows of the source are counted from 0, and those that cannot be read have none")  # fmt: skip
     return found
+
+
+def wants_colour(stream, environment) -> bool:
+    """By https://no-color.org, where an empty NO_COLOR is none."""
+    return stream.isatty() and not environment.get("NO_COLOR")
 
 
 def cost_of(training: list[Findings], schedule: dict, gpus: int, cutoff_len: int) -> tuple[dict, str]:
@@ -404,7 +407,7 @@ def main() -> None:
     special = set(tokenizer.added_tokens_decoder)
     if args.show:
         sys.stdout.reconfigure(errors="backslashreplace")
-        colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+        colour = wants_colour(sys.stdout, os.environ)
         for sample in samples_of_turn(sets, *args.show):
             print(training_report.terminal_view(sample, tokenizer.decode, special, colour))
         return
@@ -413,13 +416,15 @@ def main() -> None:
     trained, findings, samples = Counter(), [], []
     for number, (name, provenance, built) in enumerate(sets):
         trains = number < to_train  # the others are for evaluation
-        found, supervised = check_dataset(name, trains, provenance, built, args.trajectories, tokenizer, data_args.cutoff_len)
-        findings.append(found)
+        settings = (f"served as {', '.join(sorted(set(provenance['served_as'])))}; template {data_args.template}, mask_history "
+                    f"{str(data_args.mask_history).lower()}, cutoff_len {data_args.cutoff_len}")  # fmt: skip
+        findings.append(found := Findings(name, trains, settings, array("q", [0]) * len(built)))
+        supervised = check_dataset(found, provenance, built, args.trajectories, tokenizer, data_args.cutoff_len)
         if trains:
             trained.update(supervised)
         if found.counts["exact"] < len(built):
             problems.append(f"{name}: the model would not be trained on what it is served with")
-        print_findings(found, ", ".join(sorted(set(provenance["served_as"]))), data_args)
+        print_findings(found, data_args.max_samples)
         if args.report:
             samples += samples_to_show(found, provenance, built, max(1, training_report.SAMPLES_IN_PAGE // len(sets)))
     if repeated := sum(times > 1 for times in trained.values()):

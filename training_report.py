@@ -49,6 +49,7 @@ class Findings:
 
     name: str
     trains: bool  # else it is for evaluation
+    settings: str  # what its samples are served as and built with
     lengths: array  # tokens of each sample as it is served, by its position in the data set
     counts: Counter = field(default_factory=Counter)
     kinds: Counter = field(default_factory=Counter)  # what differs -> samples
@@ -320,20 +321,23 @@ def numbers_section(findings: Findings, cutoff_len: int) -> str:
         "samples": f"{samples:,}",
         "tokens": f"{counts['tokens']:,}",
         "supervised tokens": f"{counts['supervised tokens']:,}",
-        "of all tokens": f"{counts['supervised tokens'] / max(1, counts['tokens']):.1%}",
+        "share supervised": f"{counts['supervised tokens'] / max(1, counts['tokens']):.1%}",
     }
     rows = [
-        ("exact samples", counts["exact"], f"{counts['exact'] / max(1, samples):.2%}"),
-        ("mismatched samples", counts["mismatched"], "; ".join(f"{kind}: {n:,}" for kind, n in findings.kinds.most_common())),
-        ("samples over cutoff_len", counts["cut"], f"cutoff_len is {cutoff_len:,}; the longest sample has {max(findings.lengths, default=0):,} tokens"),
-        ("turns that are supervised", counts["supervised turns"], ""),
-        ("turns left out: no sample", counts["turns"] - counts["supervised turns"],
-         "; ".join(findings.left_out) + "; …" * (counts["turns"] - counts["supervised turns"] > len(findings.left_out))),
-        ("trajectories set aside: cannot be read", counts["rows set aside"], "; ".join(f"{why}: {n:,}" for why, n in findings.reasons.most_common())),
+        ("exact", counts["exact"], f"{counts['exact'] / max(1, samples):.2%}"),
+        ("mismatched", counts["mismatched"], "; ".join(f"in {n:,} {kind}" for kind, n in findings.kinds.most_common())),
+        ("over cutoff_len", counts["cut"], f"cutoff_len is {cutoff_len:,}; the longest sample has {max(findings.lengths, default=0):,} tokens"),
+        ("supervised", counts["supervised turns"], "turns"),
+        ("left out", counts["turns"] - counts["supervised turns"],
+         "turns without a sample" + ": " * bool(findings.left_out) + ", ".join(findings.left_out)
+         + ", …" * (counts["turns"] - counts["supervised turns"] > len(findings.left_out))),
+        ("set aside", counts["rows set aside"],
+         "; ".join(["trajectories that cannot be read", *(f"{n:,} like this: {why}" for why, n in findings.reasons.most_common())])),
     ]  # fmt: skip
     use = "" if findings.trains else " (for evaluation)"
     return f"""<section>
 <h2>{_text(findings.name)}{use}</h2>
+<p>{_text(findings.settings)}</p>
 <dl class="tiles">{"".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in tiles.items())}</dl>
 {_table(("what", "how many", "more"), rows)}
 <div class="charts">{"".join(map(svg_figure, histograms(findings, cutoff_len).values()))}</div>
@@ -355,6 +359,9 @@ def svg_figure(chart: Histogram) -> str:
         return round(high - bottom - number / highest * (high - bottom - top), 1)
 
     parts = []
+    for number in sorted({0, highest // 2, highest}):
+        parts.append(f'<line class="grid" x1="{left}" x2="{wide - right}" y1="{y(number)}" y2="{y(number)}"/>'
+                     f'<text x="{left - 6}" y="{y(number) + 4}" text-anchor="end">{_short(number)}</text>')  # fmt: skip
     for low, last, number in chart.bars:
         label = f"{_range(low, last)}: {number:,}"
         x0, x1 = x(low), x(last + 1)
@@ -362,9 +369,6 @@ def svg_figure(chart: Histogram) -> str:
         height = max(y(0) - y(number), 1.5 if number else 0)  # a single sample beside thousands is seen too
         parts.append(f'<rect class="bar" x="{x0}" y="{y(0) - height:.1f}" width="{x1 - x0 - gap:.1f}" height="{height:.1f}"/>'
                      f'<rect class="reach" x="{x0}" y="{top}" width="{x1 - x0:.1f}" height="{high - bottom - top}"><title>{label}</title></rect>')  # fmt: skip
-    for number in sorted({0, highest // 2, highest}):
-        parts.append(f'<line class="grid" x1="{left}" x2="{wide - right}" y1="{y(number)}" y2="{y(number)}"/>'
-                     f'<text x="{left - 6}" y="{y(number) + 4}" text-anchor="end">{_short(number)}</text>')  # fmt: skip
     step = width * max(1, math.ceil((end - first) / width / 5))
     shift = width / 2 if width == 1 else 0
     for value in range(first, end, step):
@@ -388,11 +392,10 @@ def svg_figure(chart: Histogram) -> str:
 
 
 def cost_section(cost: dict, settings: dict) -> str:
-    rows = [(name, value if isinstance(value, int) else f"{value:g}") for name, value in cost.items()]
     return f"""<section id="cost">
 <h2>What the training costs</h2>
 <p>{_text(settings["cost"])}</p>
-{_table(("what", "how many"), rows)}
+{_table(("what", "how many"), list(cost.items()))}
 </section>
 """
 
@@ -415,9 +418,12 @@ def _table(heads: tuple, rows: list[tuple]) -> str:
     def cell(value) -> str:
         if isinstance(value, _Link):
             return f'<td><a href="{value.href}">{_text(value.text)}</a></td>'
-        return f'<td class="number">{value:,}</td>' if isinstance(value, int) else f"<td>{_text(value)}</td>"
+        if isinstance(value, (int, float)):
+            return f'<td class="number">{value:{",d" if isinstance(value, int) else ",g"}}</td>'
+        return f"<td>{_text(value)}</td>"
 
-    head = "".join(f'<th scope="col">{_text(name)}</th>' for name in heads)
+    numbers = [rows and isinstance(value, (int, float)) for value in (rows[0] if rows else heads)]
+    head = "".join(f'<th scope="col"{" class=number" * number}>{_text(name)}</th>' for name, number in zip(heads, numbers))
     body = "".join(f"<tr>{''.join(map(cell, row))}</tr>" for row in rows)
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
@@ -459,8 +465,8 @@ a{color:var(--accent)}nav a{display:inline-block;padding:6px 14px 6px 0}
 .tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(150px,1fr));gap:10px;margin:0 0 14px}
 .tiles div,figure,.viewer{background:var(--card);border:1px solid var(--line);border-radius:8px;padding:10px 14px}
 dt{color:var(--muted);font-size:.85rem}dd{margin:0;font-size:1.35rem;font-variant-numeric:tabular-nums}
-.scroll{overflow-x:auto}table{border-collapse:collapse;width:100%;font-size:.92rem}
-th,td{text-align:left;padding:5px 14px 5px 0;border-bottom:1px solid var(--line);vertical-align:top;overflow-wrap:anywhere}
+.scroll{overflow-x:auto}table{border-collapse:collapse;min-width:min(420px,100%);font-size:.92rem}
+th,td{text-align:left;padding:5px 14px 5px 0;border-bottom:1px solid var(--line);vertical-align:top;overflow-wrap:break-word}
 th{color:var(--muted);font-weight:600}.number{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
 .charts,.pair{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(320px,100%),1fr));gap:14px;margin-top:16px}
 figure{margin:0}figcaption{font-weight:600}svg{display:block;width:100%;height:auto}
@@ -473,9 +479,9 @@ label select,label input{display:block}select{max-width:100%}.wide{flex:1 1 280p
 input{width:7em}button{cursor:pointer;min-width:44px}
 #note{margin:10px 0;overflow-wrap:anywhere}#mismatch{white-space:pre-wrap;overflow-wrap:anywhere;color:var(--bad);font:.85rem/1.5 monospace}
 #mismatch:empty,#message:empty{display:none}#message{color:var(--bad)}
-.legend span{margin-right:12px;white-space:nowrap}
+.legend{margin-top:10px}.legend span{margin-right:12px;white-space:nowrap}
 #tokens{white-space:pre-wrap;overflow-wrap:anywhere;overflow-y:auto;max-height:65vh;padding:10px;border:1px solid var(--line);border-radius:6px;
-background:var(--paper);color:var(--muted);font:.88rem/1.75 ui-monospace,monospace;margin:10px 0 0}
+background:var(--paper);color:var(--muted);font:.88rem/1.75 ui-monospace,monospace;margin:10px 0 0;position:relative}
 .token{unicode-bidi:isolate}.token:hover,.active{outline:2px solid var(--accent)}
 mark{background:var(--supervised);color:var(--ink);text-decoration:underline;text-decoration-color:var(--good);text-decoration-thickness:2px;
 text-underline-offset:3px}
@@ -503,8 +509,8 @@ VIEWER = """<section id="viewer" aria-labelledby="viewer-title">
 <div id="note" role="status"></div>
 <div id="mismatch"></div>
 <div class="legend"><mark>supervised</mark><span></span> <span>context</span> <span class="special">special</span></div>
-<div id="tokens" tabindex="0" role="group" aria-label="Tokens of the sample; the left and right arrow keys go from token to token"></div>
-<output id="inspector">Point at a token, or go there with the arrow keys.</output>
+<div><div id="tokens" tabindex="0" role="group" aria-label="Tokens of the sample; the left and right arrow keys go from token to token"></div>
+<output id="inspector">Point at a token, or go there with the arrow keys.</output></div>
 </div>
 </section>
 """
@@ -554,7 +560,8 @@ function show(index, move) {
   }
   active = null;
   at('tokens').replaceChildren(box);
-  at('tokens').scrollTop = 0;
+  const begin = at('tokens').querySelector('.first') || at('tokens').querySelector('mark');
+  at('tokens').scrollTop = begin ? begin.offsetTop - 90 : 0;
   at('sample').value = current;
   at('mismatch').textContent = sample.mismatch;
   at('message').textContent = '';
