@@ -21,7 +21,7 @@ ROWS = [
     {"messages": [user("q " + HOSTILE), assistant("a " + HOSTILE, "r " + HOSTILE), user("q2"), assistant("b", "r")]},
     {"messages": [user("q"), assistant("word " * 600, "r")]},  # over the cutoff
     {"messages": [{"role": "<b>narrator", "content": "x"}, user("q"), assistant("a")]},  # set aside
-    {"messages": [assistant("hello"), user("q"), assistant("a", "r")]},  # its first turn cannot be expressed
+    {"messages": [assistant("hello"), user("q"), assistant("a", "r")]},  # LlamaFactory cannot write what comes before its turns
     {"messages": [user("q"), assistant("short", "r")]},
 ]
 
@@ -57,10 +57,27 @@ def browser(tmp_path_factory):
 @pytest.fixture
 def page(browser, failed):
     """The report of the failed check, open in a browser without network."""
-    browser.requests.clear()
     browser.open("about:blank")
+    browser.requests.clear()
     browser.open((failed / "report.html").as_uri())
     return browser
+
+
+@pytest.fixture
+def main(monkeypatch, capsys):
+    """main(folder, *arguments) -> what the check prints; in this process, which has loaded LlamaFactory."""
+
+    def main(folder, *arguments) -> str:
+        monkeypatch.chdir(folder)
+        monkeypatch.setattr(sys, "argv", ["check_training_tokens.py", *map(str, arguments)])
+        capsys.readouterr()
+        try:
+            check.main()
+        except SystemExit as end:
+            assert end.code is None, end.code
+        return capsys.readouterr().out
+
+    return main
 
 
 def cells(page) -> dict:
@@ -91,19 +108,20 @@ def test_report_of_a_failed_check_says_so_at_the_top_and_counts_each_fault(page)
     assert page.evaluate("document.title") == "FAILED: training tokens of samples"
     assert page.text("header h1 + *").startswith("FAILEDsamples: the model would not be trained on what it is served with")
     found, shown = cells(page), tiles(page)
-    assert (shown["trajectories"], shown["turns"], shown["samples"]) == ("4", "6", "5")
-    assert found["exact"] == ["3", "60.00%"]
+    assert (shown["trajectories"], shown["turns"], shown["samples"]) == ("4", "6", "4")
+    assert found["exact"] == ["2", "50.00%"]
     assert found["mismatched"] == ["1", "in 1 the tokens differ"]
-    assert found["over cutoff_len"][0] == "1" and found["supervised"][0] == "5"
-    assert found["left out"] == ["1", "turns without a sample: 3:0"]
+    assert found["over cutoff_len"][0] == "1" and found["supervised"][0] == "4"
+    assert found["left out"] == ["2", "turns without a sample: 3:0, 3:2"]
     assert found["set aside"][0] == "1" and "1 like this: message 0: unknown role '<b>narrator'" in found["set aside"][1]
-    assert found["steps"] == ["3"] and found["samples per step"] == ["64"]  # 5 samples, 3 epochs, 1 x 32 x 2
+    assert found["steps"] == ["3"] and found["samples per step"] == ["64"]  # 4 samples, 3 epochs, 1 x 32 x 2
     tokens = int(shown["tokens"].replace(",", ""))
     assert found["tokens"] == [f"{3 * tokens:,}"]
 
 
-def test_report_of_a_passed_check_counts_every_sample(pipeline, check, tmp_path, browser):
-    assert "report: report.html" in check(pipeline(GOLDEN), "--report", "report.html")
+def test_report_of_a_passed_check_counts_every_sample(pipeline, main, tiny_model, tmp_path, browser):
+    pipeline(GOLDEN)
+    assert main(tmp_path, *settings(tmp_path, tiny_model), "--report", "report.html").endswith("report: report.html\n")
     browser.open((tmp_path / "report.html").as_uri())
     assert browser.text("#verdict strong") == "PASSED"
     assert cells(browser)["exact"] == ["53", "100.00%"] and tiles(browser)["turns"] == "54"
@@ -114,7 +132,7 @@ def test_report_of_a_passed_check_counts_every_sample(pipeline, check, tmp_path,
 def test_page_fetches_nothing_and_runs_nothing_of_the_data(page, failed):
     text = jump(page, "0", "3") + page.text("#tokens").replace("↵", "")
     assert HOSTILE.replace("\x1b", r"\x1b") in text  # as text, to the character
-    assert page.requests == ["about:blank", (failed / "report.html").as_uri()]
+    assert page.requests == [(failed / "report.html").as_uri()]
     assert page.dialogs == [] and page.errors == []
     assert page.evaluate("document.title").startswith("FAILED")
     assert page.evaluate("document.querySelectorAll('img, iframe, link, script[src]').length") == 0
@@ -129,13 +147,13 @@ def test_policy_of_the_page_forbids_other_scripts(page):
 
 
 def test_viewer_goes_to_the_next_the_previous_and_a_named_turn(page):
-    assert page.text("#note").startswith("1 of 5 (mismatch)") and "trajectory 0, turn 3" in page.text("#note")
-    assert click(page, "#next").startswith("2 of 5 (longest)")
-    assert click(page, "#previous").startswith("1 of 5") and click(page, "#previous").startswith("5 of 5")
+    assert page.text("#note").startswith("1 of 4 (mismatch)") and "trajectory 0, turn 3" in page.text("#note")
+    assert click(page, "#next").startswith("2 of 4 (longest)")
+    assert click(page, "#previous").startswith("1 of 4") and click(page, "#previous").startswith("4 of 4")
     assert "trajectory 4, turn 1" in jump(page, "4", "1") and "trajectory 0, turn" in jump(page, "0", "")
     assert "trajectory 1, turn 1" in jump(page, "1", "")
     jump(page, "2", "1")
-    assert "trajectory 2, turn 1 is not among the 5 samples" in page.text("#message") and "--show 2:1" in page.text("#message")
+    assert "trajectory 2, turn 1 is not among the 4 samples" in page.text("#message") and "--show 2:1" in page.text("#message")
     assert "trajectory 1, turn 1" in page.text("#note")
 
 
@@ -180,7 +198,7 @@ def test_token_tells_its_id_and_text_by_pointer_and_by_keyboard(page, tokenizer)
 def test_page_is_usable_by_keyboard_and_names_its_parts(page):
     page.evaluate("document.querySelector('#next').focus()")
     page.press("Enter", "\r")
-    assert page.text("#note").startswith("2 of 5")
+    assert page.text("#note").startswith("2 of 4")
     assert page.evaluate("['header', 'nav', 'main', 'footer', 'h1'].every(name => document.querySelectorAll(name).length === 1)")
     assert page.evaluate("[...document.querySelectorAll('select, input')].every(field => field.labels.length)")
     assert page.evaluate("[...document.querySelectorAll('svg')].every(svg => svg.getAttribute('aria-label'))")
@@ -297,10 +315,9 @@ def test_plots_are_a_png_of_each_histogram(failed):
 # ---------------------------------------------------------------- one sample in the terminal
 
 
-def test_sample_is_shown_with_brackets_where_the_output_is_no_terminal(run, failed, tiny_model):
-    output = run("check_training_tokens.py", *settings(failed, tiny_model), "--show", "4:1").stdout
-    assert output == (
-        "rows.jsonl: trajectory 4, turn 1: 18 tokens, 10 supervised (in ⟦…⟧)\n\n"
+def test_sample_is_shown_with_brackets_where_the_output_is_no_terminal(main, failed, tiny_model):
+    assert main(failed, *settings(failed, tiny_model), "--show", "4:1") == (
+        "rows.jsonl: trajectory 4, turn 1: 20 tokens, 11 supervised (in ⟦…⟧)\n\n"
         "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n⟦<think>\nr\n</think>\n\nshort<|im_end|>\n⟧\n"
     )
 
