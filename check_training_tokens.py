@@ -260,6 +260,7 @@ def check_dataset(found: Findings, provenance, built, trajectories: str | None, 
                 found.targets.update(map(len, ids[1::2]))
                 if all(expected[column] == trained[column] for column in expected):
                     counts["exact"] += 1
+                    found.exact[position] = 1
                 elif len(expected["input_ids"]) > cutoff_len:
                     counts["cut"] += 1
                 else:
@@ -298,15 +299,17 @@ def samples_to_show(found: Findings, provenance, built, limit: int) -> list[tupl
     reasons, samples = [], []
     for position, why in training_report.choice_of_samples(found, limit).items():
         reasons += [why] * (why not in reasons)
+        sample = sample_at(provenance, built, position)
+        order = reasons.index(why), sample.source, sample.trajectory, sample.turns, position
+        why += "" if found.exact[position] or why == "mismatch" else ", not exact"
         mismatch = found.mismatches.get(position, (None, ""))
-        samples.append(sample_at(provenance, built, position)._replace(why=why, served=found.lengths[position], mismatch=mismatch))
-    samples.sort(key=lambda sample: (reasons.index(sample.why), sample.source, sample.trajectory, sample.turns))
-    return [(found.name, sample) for sample in samples]
+        samples.append((order, sample._replace(why=why, served=found.lengths[position], mismatch=mismatch)))
+    return [(found.name, sample) for _, sample in sorted(samples)]
 
 
 def sample_at(provenance, built, position: int) -> Sample:
     told, trained = provenance[position], built[position]
-    return Sample(told["source"], told["trajectory"], told["turns"], trained["input_ids"], trained["labels"])
+    return Sample(told["source"] or "", told["trajectory"], told["turns"], trained["input_ids"], trained["labels"])
 
 
 def samples_of_turn(sets: list, trajectory: int, turn: int) -> list[Sample]:
@@ -334,8 +337,8 @@ def wants_colour(stream, environment) -> bool:
 
 def cost_of(training: list[Findings], schedule: dict, gpus: int, cutoff_len: int) -> tuple[dict, str]:
     """(the cost, what it is reckoned with) of training on these data sets."""
-    samples, tokens, supervised = (sum(column) for column in zip(*(
-        (len(found.lengths), found.counts["tokens"], found.counts["supervised tokens"]) for found in training)))  # fmt: skip
+    samples = sum(len(found.lengths) for found in training)
+    tokens, supervised = (sum(found.counts[what] for found in training) for what in ("tokens", "supervised tokens"))
     said = "{epochs:g} epochs, batches of {batch} × {accumulation} accumulated".format(**schedule)
     said += f", {gpus} GPU{'s' * (gpus > 1)} (--gpus)"
     schedule = dict(schedule)
@@ -418,7 +421,7 @@ def main() -> None:
         trains = number < to_train  # the others are for evaluation
         settings = (f"served as {', '.join(sorted(set(provenance['served_as'])))}; template {data_args.template}, mask_history "
                     f"{str(data_args.mask_history).lower()}, cutoff_len {data_args.cutoff_len}")  # fmt: skip
-        findings.append(found := Findings(name, trains, settings, array("q", [0]) * len(built)))
+        findings.append(found := Findings(name, trains, settings, array("q", [0]) * len(built), bytearray(len(built))))
         supervised = check_dataset(found, provenance, built, args.trajectories, tokenizer, data_args.cutoff_len)
         if trains:
             trained.update(supervised)

@@ -51,6 +51,7 @@ class Findings:
     trains: bool  # else it is for evaluation
     settings: str  # what its samples are served as and built with
     lengths: array  # tokens of each sample as it is served, by its position in the data set
+    exact: bytearray  # 1 for each sample that is exact, by its position
     counts: Counter = field(default_factory=Counter)
     kinds: Counter = field(default_factory=Counter)  # what differs -> samples
     reasons: Counter = field(default_factory=Counter)  # why it cannot be read -> trajectories
@@ -473,13 +474,13 @@ figure{margin:0}figcaption{font-weight:600}svg{display:block;width:100%;height:a
 svg text{fill:var(--muted);font-size:12px}.bar{fill:var(--accent)}.reach{fill:transparent}.reach:hover{fill:var(--ink);fill-opacity:.09}
 .grid{stroke:var(--line);stroke-width:1}line.mark{stroke:var(--bad);stroke-width:2;stroke-dasharray:5 4}svg text.mark{fill:var(--bad)}
 summary{cursor:pointer;color:var(--accent);padding:4px 0}
-form{display:flex;flex-wrap:wrap;gap:10px;align-items:end}label{font-size:.85rem;color:var(--muted)}
+form,.group{display:flex;flex-wrap:wrap;gap:10px;align-items:end}label{font-size:.85rem;color:var(--muted)}
 select,input,button{font:inherit;color:var(--ink);background:var(--paper);border:1px solid var(--muted);border-radius:6px;padding:7px 10px}
 label select,label input{display:block}select{max-width:100%}.wide{flex:1 1 280px;min-width:0}.wide select{width:100%}
-input{width:7em}button{cursor:pointer;min-width:44px}
+input{width:6em}button{cursor:pointer;min-width:44px}
 #note{margin:10px 0;overflow-wrap:anywhere}#mismatch{white-space:pre-wrap;overflow-wrap:anywhere;color:var(--bad);font:.85rem/1.5 monospace}
 #mismatch:empty,#message:empty{display:none}#message{color:var(--bad)}
-.legend{margin-top:10px}.legend span{margin-right:12px;white-space:nowrap}
+.legend{margin-top:10px}.context{color:var(--muted)}.legend span{margin-right:12px;white-space:nowrap}
 #tokens{white-space:pre-wrap;overflow-wrap:anywhere;overflow-y:auto;max-height:65vh;padding:10px;border:1px solid var(--line);border-radius:6px;
 background:var(--paper);color:var(--muted);font:.88rem/1.75 ui-monospace,monospace;margin:10px 0 0;position:relative}
 .token{unicode-bidi:isolate}.token:hover,.active{outline:2px solid var(--accent)}
@@ -501,14 +502,14 @@ VIEWER = """<section id="viewer" aria-labelledby="viewer-title">
 <form id="choose" aria-label="Choose a sample">
 <label class="wide">Sample <select id="sample"></select></label>
 <button type="button" id="previous">← Previous</button><button type="button" id="next">Next →</button>
-<label>Trajectory <input id="trajectory" inputmode="numeric" required pattern="[0-9]+"></label>
+<div class="group"><label>Trajectory <input id="trajectory" inputmode="numeric" required pattern="[0-9]+"></label>
 <label>Turn <input id="turn" inputmode="numeric" pattern="[0-9]*" placeholder="any"></label>
-<button>Go</button>
+<button>Go</button></div>
 </form>
 <p id="message" role="alert"></p>
 <div id="note" role="status"></div>
 <div id="mismatch"></div>
-<div class="legend"><mark>supervised</mark><span></span> <span>context</span> <span class="special">special</span></div>
+<div class="legend"><mark>supervised</mark><span></span> <span class="context">context</span> <span class="special">special</span></div>
 <div><div id="tokens" tabindex="0" role="group" aria-label="Tokens of the sample; the left and right arrow keys go from token to token"></div>
 <output id="inspector">Point at a token, or go there with the arrow keys.</output></div>
 </div>
@@ -565,9 +566,9 @@ function show(index, move) {
   at('sample').value = current;
   at('mismatch').textContent = sample.mismatch;
   at('message').textContent = '';
-  const cut = sample.served > sample.tokens ? `, ${number(sample.served - sample.tokens)} more are cut` : '';
+  const served = sample.served === sample.tokens ? '' : `; as it is served it has ${number(sample.served)} tokens`;
   at('note').textContent = `${current + 1} of ${samples.length} (${sample.why}): ${sample.name}, ${sample.source}, ${sample.place}: `
-    + `${number(sample.tokens)} tokens, ${number(sample.supervised)} supervised${cut}`;
+    + `${number(sample.tokens)} tokens, ${number(sample.supervised)} supervised${served}`;
   at('trajectory').value = sample.trajectory;
   at('turn').value = sample.turns.at(-1);
   if (move) history.replaceState(null, '', '#s' + current);

@@ -129,6 +129,16 @@ def test_report_of_a_passed_check_counts_every_sample(pipeline, main, tiny_model
     assert browser.errors == []
 
 
+def test_data_set_for_evaluation_has_numbers_and_samples_but_no_cost(pipeline, main, tiny_model, tmp_path, browser):
+    pipeline([ROWS[4]] * 2, name="held_out")
+    pipeline([ROWS[4]] * 3)
+    main(tmp_path, *settings(tmp_path, tiny_model), "eval_dataset=held_out", "eval_strategy=epoch", "--report", "report.html")
+    browser.open((tmp_path / "report.html").as_uri())
+    assert browser.evaluate("[...document.querySelectorAll('h2')].slice(0, 2).map(e => e.textContent)") == ["samples", "held_out (for evaluation)"]
+    assert browser.evaluate("document.querySelectorAll('#sample option').length") == 5
+    assert cells(browser)["tokens"] == ["180"]  # 3 samples of 20 tokens, 3 epochs
+
+
 def test_page_fetches_nothing_and_runs_nothing_of_the_data(page, failed):
     text = jump(page, "0", "3") + page.text("#tokens").replace("↵", "")
     assert HOSTILE.replace("\x1b", r"\x1b") in text  # as text, to the character
@@ -162,7 +172,8 @@ def test_link_of_the_longest_sample_shows_it_in_the_viewer(page):
     end = time.monotonic() + 10
     while "trajectory 1, turn 1" not in page.text("#note") and time.monotonic() < end:
         time.sleep(0.02)
-    assert "trajectory 1, turn 1" in page.text("#note") and "more are cut" in page.text("#note")
+    assert "trajectory 1, turn 1" in page.text("#note") and "(longest, not exact)" in page.text("#note")
+    assert page.text("#note").endswith(f"; as it is served it has {cells(page)['trajectory 1, turn 1'][0]} tokens")
 
 
 def test_first_token_that_differs_is_marked_beside_what_is_served(page):
@@ -229,7 +240,7 @@ def test_charts_name_their_axes_and_mark_the_cutoff(page):
 
 
 def test_page_of_very_many_long_samples_is_bounded_and_says_what_it_does_not_show():
-    found = report.Findings("big", True, "", array("q", range(1, 100_001)))
+    found = report.Findings("big", True, "", array("q", range(1, 100_001)), bytearray(100_000))
     found.counts.update(exact=100_000, tokens=sum(found.lengths))
     chosen = report.choice_of_samples(found, report.SAMPLES_IN_PAGE)
     assert len(chosen) == 200 and Counter(chosen.values()) == {"longest": 20, "shortest": 20, "even choice": 160}
@@ -244,7 +255,7 @@ def test_page_of_very_many_long_samples_is_bounded_and_says_what_it_does_not_sho
 
 
 def test_mismatches_come_first_in_the_choice():
-    found = report.Findings("x", True, "", array("q", [5] * 1000), mismatches={800: (3, "the tokens differ")})
+    found = report.Findings("x", True, "", array("q", [5] * 1000), bytearray(1000), mismatches={800: (3, "the tokens differ")})
     assert list(report.choice_of_samples(found, 200).items())[0] == (800, "mismatch")
 
 
@@ -292,7 +303,7 @@ def test_cost_counts_steps_and_tokens_as_the_trainer_does(settings, steps, token
 
 
 def test_cost_is_of_what_is_trained_less_what_is_held_out():
-    found = report.Findings("x", True, "", array("q", [10] * 100), counts=Counter({"tokens": 1000, "supervised tokens": 100}))
+    found = report.Findings("x", True, "", array("q", [10] * 100), bytearray(100), counts=Counter({"tokens": 1000, "supervised tokens": 100}))
     schedule = {"epochs": 1.0, "max_steps": -1, "batch": 1, "accumulation": 1, "val_size": 0.2, "packing": False}
     cost, said = check.cost_of([found], schedule, 1, 50)
     assert (cost["steps"], cost["tokens"], cost["supervised tokens"]) == (80, 800, 80) and "less val_size 0.2" in said
