@@ -206,7 +206,7 @@ def check_dataset(found: Findings, provenance, built, trajectories: str | None, 
         counts["mismatched"] += 1
         found.kinds[kind] += 1
         if len(found.mismatches) < training_report.MISMATCHES_KEPT:
-            found.mismatches[position] = (at, f"{text}")
+            found.mismatches[position] = (at, text)
 
     wanted = defaultdict(lambda: defaultdict(list))  # source -> trajectory -> [(position, turns, served_as)]
     for position, sample in enumerate(provenance):
@@ -316,7 +316,7 @@ def samples_of_turn(sets: list, trajectory: int, turn: int) -> list[Sample]:
     """The samples that supervise a turn; ends with what there is instead where there is none."""
     found, others = [], set()
     for _, provenance, built in sets:
-        for position, its_trajectory in enumerate(provenance["trajectory"]):
+        for position, its_trajectory in enumerate(provenance["trajectory"][:]):
             if its_trajectory == trajectory:
                 sample = sample_at(provenance, built, position)
                 others.update(sample.turns)
@@ -421,6 +421,8 @@ def main() -> None:
         trains = number < to_train  # the others are for evaluation
         settings = (f"served as {', '.join(sorted(set(provenance['served_as'])))}; template {data_args.template}, mask_history "
                     f"{str(data_args.mask_history).lower()}, cutoff_len {data_args.cutoff_len}")  # fmt: skip
+        if data_args.max_samples is not None:
+            settings += f", max_samples {data_args.max_samples}"
         findings.append(found := Findings(name, trains, settings, array("q", [0]) * len(built), bytearray(len(built))))
         supervised = check_dataset(found, provenance, built, args.trajectories, tokenizer, data_args.cutoff_len)
         if trains:

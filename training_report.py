@@ -35,8 +35,9 @@ EXTREMES = 20  # samples that are in the page for being the longest, and as many
 EXTREMES_LISTED = 5
 BARS = 24
 TOKENS_OF_CHARACTER = 8  # the most tokens that are tried together to find whole characters
-# What a terminal would obey and a reader would not see: control characters, and marks that reorder the text.
-UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+# What a terminal would obey, a reader would not see or a file cannot hold: control characters, marks that reorder the
+# text, lone surrogates.
+UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 @dataclass
@@ -151,7 +152,7 @@ def counted(numbers: list, what: str) -> str:
 
 
 def visible(text: str) -> str:
-    """The text with its control characters written out."""
+    """The text with what cannot be seen in it written out."""
     return UNSEEN.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
@@ -257,11 +258,12 @@ def report_page(settings: dict, problems: list[str], found: list[Findings], samp
     """
     data = viewer_data(samples, decode, special)
     sections = [numbers_section(findings, cutoff_len) for findings in found]
-    sections += [cost_section(cost, settings), extremes_section(samples), VIEWER]
+    held = f"{len(samples):,} of {sum(len(findings.lengths) for findings in found):,} samples"
+    sections += [cost_section(cost, settings), extremes_section(samples), VIEWER.format(held=held)]
     policy = f"default-src 'none'; style-src '{_hash(STYLE)}'; script-src '{_hash(SCRIPT)}'; base-uri 'none'; form-action 'none'"
     verdict = "FAILED" if problems else "PASSED"
     reasons = "".join(f"<li>{_text(problem)}</li>" for problem in problems) or (
-        "<li>LlamaFactory trains on the very tokens that are served, all of them.</li>")  # fmt: skip
+        "<li>LlamaFactory trains on the very tokens that are served, in every sample that was checked.</li>")  # fmt: skip
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -497,6 +499,7 @@ footer{color:var(--muted);font:.85rem/1.5 ui-monospace,monospace;overflow-wrap:a
 
 VIEWER = """<section id="viewer" aria-labelledby="viewer-title">
 <h2 id="viewer-title">Samples</h2>
+<p>{held}: those with a mismatch, the longest, the shortest, and an even choice of the rest.</p>
 <noscript><p>The samples need JavaScript; all above does without.</p></noscript>
 <div class="viewer">
 <form id="choose" aria-label="Choose a sample">

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -38,6 +39,8 @@ class Page:
 
     def _read(self) -> dict:
         while b"\0" not in self._buffer:
+            if not select.select([self._from], [], [], SECONDS)[0]:
+                raise RuntimeError("Chromium does not answer")
             chunk = os.read(self._from, 1 << 20)
             if not chunk:
                 raise RuntimeError("Chromium ended")

@@ -126,6 +126,7 @@ def test_report_of_a_passed_check_counts_every_sample(pipeline, main, tiny_model
     assert browser.text("#verdict strong") == "PASSED"
     assert cells(browser)["exact"] == ["53", "100.00%"] and tiles(browser)["turns"] == "54"
     assert browser.evaluate("document.querySelectorAll('#sample option').length") == 53
+    assert browser.text("#viewer h2 + p").startswith("53 of 53 samples")
     assert browser.errors == []
 
 
@@ -396,6 +397,10 @@ def test_tokens_of_one_character_are_shown_together(tokenizer):
     found = list(report.pieces(ids, tokenizer.decode))
     assert [i for group, _ in found for i in group] == ids
     assert "".join(text for _, text in found).startswith("a 👩‍👩‍👧 陈")
+
+
+def test_lone_surrogate_in_a_reason_can_be_written():
+    assert report.visible("no column \ud800") == "no column \\ud800"
 
 
 @pytest.mark.parametrize("text", ["</script><script>", "<!--", "\u2028\u2029", "&", "陈", '"\\'])
