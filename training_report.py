@@ -34,6 +34,7 @@ MISMATCHES_KEPT, PLACES_KEPT, REASONS_KEPT = 50, 20, 20
 EXTREMES = 20  # samples that are in the page for being the longest, and as many for being the shortest
 EXTREMES_LISTED = 5
 BARS = 24
+MOST = 0.99  # of the values decide what a histogram has room for
 TOKENS_OF_CHARACTER = 8  # the most tokens that are tried together to find whole characters
 # What a terminal would obey, a reader would not see or a file cannot hold: control characters, marks that reorder the
 # text, lone surrogates.
@@ -87,8 +88,9 @@ class Histogram(NamedTuple):
     title: str
     x: str
     y: str
-    bars: list  # (first value, last value, how many)
+    bars: list  # (first value, last value, how many), of one width; but the last may go further
     mark: tuple | None = None  # (value, name)
+    note: str = ""
 
 
 # ---------------------------------------------------------------- numbers
@@ -121,16 +123,28 @@ def training_cost(samples: int, tokens: int, supervised: int, *, epochs: float, 
 
 
 def histogram(title: str, x: str, y: str, values: Counter, mark: tuple | None = None) -> Histogram:
-    """Bars of one round width, at most BARS + 1, over values that are counts; a mark far beyond them is named by x alone."""
-    low, high = min(values, default=0), max(values, default=0)
-    width = next(w for e in itertools.count() for w in (10**e, 2 * 10**e, 5 * 10**e) if (high - low) // w < BARS)
+    """Bars of one round width, at most BARS + 2, over values that are counts.
+
+    A few far higher values than all others share the last bar, and a mark far beyond all is only noted: else either would
+    leave the others no room.
+    """
+    low, high, notes = min(values, default=0), max(values, default=0), []
+    if mark and mark[0] > 2 * high:
+        notes, mark = [f"{mark[1]} is further right"], None
+    ordered = sorted(values)
+    most = (value for value, seen in zip(ordered, itertools.accumulate(map(values.get, ordered))) if seen >= MOST * values.total())
+    top = max(next(most, 0), min(mark[0], high) if mark else 0)
+    if high <= 2 * top:
+        top = high
+    width = next(w for e in itertools.count() for w in (10**e, 2 * 10**e, 5 * 10**e) if (top - low) // w < BARS)
     binned = Counter()
     for value, number in values.items():
         binned[value // width] += number
-    bars = [(b * width, b * width + width - 1, binned[b]) for b in range(low // width, high // width + 1)]
-    if mark and mark[0] > 2 * high:
-        x, mark = f"{x} ({mark[1]} is further right)", None
-    return Histogram(title, x, y, bars, mark)
+    bars = [(b * width, b * width + width - 1, binned.pop(b, 0)) for b in range(low // width, top // width + 1)]
+    if binned:
+        bars.append((bars[-1][1] + 1, high, binned.total()))
+        notes.append(f"the last bar goes to {high:,}")
+    return Histogram(title, x, y, bars, mark, "; ".join(notes))
 
 
 def histograms(findings: Findings, cutoff_len: int) -> dict[str, Histogram]:
@@ -231,7 +245,7 @@ def write_plots(charts: dict[str, Histogram], folder: Path, name: str) -> list[P
             axes.axvline(chart.mark[0], color="#a40e26", linestyle="--", label=chart.mark[1])
             axes.legend()
         axes.set_title(f"{chart.title} ({name})", parse_math=False)
-        axes.set_xlabel(chart.x)
+        axes.set_xlabel("\n".join(filter(None, (chart.x, chart.note))))
         axes.set_ylabel(chart.y)
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.yaxis.get_major_locator().set_params(integer=True)
@@ -350,9 +364,9 @@ def numbers_section(findings: Findings, cutoff_len: int) -> str:
 
 def svg_figure(chart: Histogram) -> str:
     """The histogram as a figure: an SVG whose bars tell their numbers, and these numbers as a table."""
-    wide, high, left, right, top, bottom = 380, 230, 46, 12, 22, 42
+    wide, high, left, right, top, bottom = 380, 230, 60, 12, 22, 42
     first, width = chart.bars[0][0], chart.bars[0][1] - chart.bars[0][0] + 1
-    end = max(chart.bars[-1][1] + 1, chart.mark[0] if chart.mark else 0)
+    end = max(chart.bars[-1][0] + width, chart.mark[0] if chart.mark else 0)
     highest = max(bar[2] for bar in chart.bars) or 1
 
     def x(value: float) -> float:
@@ -367,7 +381,7 @@ def svg_figure(chart: Histogram) -> str:
                      f'<text x="{left - 6}" y="{y(number) + 4}" text-anchor="end">{_short(number)}</text>')  # fmt: skip
     for low, last, number in chart.bars:
         label = f"{_range(low, last)}: {number:,}"
-        x0, x1 = x(low), x(last + 1)
+        x0, x1 = x(low), x(low + width)
         gap = min(1.5, (x1 - x0) / 5)
         height = max(y(0) - y(number), 1.5 if number else 0)  # a single sample beside thousands is seen too
         parts.append(f'<rect class="bar" x="{x0}" y="{y(0) - height:.1f}" width="{x1 - x0 - gap:.1f}" height="{height:.1f}"/>'
@@ -389,6 +403,7 @@ def svg_figure(chart: Histogram) -> str:
 <text x="{(left + wide - right) / 2}" y="{high - 8}" text-anchor="middle">{_text(chart.x)}</text>
 <text x="12" y="{(high - bottom + top) / 2}" text-anchor="middle" transform="rotate(-90 12 {(high - bottom + top) / 2})">{chart.y}</text>
 </svg>
+<p>{_text(chart.note)}</p>
 <details><summary>The numbers</summary>{table}</details>
 </figure>
 """
@@ -472,7 +487,7 @@ dt{color:var(--muted);font-size:.85rem}dd{margin:0;font-size:1.35rem;font-varian
 th,td{text-align:left;padding:5px 14px 5px 0;border-bottom:1px solid var(--line);vertical-align:top;overflow-wrap:break-word}
 th{color:var(--muted);font-weight:600}.number{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
 .charts,.pair{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(320px,100%),1fr));gap:14px;margin-top:16px}
-figure{margin:0}figcaption{font-weight:600}svg{display:block;width:100%;height:auto}
+figure{margin:0}figure p{margin:0;color:var(--muted);font-size:.85rem;text-align:center}figcaption{font-weight:600}svg{display:block;width:100%;height:auto}
 svg text{fill:var(--muted);font-size:12px}.bar{fill:var(--accent)}.reach{fill:transparent}.reach:hover{fill:var(--ink);fill-opacity:.09}
 .grid{stroke:var(--line);stroke-width:1}line.mark{stroke:var(--bad);stroke-width:2;stroke-dasharray:5 4}svg text.mark{fill:var(--bad)}
 summary{cursor:pointer;color:var(--accent);padding:4px 0}

@@ -16,7 +16,7 @@ import training_report as report
 from conftest import GOLDEN, ROOT, assistant, user, write_jsonl
 from datasets import Dataset
 
-HOSTILE = "<script>document.title='run'</script><img src=x onerror=alert(1)></script><!-- \u2028 &amp; \x1b[31m 陈 👩‍👩‍👧"
+HOSTILE = "</script><script>document.title='run'</script><img src=x onerror=alert(1)></script><!-- \u2028 &amp; \x1b[31m 陈 👩‍👩‍👧"
 ROWS = [
     {"messages": [user("q " + HOSTILE), assistant("a " + HOSTILE, "r " + HOSTILE), user("q2"), assistant("b", "r")]},
     {"messages": [user("q"), assistant("word " * 600, "r")]},  # over the cutoff
@@ -282,9 +282,16 @@ def test_histogram_counts_each_value_in_bars_of_one_round_width(values, bars):
     assert report.histogram("t", "x", "y", Counter(values)).bars == bars
 
 
+def test_few_far_higher_values_share_the_last_bar_and_leave_the_others_their_room():
+    chart = report.histogram("t", "x", "y", Counter({1: 100, 2: 100, 5000: 1, 9000: 1}))
+    assert chart.bars == [(1, 1, 100), (2, 2, 100), (3, 9000, 2)] and chart.note == "the last bar goes to 9,000"
+    chart = report.histogram("t", "x", "y", Counter({1: 200, 100: 1}), (50, "cutoff_len 50"))
+    assert chart.bars[0] == (0, 4, 200) and chart.bars[-1] == (100, 104, 1) and chart.mark  # what is cut is seen
+
+
 def test_cutoff_far_beyond_the_samples_is_named_and_leaves_them_their_room():
     chart = report.histogram("t", "tokens", "y", Counter({10: 1}), (32768, "cutoff_len 32,768"))
-    assert chart.mark is None and chart.x == "tokens (cutoff_len 32,768 is further right)"
+    assert chart.mark is None and chart.note == "cutoff_len 32,768 is further right"
 
 
 # ---------------------------------------------------------------- the cost
