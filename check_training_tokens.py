@@ -19,6 +19,7 @@ import importlib.util
 import io
 import math
 import os
+import re
 import shlex
 import sys
 import tempfile
@@ -339,7 +340,8 @@ def cost_of(training: list[Findings], schedule: dict, gpus: int, cutoff_len: int
     """(the cost, what it is reckoned with) of training on these data sets."""
     samples = sum(len(found.lengths) for found in training)
     tokens, supervised = (sum(found.counts[what] for found in training) for what in ("tokens", "supervised tokens"))
-    said = "{epochs:g} epochs, batches of {batch} × {accumulation} accumulated".format(**schedule)
+    length = "{max_steps} steps" if schedule["max_steps"] > 0 else "{epochs:g} epochs"
+    said = (length + ", batches of {batch} × {accumulation} accumulated").format(**schedule)
     said += f", {gpus} GPU{'s' * (gpus > 1)} (--gpus)"
     schedule = dict(schedule)
     held_out = schedule.pop("val_size")
@@ -354,14 +356,16 @@ def cost_of(training: list[Findings], schedule: dict, gpus: int, cutoff_len: int
 
 
 def trajectory_and_turn(text: str) -> tuple[int, int]:
-    """"17:4" for argparse."""
-    trajectory, turn = text.split(":")
-    return int(trajectory), int(turn)
+    """Of 17:4, for argparse."""
+    if not (match := re.fullmatch(r"(\d+):(\d+)", text)):
+        raise argparse.ArgumentTypeError(f"{text!r} does not name a trajectory and a turn; write it as 17:4")
+    return int(match[1]), int(match[2])
 
 
 def html_file(text: str) -> Path:
+    """A name that cannot be that of the YAML or of data, for argparse."""
     if Path(text).suffix != ".html":
-        raise ValueError
+        raise argparse.ArgumentTypeError(f"{text!r} is no name of a page; end it with .html")
     return Path(text)
 
 

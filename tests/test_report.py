@@ -315,6 +315,7 @@ def test_cost_is_of_what_is_trained_less_what_is_held_out():
     schedule = {"epochs": 1.0, "max_steps": -1, "batch": 1, "accumulation": 1, "val_size": 0.2, "packing": False}
     cost, said = check.cost_of([found], schedule, 1, 50)
     assert (cost["steps"], cost["tokens"], cost["supervised tokens"]) == (80, 800, 80) and "less val_size 0.2" in said
+    assert "6 steps" in check.cost_of([found], {**schedule, "max_steps": 6}, 1, 50)[1]
     cost, said = check.cost_of([found], {**schedule, "packing": True}, 1, 50)
     assert cost["steps"] == 16 and "packed" in said
 
@@ -385,9 +386,9 @@ def test_turn_without_a_sample_is_named_with_those_that_have_one():
 
 
 @pytest.mark.parametrize("options, error", [
-    (["--show", "4"], "--show: invalid trajectory_and_turn value: '4'"),
+    (["--show", "4"], "'4' does not name a trajectory and a turn; write it as 17:4"),
     (["--show", "4:1", "--report", "x.html"], "--show checks nothing"),
-    (["--report", "qwen3_full_sft.yaml"], "--report: invalid html_file value"),
+    (["--report", "qwen3_full_sft.yaml"], "'qwen3_full_sft.yaml' is no name of a page; end it with .html"),
 ])  # fmt: skip
 def test_wrong_option_is_named_before_the_work(monkeypatch, capsys, options, error):
     monkeypatch.setattr(sys, "argv", ["check_training_tokens.py", *options])
