@@ -327,7 +327,7 @@ def samples_of_turn(sets: list, trajectory: int, turn: int) -> list[Sample]:
                  f"{training_report.counted(sorted(others), 'turn')}. Step 2 says why a turn is left out")  # fmt: skip
     if not found:
         sys.exit(f"--show {trajectory}:{turn}: trajectory {trajectory} has no sample in {', '.join(name for name, *_ in sets)}; "
-                 "rows of the source are counted from 0, and those that cannot be read have none")  # fmt: skip
+                 "rows are counted from 0; one that cannot be read has none, nor one whose turns are all left out")  # fmt: skip
     return found
 
 

@@ -381,7 +381,7 @@ def test_turn_without_a_sample_is_named_with_those_that_have_one():
     assert [sample.turns for sample in check.samples_of_turn([("samples", provenance, built)], 3, 6)] == [[6]]
     with pytest.raises(SystemExit, match="--show 3:5: trajectory 3 has no sample of this turn; it has of turns 2, 4, 6. Step 2 says why"):
         check.samples_of_turn([("samples", provenance, built)], 3, 5)
-    with pytest.raises(SystemExit, match="--show 9:5: trajectory 9 has no sample in samples; rows of the source are counted from 0"):
+    with pytest.raises(SystemExit, match="--show 9:5: trajectory 9 has no sample in samples; rows are counted from 0"):
         check.samples_of_turn([("samples", provenance, built)], 9, 5)
 
 
