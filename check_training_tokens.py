@@ -1,11 +1,13 @@
 """Check: LlamaFactory trains on the very tokens that the model sees and produces when it is served.
 
     python check_training_tokens.py [qwen3_full_sft.yaml] [key=value …] [--trajectories FILE] [--max-samples N]
+                                    [--report FILE.html] [--plots FOLDER] | [--show TRAJECTORY:TURN]
 
 Takes the YAML and the overrides of `llamafactory-cli train`. LlamaFactory itself (its parser, its template, its data
 loader) builds the training set. Beside it, for each sample, the served prompt and the target of its turn are rendered
 from the original trajectory with the tokenizer's own chat template, prefix by prefix, and tokenized as the server does.
 Token ids and loss mask must be the same, all of them. Exit code 1 where anything differs or is cut.
+--report and --plots draw what the check learns on its way; --show prints one sample and checks nothing.
 
 The one idea: nothing of step 1 and step 2 is trusted; the two sides share only the trajectories.
 """
@@ -13,15 +15,22 @@ The one idea: nothing of step 1 and step 2 is trusted; the two sides share only 
 import argparse
 import contextlib
 import copy
+import importlib.util
 import io
+import math
 import os
+import re
+import shlex
 import sys
 import tempfile
+from array import array
 from collections import Counter, defaultdict
 from pathlib import Path
 
 import jinja2
 
+import training_report
+from training_report import IGNORE_INDEX, Findings, Sample
 from trajectories import (
     CONTROL_TOKENS,
     ROOT,
@@ -31,11 +40,11 @@ from trajectories import (
     served_trajectory,
     shown,
     time_limit,
+    whole_file,
     with_stand_ins,
     without_reasoning,
 )
 
-IGNORE_INDEX = -100  # LlamaFactory's extras/constants.py: no loss on this token
 ASSISTANT = "<|im_start|>assistant\n"
 SERVED_AS = ("drop", "template", "no-thinking")
 PROVENANCE = ("source", "trajectory", "turns", "served_as")
@@ -99,12 +108,17 @@ def first_difference(ours: list[int], theirs: list[int]) -> int | None:
     return next((i for i, (a, b) in enumerate(zip(ours, theirs)) if a != b), min(len(ours), len(theirs)))
 
 
-def describe_mismatch(expected: dict, trained: dict, decode) -> str:
-    """The first difference of two samples ({"input_ids", "labels"}), as text on both sides."""
+def first_mismatch(expected: dict, trained: dict) -> tuple[str, str, int]:
+    """(column, what is wrong, position) of the first difference of two samples ({"input_ids", "labels"}) that differ."""
     for column, what in (("input_ids", "the tokens differ"), ("labels", "the loss mask differs")):
         position = first_difference(expected[column], trained[column])
         if position is not None:
-            break
+            return column, what, position
+
+
+def describe_mismatch(expected: dict, trained: dict, decode) -> str:
+    """The first difference of two samples ({"input_ids", "labels"}), as text on both sides."""
+    column, what, position = first_mismatch(expected, trained)
     start, end = max(0, position - SHOWN_TOKENS), position + SHOWN_TOKENS
     lines = [f"{what} from token {position} of {len(expected['input_ids'])}:"]
     for side, sample in (("served ", expected), ("trained", trained)):
@@ -193,17 +207,18 @@ def training_sets(model_args, data_args, training_args):
 # ---------------------------------------------------------------- the comparison
 
 
-def check_dataset(provenance, built, trajectories: str | None, tokenizer, cutoff_len: int) -> tuple[Counter, list[str], list]:
-    """Compare each sample with its turns; returns (counts, the first mismatches as text, what is supervised).
+def check_dataset(found: Findings, provenance, built, trajectories: str | None, tokenizer, cutoff_len: int) -> list:
+    """Compare each sample with its turns, and note what is found; returns what is supervised.
 
     What is supervised: (source, trajectory, turn), as often as it is.
     """
-    counts, mismatches, supervised = Counter(), [], []
+    counts, supervised = found.counts, []
 
-    def mismatch(place: str, what: str) -> None:
+    def mismatch(position: int, kind: str, at: int | None, text: str) -> None:
         counts["mismatched"] += 1
-        if len(mismatches) < SHOWN_MISMATCHES:
-            mismatches.append(f"{place}: {what}")
+        found.kinds[kind] += 1
+        if len(found.mismatches) < training_report.MISMATCHES_KEPT:
+            found.mismatches[position] = (at, text)
 
     wanted = defaultdict(lambda: defaultdict(list))  # source -> trajectory -> [(position, turns, served_as)]
     for position, sample in enumerate(provenance):
@@ -224,36 +239,150 @@ def check_dataset(provenance, built, trajectories: str | None, tokenizer, cutoff
                 if error:
                     raise error  # where there are samples, step 1 was told to keep control tokens
                 messages, tools = served_trajectory(row, () if index in by_trajectory else CONTROL_TOKENS)
-            except TrajectoryError:
+            except TrajectoryError as error:
                 counts["rows set aside"] += 1
+                new = str(error) not in found.reasons and len(found.reasons) >= training_report.REASONS_KEPT
+                found.reasons["other reasons" if new else str(error)] += 1
                 continue
             samples = by_trajectory.pop(index, [])
             roles = [message["role"] for message in messages]
+            counts["trajectories"] += 1
             counts["turns"] += roles.count("assistant")
+            found.turns[roles.count("assistant")] += 1
+            if len(found.left_out) < training_report.PLACES_KEPT:
+                sampled = {turn for _, turns, _ in samples for turn in turns}
+                left_out = [turn for turn, role in enumerate(roles) if role == "assistant" and turn not in sampled]
+                found.left_out += [f"{index}:{turn}" for turn in left_out][: training_report.PLACES_KEPT - len(found.left_out)]
             for position, turns, served_as in samples:
                 place = f"{source}: trajectory {index}, turn {turns[-1]}"
                 if any(roles[turn : turn + 1] != ["assistant"] for turn in turns):
                     sys.exit(f"{place}: no such turn; name the file that step 1 read by --trajectories")
                 supervised += [(source, index, turn) for turn in turns]
+                trained = built[position]
+                found.lengths[position] = len(trained["input_ids"])
+                counts["tokens"] += len(trained["input_ids"])
+                counts["supervised tokens"] += len(trained["labels"]) - trained["labels"].count(IGNORE_INDEX)
                 try:
                     texts = [text for turn in turns for text in served_turn(messages, tools, turn, served_as, render)]
                 except (jinja2.TemplateError, TrajectoryError) as error:
-                    mismatch(place, f"the model's chat template refuses it: {error}")
+                    refused = "the model's chat template refuses it"
+                    mismatch(position, refused, None, f"{place}: {refused}: {error}")
                     continue
                 ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
                 expected = expected_sample(list(zip(ids[::2], ids[1::2])))
-                counts["longest"] = max(counts["longest"], len(expected["input_ids"]))
-                trained = built[position]
+                found.lengths[position] = len(expected["input_ids"])
+                found.targets.update(map(len, ids[1::2]))
                 if all(expected[column] == trained[column] for column in expected):
                     counts["exact"] += 1
+                    found.exact[position] = 1
                 elif len(expected["input_ids"]) > cutoff_len:
                     counts["cut"] += 1
                 else:
-                    mismatch(place, describe_mismatch(expected, trained, tokenizer.decode))
+                    _, kind, at = first_mismatch(expected, trained)
+                    mismatch(position, kind, at, f"{place}: {describe_mismatch(expected, trained, tokenizer.decode)}")
         if by_trajectory:
             sys.exit(f"{source}: has no usable trajectory {min(by_trajectory)}, of which there are samples; "
                      "name the file that step 1 read by --trajectories")  # fmt: skip
-    return counts, mismatches, supervised
+    counts["supervised turns"] = len(set(supervised))
+    return supervised
+
+
+# ---------------------------------------------------------------- what is shown
+
+
+def print_findings(found: Findings, max_samples: int | None) -> None:
+    counts, samples = found.counts, len(found.lengths)
+    for _, text in list(found.mismatches.values())[:SHOWN_MISMATCHES]:
+        print(text)
+    print(f"{found.name}: {samples} samples {found.settings}")
+    print(f"  exact            {counts['exact']:>8}  ({counts['exact'] / max(1, samples):.2%})")
+    print(f"  mismatched       {counts['mismatched']:>8}")
+    print(f"  over cutoff_len  {counts['cut']:>8}  (the longest sample has {max(found.lengths, default=0)} tokens)")
+    print(f"  turns            {counts['turns']:>8}  in the trajectories")
+    print(f"  supervised       {counts['supervised turns']:>8}  turns")
+    limit = f" (max_samples is {max_samples})" if max_samples is not None else ""
+    print(f"  left out         {counts['turns'] - counts['supervised turns']:>8}  turns without a sample{limit}")
+    if counts["rows set aside"]:
+        print(f"  set aside        {counts['rows set aside']:>8}  trajectories that cannot be read or hold control tokens")
+    print(f"  {counts['rows']} rows in = {counts['trajectories']} rows checked for samples + {counts['rows set aside']} set aside")
+    print(f"  {counts['turns']} turns in = {counts['supervised turns']} turns in samples + "
+          f"{counts['turns'] - counts['supervised turns']} left out")  # fmt: skip
+    if counts["mismatched"]:
+        print("  are the settings those that step 2 ended with, and the chat template and trajectories those of step 1?")
+
+
+def samples_to_show(found: Findings, provenance, built, limit: int) -> list[tuple[str, Sample]]:
+    """(name of the data set, sample) for a bounded choice: each reason to show it in turn, by trajectory and turn."""
+    reasons, samples = [], []
+    for position, why in training_report.choice_of_samples(found, limit).items():
+        reasons += [why] * (why not in reasons)
+        sample = sample_at(provenance, built, position)
+        order = reasons.index(why), sample.source, sample.trajectory, sample.turns, position
+        why += "" if found.exact[position] or why == "mismatch" else ", not exact"
+        mismatch = found.mismatches.get(position, (None, ""))
+        samples.append((order, sample._replace(why=why, served=found.lengths[position], mismatch=mismatch)))
+    return [(found.name, sample) for _, sample in sorted(samples)]
+
+
+def sample_at(provenance, built, position: int) -> Sample:
+    told, trained = provenance[position], built[position]
+    return Sample(told["source"] or "", told["trajectory"], told["turns"], trained["input_ids"], trained["labels"])
+
+
+def samples_of_turn(sets: list, trajectory: int, turn: int) -> list[Sample]:
+    """The samples that supervise a turn; ends with what there is instead where there is none."""
+    found, others = [], set()
+    for _, provenance, built in sets:
+        for position, its_trajectory in enumerate(provenance["trajectory"][:]):
+            if its_trajectory == trajectory:
+                sample = sample_at(provenance, built, position)
+                others.update(sample.turns)
+                found += [sample] if turn in sample.turns else []
+    if not found and others:
+        sys.exit(f"--show {trajectory}:{turn}: trajectory {trajectory} has no sample of this turn; it has of "
+                 f"{training_report.counted(sorted(others), 'turn')}. Step 2 says why a turn is left out")  # fmt: skip
+    if not found:
+        sys.exit(f"--show {trajectory}:{turn}: trajectory {trajectory} has no sample in {', '.join(name for name, *_ in sets)}; "
+                 "rows are counted from 0; one that cannot be read has none, nor one whose turns are all left out")  # fmt: skip
+    return found
+
+
+def wants_colour(stream, environment) -> bool:
+    """By https://no-color.org, where an empty NO_COLOR is none."""
+    return stream.isatty() and not environment.get("NO_COLOR")
+
+
+def cost_of(training: list[Findings], schedule: dict, gpus: int, cutoff_len: int) -> tuple[dict, str]:
+    """(the cost, what it is reckoned with) of training on these data sets."""
+    samples = sum(len(found.lengths) for found in training)
+    tokens, supervised = (sum(found.counts[what] for found in training) for what in ("tokens", "supervised tokens"))
+    length = "{max_steps} steps" if schedule["max_steps"] > 0 else "{epochs:g} epochs"
+    said = (length + ", batches of {batch} × {accumulation} accumulated").format(**schedule)
+    said += f", {gpus} GPU{'s' * (gpus > 1)} (--gpus)"
+    schedule = dict(schedule)
+    held_out = schedule.pop("val_size")
+    if held_out:
+        kept = samples - (int(held_out) if held_out > 1 else math.ceil(samples * held_out))
+        tokens, supervised, samples = round(tokens * kept / samples), round(supervised * kept / samples), kept
+        said += f"; less val_size {held_out:g}"
+    if schedule.pop("packing"):
+        samples = math.ceil(tokens / cutoff_len)
+        said += "; packed samples count as if each was full, so there will be some more steps"
+    return training_report.training_cost(samples, tokens, supervised, **schedule, gpus=gpus), said
+
+
+def trajectory_and_turn(text: str) -> tuple[int, int]:
+    """Of 17:4, for argparse."""
+    if not (match := re.fullmatch(r"(\d+):(\d+)", text)):
+        raise argparse.ArgumentTypeError(f"{text!r} does not name a trajectory and a turn; write it as 17:4")
+    return int(match[1]), int(match[2])
+
+
+def html_file(text: str) -> Path:
+    """A name that cannot be that of the YAML or of data, for argparse."""
+    if Path(text).suffix != ".html":
+        raise argparse.ArgumentTypeError(f"{text!r} is no name of a page; end it with .html")
+    return Path(text)
 
 
 def main() -> None:
@@ -262,14 +391,27 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="as for llamafactory-cli train")
     parser.add_argument("--trajectories", metavar="FILE", help="what step 1 read (default: where the samples say)")
     parser.add_argument("--max-samples", type=positive_count, metavar="N", help="check the first N samples of each data set only")
-    args = parser.parse_intermixed_args()
+    parser.add_argument("--report", type=html_file, metavar="FILE.html", help="write what is found as a page, whether it passes or not")
+    parser.add_argument("--plots", type=Path, metavar="FOLDER", help="write the histograms of the page as PNG")
+    parser.add_argument("--gpus", type=positive_count, default=1, metavar="N", help="for the cost in the page (default: 1)")
+    parser.add_argument("--show", type=trajectory_and_turn, metavar="TRAJECTORY:TURN", help="print this sample; check nothing")
+    args, command = parser.parse_intermixed_args(), shlex.join(["python", *sys.argv])
     if "=" in args.yaml:
         args.yaml, args.overrides = parser.get_default("yaml"), [args.yaml, *args.overrides]
+    if args.show and (args.report or args.plots):
+        parser.error("--show checks nothing, so there is nothing to draw; run it without --report and --plots")
+    if args.plots and not importlib.util.find_spec("matplotlib"):
+        parser.error("--plots needs matplotlib; python -m pip install -r requirements.txt")
 
     os.environ.setdefault("LLAMAFACTORY_VERBOSITY", "ERROR")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     model_args, data_args, training_args = parse_arguments(args.yaml, args.overrides)
     problems, to_train = settings_beyond_the_samples(data_args), len(data_args.dataset or [])
+    schedule = {
+        "epochs": training_args.num_train_epochs, "max_steps": training_args.max_steps, "packing": data_args.packing,
+        "batch": training_args.per_device_train_batch_size, "accumulation": training_args.gradient_accumulation_steps,
+        "val_size": data_args.val_size,
+    }  # fmt: skip
     data_args.packing = data_args.neat_packing = data_args.streaming = False
     if args.max_samples is not None:
         data_args.max_samples = args.max_samples
@@ -285,37 +427,44 @@ def main() -> None:
     with contextlib.redirect_stdout(io.StringIO()), refusals():  # LlamaFactory prints whole samples
         tokenizer = load_tokenizer(as_served)["tokenizer"]
         sets = list(training_sets(model_args, data_args, training_args))
+    special = set(tokenizer.added_tokens_decoder)
+    if args.show:
+        sys.stdout.reconfigure(errors="backslashreplace")
+        colour = wants_colour(sys.stdout, os.environ)
+        for sample in samples_of_turn(sets, *args.show):
+            print(training_report.terminal_view(sample, tokenizer.decode, special, colour))
+        return
     if not tokenizer.chat_template:
         sys.exit(f"{model_args.model_name_or_path}: the tokenizer has no chat template to compare with")
-    trained = Counter()
+    trained, findings, samples = Counter(), [], []
     for number, (name, provenance, built) in enumerate(sets):
-        counts, mismatches, supervised = check_dataset(provenance, built, args.trajectories, tokenizer, data_args.cutoff_len)
-        once = set(supervised)
-        if number < to_train:  # the others are for evaluation
+        trains = number < to_train  # the others are for evaluation
+        settings = (f"served as {', '.join(sorted(set(provenance['served_as'])))}; template {data_args.template}, mask_history "
+                    f"{str(data_args.mask_history).lower()}, cutoff_len {data_args.cutoff_len}")  # fmt: skip
+        if data_args.max_samples is not None:
+            settings += f", max_samples {data_args.max_samples}"
+        findings.append(found := Findings(name, trains, settings, array("q", [0]) * len(built), bytearray(len(built))))
+        supervised = check_dataset(found, provenance, built, args.trajectories, tokenizer, data_args.cutoff_len)
+        if trains:
             trained.update(supervised)
-        for mismatch in mismatches:
-            print(mismatch)
-        if counts["exact"] < len(built):
+        if found.counts["exact"] < len(built):
             problems.append(f"{name}: the model would not be trained on what it is served with")
-        modes = ", ".join(sorted(set(provenance["served_as"])))
-        print(f"{name}: {len(built)} samples served as {modes}; template {data_args.template}, mask_history "
-              f"{str(data_args.mask_history).lower()}, cutoff_len {data_args.cutoff_len}")  # fmt: skip
-        print(f"  exact            {counts['exact']:>8}  ({counts['exact'] / max(1, len(built)):.2%})")
-        print(f"  mismatched       {counts['mismatched']:>8}")
-        print(f"  over cutoff_len  {counts['cut']:>8}  (the longest sample has {counts['longest']} tokens)")
-        print(f"  turns            {counts['turns']:>8}  in the trajectories")
-        print(f"  supervised       {len(once):>8}  turns")
-        limit = f" (max_samples is {data_args.max_samples})" if data_args.max_samples is not None else ""
-        print(f"  left out         {counts['turns'] - len(once):>8}  turns without a sample{limit}")
-        if counts["rows set aside"]:
-            print(f"  set aside        {counts['rows set aside']:>8}  trajectories that cannot be read or hold control tokens")
-        print(f"  {counts['rows']} rows in = {counts['rows'] - counts['rows set aside']} rows checked for samples + "
-              f"{counts['rows set aside']} set aside")  # fmt: skip
-        print(f"  {counts['turns']} turns in = {len(once)} turns in samples + {counts['turns'] - len(once)} left out")
-        if counts["mismatched"]:
-            print("  are the settings those that step 2 ended with, and the chat template and trajectories those of step 1?")
+        print_findings(found, data_args.max_samples)
+        if args.report:
+            samples += samples_to_show(found, provenance, built, max(1, training_report.SAMPLES_IN_PAGE // len(sets)))
     if repeated := sum(times > 1 for times in trained.values()):
         problems.append(f"{repeated} turns are trained more than once")
+    if args.report:
+        cost, said = cost_of(findings[:to_train], schedule, args.gpus, data_args.cutoff_len)
+        page = training_report.report_page({"command": command, "cost": said}, problems, findings, samples, cost,
+                                           data_args.cutoff_len, tokenizer.decode, special)  # fmt: skip
+        with whole_file(args.report) as part:
+            part.write_text(page, encoding="utf-8")
+        print(f"report: {shown(args.report)}")
+    for found in findings if args.plots else ():
+        charts = training_report.histograms(found, data_args.cutoff_len)
+        for path in training_report.write_plots(charts, args.plots, found.name):
+            print(f"plot: {shown(path)}")
     sys.exit("FAILED: " + "\nFAILED: ".join(problems) if problems else None)
 
 
