@@ -27,6 +27,7 @@ import re
 import shlex
 import sys
 from collections import Counter, defaultdict
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tqdm import tqdm
@@ -348,9 +349,12 @@ def write_samples(output: Path, file: int, places, num_shards: int | None, num_p
 def _write_parquet(path: Path, tables) -> None:
     import pyarrow.parquet as pq
 
-    with pq.ParquetWriter(path, sample_schema(), compression="zstd") as writer:
-        for table in tables:
+    with pq.ParquetWriter(path, sample_schema(), compression="zstd") as writer, ThreadPoolExecutor(1) as thread:
+        table = next(tables, None)
+        while table is not None:
+            ahead = thread.submit(next, tables, None)  # gathered while this one is encoded
             writer.write_table(table)
+            table = ahead.result()
 
 
 def _write_shard(shard: tuple, file: int) -> int:
