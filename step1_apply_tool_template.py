@@ -587,7 +587,7 @@ def main() -> None:
     parser.add_argument("--num-proc", type=positive_count, default=os.cpu_count(), metavar="N",
                         help="processes (default: one per core)")  # fmt: skip
     parser.add_argument("--strict", action="store_true", help="stop at the first bad row instead of setting it aside")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
 
     exit_on_sigterm()
     output = args.output or default_output(args.input)

@@ -29,6 +29,7 @@ import sys
 from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 from tqdm import tqdm
 
@@ -57,13 +58,17 @@ DEFAULT_OUTPUT = ROOT / "data" / "alpaca_mask_history_envscaler_sft_traj_9k.parq
 COLUMNS = {"prompt": "instruction", "query": "input", "response": "output", "system": "system", "history": "history"}
 TEXTS = ("instruction", "input", "output", "system", "source", "served_as")  # the columns of text
 ROW_GROUP, GATHERED_BYTES = 512, 1 << 25  # the most samples, and about the most text, in memory when samples are written
+PREVIEW = "_preview.json"
+OTHER_LENGTH = "their trajectory has fewer turns than --min-turns or more than --max-turns"
+NO_REASONING = "they have no reasoning"
+TOO_LONG = "their sample does not fit in --cutoff-len"
 DATE_LIKE = re.compile(r"\d{4}-\d{1,2}-\d{1,2}([T ].*)?\s*", re.DOTALL)
 
 
 # ---------------------------------------------------------------- pure functions
 
 
-def to_samples(messages: list, served: dict, served_as: str = "drop", merge_turns: bool = False) -> tuple[list[dict], list[str]]:
+def to_samples(messages: list, served: dict, served_as: str = "drop", merge_turns: bool = False, refuse=None) -> tuple[list, list]:
     """The samples of one trajectory, and the reasons for which its other turns are left out.
 
     Args:
@@ -72,6 +77,8 @@ def to_samples(messages: list, served: dict, served_as: str = "drop", merge_turn
             "no-thinking" (no reasoning in the targets either; the served prompt ends with an empty think block).
         merge_turns: a sample goes on, supervising turn after turn, while the served prompt of the next turn begins with
             the text so far. Its history then holds supervised turns only. Else each turn has a sample of its own.
+        refuse: refuse(turn, columns) -> a reason to leave a turn of `served` out, or None, where `columns` are the texts
+            that the sample would have with it.
     Returns (samples, reasons): the turns of the samples and the reasons add up to the turns of the trajectory.
     """
     given = "" if served_as == "no-thinking" else served["given"]
@@ -91,6 +98,8 @@ def to_samples(messages: list, served: dict, served_as: str = "drop", merge_turn
                 raise _Inexpressible(turn["left_out"])
             target = _target(messages[end]["content"], turn["answer"], served_as, given)
             columns = {**written.columns(), "output": target}
+            if refuse and (reason := refuse(turn, columns)):
+                raise _Inexpressible(reason)
         except _Inexpressible as reason:
             reasons.append(str(reason))
             spans = []
@@ -346,6 +355,35 @@ def write_samples(output: Path, file: int, places, num_shards: int | None, num_p
                     write(sample)
 
 
+def hold_out(places, ends, ratio: float, seed: int) -> tuple:
+    """(places to train on, places for validation): whole trajectories, of which `ends` tells where they end in `places`."""
+    of_trajectories = [(start, end) for start, end in itertools.pairwise(ends) if start < end]
+    if not ratio or not of_trajectories:
+        return places, array.array("q")
+    number = max(1, round(ratio * len(of_trajectories)))
+    held_out = set(random.Random(seed).sample(range(len(of_trajectories)), number))
+    split = array.array("q"), array.array("q")
+    for trajectory, (start, end) in enumerate(of_trajectories):
+        split[trajectory in held_out].extend(places[start:end])
+    return split
+
+
+def shuffled(places, seed: int):
+    order = array.array("q", range(0, len(places), 2))
+    random.Random(seed).shuffle(order)
+    return array.array("q", (number for at in order for number in places[at : at + 2]))
+
+
+def write_too_long(turns: list[dict], path: Path) -> None:
+    """One turn a line; no file where there are none."""
+    if turns:
+        with row_writer(path) as write:
+            for turn in turns:
+                write(turn)
+    else:
+        path.unlink(missing_ok=True)  # that of an earlier run
+
+
 def _write_parquet(path: Path, tables) -> None:
     import pyarrow.parquet as pq
 
@@ -407,23 +445,99 @@ def training_settings(served_as: str, given: str, all_think: bool, merge_turns: 
     return settings + ["mask_history=false"] * merge_turns
 
 
-def row_samples(row: dict, served_as: str, merge_turns: bool) -> tuple[list, Counter, list, str]:
-    """A row of step 1 -> (samples, counts, reasons of left-out turns, `given`); raises TrajectoryError."""
+class Options(NamedTuple):
+    """What `row_samples` makes of a trajectory; as in the command."""
+
+    served_as: str = "drop"
+    merge_turns: bool = False
+    min_turns: int = 1
+    max_turns: int | None = None
+    require_reasoning: bool = False
+    cutoff_len: int | None = None
+    tokenizer: str | None = None
+
+
+def row_samples(row: dict, options: Options) -> tuple[list, Counter, list, list, str]:
+    """A row of step 1 -> (samples, counts, reasons of left-out turns, which are too long, `given`); raises TrajectoryError."""
     messages, served = step1_columns(row)
-    samples, reasons = to_samples(messages, served, served_as, merge_turns)
+    notes = Counter(trajectories=1, turns=len(served["turns"]))
+    if not options.min_turns <= notes["turns"] <= (options.max_turns or notes["turns"]):
+        return [], notes, [OTHER_LENGTH] * notes["turns"], [], served["given"]
+    too_long = []
+    count = token_counter(load_tokenizer(options.tokenizer), served["given"]) if options.cutoff_len else None
+
+    def refuse(turn: dict, columns: dict) -> str | None:
+        target = messages[turn["message"]]["content"]
+        if options.require_reasoning and not reasoning_of(target):
+            return NO_REASONING
+        no_thinking = options.served_as == "no-thinking" and target.startswith("<think>")
+        if options.cutoff_len and (tokens := count(columns, no_thinking)) >= options.cutoff_len:
+            too_long.append({"source": served["source"], "trajectory": served["trajectory"], "turn": turn["turn"], "tokens": tokens})
+            return TOO_LONG
+        return None
+
+    samples, reasons = to_samples(messages, served, options.served_as, options.merge_turns, refuse)
     targets = [messages[turn["message"]]["content"] for turn in served["turns"] if not turn["left_out"]]
-    notes = Counter(trajectories=1, turns=len(served["turns"]), samples=len(samples))
-    notes["supervised"] = sum(len(sample["turns"]) for sample in samples)
+    notes.update(samples=len(samples), supervised=sum(len(sample["turns"]) for sample in samples))
     notes["without thinking"] = sum(not target.startswith("<think>") for target in targets)
-    if merge_turns:
-        notes["unmerged"] = sum(map(characters, to_samples(messages, served, served_as)[0]))
+    if options.merge_turns:
+        once = {turn for sample in samples for turn in sample["turns"]}
+        unmerged, _ = to_samples(messages, served, options.served_as)
+        notes["unmerged"] = sum(characters(sample) for sample in unmerged if sample["turns"][0] in once)
         notes["merged"] = sum(map(characters, samples))
-    return samples, notes, reasons, served["given"]
+    return samples, notes, reasons, too_long, served["given"]
 
 
-def convert_row(row: dict, index: int, served_as: str, merge_turns: bool) -> tuple:
-    """A row of step 1 -> (*packed(samples), counts, reasons, given), see `row_samples`; raises TrajectoryError."""
-    samples, *rest = row_samples(row, served_as, merge_turns)
+def reasoning_of(target: str) -> str:
+    """What a target of step 1 thinks before it answers."""
+    return target.removeprefix("<think>").partition("</think>")[0].strip() if target.startswith("<think>") else ""
+
+
+def token_counter(tokenizer, given: str):
+    """count(columns, no_thinking) -> tokens that LlamaFactory makes of a sample, for the samples of one trajectory.
+
+    It tokenizes the system text, each user and each assistant text by itself (0.9.5, data/template.py), and control tokens
+    split a text before it is tokenized. So each text is tokenized once, whatever number of samples it is in.
+    """
+
+    @functools.cache
+    def tokens(text: str) -> int:
+        return len(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    @functools.cache
+    def block(role: str, text: str) -> int:
+        texts = re.split(r"<\|im_(?:start|end)\|>", f"{role}\n{text}")  # a text may spell out others
+        return len(texts) + 1 + sum(map(tokens, filter(None, texts))) + tokens("\n")
+
+    @functools.cache
+    def answer(text: str) -> int:
+        return tokens(f"assistant\n{given}") + tokens(text) + 2 + tokens("\n")
+
+    def count(columns: dict, no_thinking: bool) -> int:
+        total = block("system", columns["system"]) if columns["system"] else 0
+        for user, assistant in [*columns["history"], [columns["instruction"], columns["output"]]]:
+            total += block("user", user) + answer(assistant)
+        return total + no_thinking * tokens("<think>\n\n</think>\n\n")
+
+    return count
+
+
+@functools.cache
+def load_tokenizer(name: str):
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except Exception as error:  # transformers raises many kinds; each means that there is no tokenizer to be had
+        raise SystemExit(f"{name}: no tokenizer to be had from this model ({error})") from None
+    if any(len(tokenizer(token, add_special_tokens=False)["input_ids"]) != 1 for token in (BLOCK_START, BLOCK_END)):
+        raise SystemExit(f"{name}: its tokenizer has no {BLOCK_START} and {BLOCK_END}, so it is none of a ChatML model")
+    return tokenizer
+
+
+def convert_row(row: dict, index: int, options: Options) -> tuple:
+    """A row of step 1 -> (*packed(samples), and the rest of `row_samples`); raises TrajectoryError."""
+    samples, *rest = row_samples(row, options)
     try:
         return *packed(samples), *rest
     except (UnicodeEncodeError, OverflowError) as error:
@@ -456,6 +570,13 @@ def register(dataset_info: Path, name: str, output: Path) -> None:
         part.write_text(json.dumps(entries, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def ratio(text: str) -> float:
+    """A number from 0 up to, but not, 1, for argparse."""
+    if not 0 <= float(text) < 1:
+        raise ValueError
+    return float(text)
+
+
 def add_options(parser: argparse.ArgumentParser) -> None:
     """What samples are made, and under which name LlamaFactory finds them."""
     parser.add_argument("--history-thinking", choices=("drop", "template"), default="drop",
@@ -465,20 +586,35 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--merge-turns", action="store_true",
                         help="train each token once: one sample for all turns whose served prompts begin with one another "
                              "(with --history-thinking template)")  # fmt: skip
-    parser.add_argument("--seed", type=int, default=42, help="of the shuffle (default: 42)")
+    parser.add_argument("--min-turns", type=positive_count, default=1, metavar="N", help="leave shorter trajectories out")
+    parser.add_argument("--max-turns", type=positive_count, metavar="N", help="leave longer trajectories out")
+    parser.add_argument("--require-reasoning", action="store_true", help="leave turns without reasoning out")
+    parser.add_argument("--cutoff-len", type=positive_count, metavar="TOKENS",
+                        help="leave samples out that LlamaFactory would cut at this cutoff_len; they must be shorter, as it may cut "
+                             "one of exactly this length")  # fmt: skip
+    parser.add_argument("--tokenizer", metavar="MODEL", help="counts the tokens: a model directory or a Hub model id")
+    parser.add_argument("--seed", type=int, default=42, help="of the shuffle and the validation set (default: 42)")
     parser.add_argument("--dataset-name", help="the name in dataset_info.json (default: OUTPUT's name)")
     parser.add_argument("--dataset-dir", type=Path, default=ROOT, metavar="FOLDER",
                         help="where dataset_info.json is, LlamaFactory's dataset_dir (default: here)")  # fmt: skip
 
 
 def check_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """Stop where the options exclude each other; set `served_as`, `dataset_info` and `dataset_name`."""
+    """Stop where the options exclude each other; set `options`, `served_as`, `dataset_info` and `dataset_name`."""
     if args.no_thinking and args.history_thinking == "template":
         parser.error("--no-thinking leaves no reasoning for --history-thinking template to keep; drop one of the two")
     if args.merge_turns and args.history_thinking != "template":
         parser.error("--merge-turns needs --history-thinking template: where the history drops the reasoning of a turn, "
                      "no later served prompt begins with that turn as the model wrote it, so no sample can hold both")  # fmt: skip
+    if (args.cutoff_len is None) != (args.tokenizer is None):
+        parser.error("--cutoff-len and --tokenizer go together: tokens are counted to see what would be cut")
+    if args.max_turns and args.max_turns < args.min_turns:
+        parser.error("--max-turns is below --min-turns, so nothing would be left")
+    if args.tokenizer:
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are parallel already
+        load_tokenizer(args.tokenizer)  # before the work, so that a bad one costs nothing
     args.served_as = "no-thinking" if args.no_thinking else args.history_thinking
+    args.options = Options(**{name: getattr(args, name) for name in Options._fields})
     args.dataset_info = args.dataset_dir / "dataset_info.json"
     args.dataset_name = args.dataset_name or args.output.stem
     if "," in args.dataset_name:
@@ -503,6 +639,8 @@ def print_next(args: argparse.Namespace, given: str, all_think: bool) -> None:
     settings = training_settings(args.served_as, given, all_think, args.merge_turns)
     if args.dataset_name != DEFAULT_OUTPUT.stem:
         settings = [f"dataset={args.dataset_name}", *settings]
+    if getattr(args, "val_ratio", 0):
+        settings = [f"eval_dataset={args.dataset_name}_val", *settings]
     if not args.dataset_dir.samefile(ROOT):
         settings = [f"dataset_dir={args.dataset_dir}", *settings]
     print(shlex.join(["next:", "python", "check_training_tokens.py", "qwen3_full_sft.yaml", *settings]))
@@ -514,13 +652,15 @@ def main() -> None:
     parser.add_argument("output", nargs="?", type=Path, default=Path(shown(DEFAULT_OUTPUT)), metavar="OUTPUT",
                         help=f"default: {shown(DEFAULT_OUTPUT)}")  # fmt: skip
     add_options(parser)
+    parser.add_argument("--val-ratio", type=ratio, default=0.0, metavar="R",
+                        help="hold this part of the trajectories out, for validation: OUTPUT's name with _val")  # fmt: skip
     parser.add_argument("--no-shuffle", action="store_true", help="keep the order of trajectories and turns")
     parser.add_argument("--preview", type=positive_count, default=100, metavar="N", help="samples in the preview (default: 100)")
     parser.add_argument("--num-shards", type=positive_count, metavar="N", help="write OUTPUT as a folder of N Parquet files")
     parser.add_argument("--num-proc", type=positive_count, default=os.cpu_count(), metavar="N",
                         help="processes (default: one per core)")  # fmt: skip
     parser.add_argument("--strict", action="store_true", help="stop at the first bad row instead of setting it aside")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     exit_on_sigterm()
     if args.num_shards and args.output == Path(shown(DEFAULT_OUTPUT)):
         args.output = args.output.with_suffix("")
@@ -531,36 +671,52 @@ def main() -> None:
         parser.error(f"{args.output} registers the data sets; name another output")
     check_output(args.output, bool(args.num_shards))
 
-    preview_path = args.output.with_name(args.output.stem + "_preview.json")
-    refuse_input(args.input, preview_path, args.dataset_info)
-    convert = functools.partial(convert_row, served_as=args.served_as, merge_turns=args.merge_turns)
-    totals, left_out, given, places = Counter(), Counter(), "", array.array("q")
+    val_output = args.output.with_name(f"{args.output.stem}_val{args.output.suffix}")
+    too_long_path = args.output.with_name(args.output.name + ".too_long.jsonl")
+    outputs = [args.output, val_output] if args.val_ratio else [args.output]
+    for output in outputs:
+        check_output(output, bool(args.num_shards))
+    previews = (output.with_name(output.stem + PREVIEW) for output in outputs)
+    refuse_input(args.input, *outputs, too_long_path, *previews, args.dataset_info)
+    convert = functools.partial(convert_row, options=args.options)
+    totals, left_out, too_long, given = Counter(), Counter(), [], ""
+    places, ends = array.array("q"), array.array("q", [0])  # of all samples; where those of a trajectory end in it
     replaced = ", in place of an earlier one" if args.output.exists() else ""
     with working_file(args.output) as file, Rejects(args.input, args.output, args.strict) as rejects:
-        for trajectory, entries, notes, reasons, row_given in rejects.convert(convert, "step 2", args.num_proc, load_text):
+        for trajectory, entries, notes, reasons, row_too_long, row_given in rejects.convert(convert, "step 2", args.num_proc, load_text):
             start = file.tell()
             file.write(trajectory)
             places.extend(number + start * (1 - at % 2) for at, number in enumerate(entries))
+            ends.append(len(places))
             totals.update(notes)
             left_out.update(reasons)
+            too_long += row_too_long
             given = given or row_given
         file.flush()
         rejects.save()
+        places, val_places = hold_out(places, ends, args.val_ratio, args.seed)
         if not places:
-            sys.exit(f"{args.input}: no sample is left; {shown(args.output)} is not written{still_there(args.output)}")
-        if not args.no_shuffle:
-            order = array.array("q", range(0, len(places), 2))
-            random.Random(args.seed).shuffle(order)
-            places = array.array("q", (number for at in order for number in places[at : at + 2]))
-        write_samples(args.output, file.fileno(), places, args.num_shards, args.num_proc)
-        preview = [sample for table in gather(file.fileno(), places[: 2 * args.preview]) for sample in table.to_pylist()]
-    with whole_file(preview_path) as part:
-        part.write_text(json.dumps(preview, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            sys.exit(f"{args.input}: no sample is left to train on; {shown(args.output)} is not written{still_there(args.output)}")
+        for output, of_output in ((args.output, places), (val_output, val_places)):
+            if of_output:
+                of_output = of_output if args.no_shuffle else shuffled(of_output, args.seed)
+                write_samples(output, file.fileno(), of_output, args.num_shards, args.num_proc)
+                tables = gather(file.fileno(), of_output[: 2 * args.preview])
+                preview = [sample for table in tables for sample in table.to_pylist()]
+                with whole_file(output.with_name(output.stem + PREVIEW)) as part:
+                    part.write_text(json.dumps(preview, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     register(args.dataset_info, args.dataset_name, args.output)
+    write_too_long(too_long, too_long_path)
 
     print_counts(totals, left_out, args.merge_turns, rejects.rows_in)
+    if too_long:
+        print(f"the turns that do not fit: {shown(too_long_path)}")
     print(f"{shown(args.output)}{replaced}, registered as {args.dataset_name} in {shown(args.dataset_info)}; "
-          f"the first samples: {shown(preview_path)}")  # fmt: skip
+          f"the first samples: {shown(args.output.with_name(args.output.stem + PREVIEW))}")  # fmt: skip
+    if val_places:
+        register(args.dataset_info, f"{args.dataset_name}_val", val_output)
+        print(f"{shown(val_output)}: {len(val_places) // 2} of the samples, for validation, of trajectories that no other sample "
+              f"is of; registered as {args.dataset_name}_val")  # fmt: skip
     print_next(args, given, not totals["without thinking"])
 
 

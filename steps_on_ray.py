@@ -58,10 +58,10 @@ def find_shards(system: pa.fs.FileSystem, path: str) -> list[str]:
     )  # fmt: skip
 
 
-def convert_row(row: dict, index: int, source: str, served_as: str, merge_turns: bool, **options) -> tuple:
+def convert_row(row: dict, index: int, source: str, step2_options: step2.Options, **options) -> tuple:
     """One input row -> what step 1 notes of it, and what `row_samples` of step 2 returns; raises TrajectoryError."""
     plain, notes = step1.convert_row(row, index, source, as_json=False, **options)
-    return notes, *step2.row_samples(plain, served_as, merge_turns)
+    return notes, *step2.row_samples(plain, step2_options)
 
 
 def shard_samples(batch: pa.Table, system, output_system, summaries: str, seed: int, **options):
@@ -75,7 +75,7 @@ def shard_samples(batch: pa.Table, system, output_system, summaries: str, seed: 
     """
     [shard] = batch.to_pylist()
     schema = step2.sample_schema().append(pa.field("key", pa.int64()))
-    totals, seen, left_out, rejected, given = Counter(), Counter(), Counter(), [], ""
+    totals, seen, left_out, rejected, too_long, given = Counter(), Counter(), Counter(), [], [], ""
 
     def convert(row: dict, index: int) -> tuple:
         return convert_row(row, index, shard["path"], **options)
@@ -89,16 +89,17 @@ def shard_samples(batch: pa.Table, system, output_system, summaries: str, seed: 
                     if reason:
                         rejected.append({"source": shard["path"], "row": index, "reason": reason, "trajectory": result})
                         continue
-                    notes, row_samples, row_totals, reasons, row_given = result
+                    notes, row_samples, row_totals, reasons, row_too_long, row_given = result
                     seen.update(notes)
                     totals.update(row_totals)
                     left_out.update(reasons)
+                    too_long += row_too_long
                     given = given or row_given
                     samples += [{**sample, "key": key(seed, sample)} for sample in row_samples]
                 yield pa.Table.from_pylist(samples, schema=schema)
         except SystemExit as error:  # which would end the worker, and Ray would try again
             raise ValueError(str(error)) from None
-    summary = {"totals": totals, "seen": seen, "left_out": left_out, "rejected": rejected, "given": given}
+    summary = {"totals": totals, "seen": seen, "left_out": left_out, "rejected": rejected, "too_long": too_long, "given": given}
     with output_system.open_output_stream(f"{summaries}/{shard['number']:08}.json") as file:
         file.write(json.dumps(summary, default=str).encode())
 
@@ -156,7 +157,7 @@ def main() -> None:
     parser.add_argument("output", metavar="OUTPUT")
     step1.add_options(parser)
     step2.add_options(parser)
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     address, args.output = args.output.rstrip("/"), Path(args.output)
     step2.check_options(parser, args)
     chat_template = step1.read_chat_template(args.chat_template)
@@ -171,13 +172,16 @@ def main() -> None:
 
     parent, name = posixpath.split(output)
     work = f"{parent}/.{name}.{os.getpid()}.work"
-    totals, seen, left_out, reasons, given = Counter(), Counter(), Counter(), Counter(), ""
+    totals, seen, left_out, reasons, too_long, given = Counter(), Counter(), Counter(), Counter(), 0, ""
     try:
         output_system.create_dir(f"{work}/summaries")
         write_samples(shards, system, output_system, work, seed=args.seed, chat_template=chat_template,
                       allow_control_tokens=args.allow_control_tokens, validate_tools=args.validate_tools,
-                      served_as=args.served_as, merge_turns=args.merge_turns)  # fmt: skip
-        with output_system.open_output_stream(f"{work}/rejects.jsonl") as file:
+                      step2_options=args.options)  # fmt: skip
+        with (
+            output_system.open_output_stream(f"{work}/rejects.jsonl") as file,
+            output_system.open_output_stream(f"{work}/too_long.jsonl") as too_long_file,
+        ):
             for summary in read_summaries(output_system, f"{work}/summaries"):
                 totals.update(summary["totals"])
                 seen.update(summary["seen"])
@@ -185,6 +189,8 @@ def main() -> None:
                 reasons.update(row["reason"] for row in summary["rejected"])
                 given = given or summary["given"]
                 file.write("".join(json.dumps(row) + "\n" for row in summary["rejected"]).encode())
+                too_long_file.write("".join(json.dumps(row) + "\n" for row in summary["too_long"]).encode())
+                too_long += len(summary["too_long"])
         if reasons:
             output_system.move(f"{work}/rejects.jsonl", f"{output}.rejects.jsonl")
             print(f"{reasons.total()} rows set aside with their reasons: {address}.rejects.jsonl", file=sys.stderr)
@@ -192,6 +198,8 @@ def main() -> None:
                 print(f"  {number}: {reason}", file=sys.stderr)
         if not totals["samples"]:
             sys.exit(f"{args.input}: no sample is left; {address} is not written")
+        if too_long:
+            output_system.move(f"{work}/too_long.jsonl", f"{output}.too_long.jsonl")
         move_shards(output_system, f"{work}/samples", output, args.seed)
     finally:
         output_system.delete_dir(work)

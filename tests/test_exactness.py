@@ -15,11 +15,11 @@ from llamafactory.data.processor import SupervisedDatasetProcessor
 from llamafactory.hparams import DataArguments
 
 from check_training_tokens import IGNORE_INDEX, expected_sample, served_turn
-from step1_apply_tool_template import QWEN3, apply_despite_control_tokens, convert_row, load_chat_template
-from step2_to_alpaca_mask_history import COLUMNS, step1_columns, to_samples
+from step1_apply_tool_template import QWEN3, apply_despite_control_tokens, convert_row, load_chat_template, read_chat_template
+from step2_to_alpaca_mask_history import COLUMNS, step1_columns, to_samples, token_counter
 from trajectories import CONTROL_TOKENS, TrajectoryError, parse_row, served_trajectory
 
-RENDER = load_chat_template(str(QWEN3))
+RENDER, TEMPLATE = load_chat_template(str(QWEN3)), read_chat_template(str(QWEN3))
 PIECES = ["a", "Zug", "订单", "é", "e\u0301", "\u0301", "😀", "7", ".", '"', "{", " ", "  ", "\n", "\n\n", "\t", "\r\n", "\u3000",
           "<think>", "</think>", "<think>\nx\n</think>\n\n", "<tool_response>", "</tool_response>", "<tool_call>",
           "<tool_response>\nr\n</tool_response>", "{{content}}", "{{idx}}", "{% x %}", "<image>", "2024-01-01", "\x00",
@@ -72,7 +72,7 @@ def llamafactory(template: str, enable_thinking: bool, mask_history: bool = True
 
 def samples_of(messages, tools, mode, merge_turns=False):
     """(samples, reasons of left-out turns) through the rows that both scripts write and read; raises TrajectoryError."""
-    row, _ = convert_row({"messages": messages, "tools": tools}, 0, "x", str(QWEN3), True, allow_control_tokens=True)
+    row, _ = convert_row({"messages": messages, "tools": tools}, 0, "x", TEMPLATE, True, allow_control_tokens=True)
     return to_samples(*step1_columns(parse_row(row)), mode, merge_turns)
 
 
@@ -85,9 +85,11 @@ def test_llamafactory_trains_on_the_served_tokens(mode, conversation, tools, tok
         return
     messages, tools = served_trajectory({"messages": conversation, "tools": tools}, ())
     assert len(samples) + len(left_out) == sum(message["role"] == "assistant" for message in messages)
+    count = token_counter(tokenizer, "")
     for sample in samples:
         texts = served_turn(messages, tools, sample["turns"][-1], mode, RENDER)
         prompt, target = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+        assert count(sample, mode == "no-thinking") == len(prompt + target)
         for setting in MODES[mode]:
             assert llamafactory(*setting)(sample) == (prompt + target, [IGNORE_INDEX] * len(prompt) + target)
 
@@ -101,12 +103,14 @@ def test_merged_samples_supervise_each_turn_once_in_its_served_context(conversat
     unmerged, _ = samples_of(conversation, tools, "template")
     messages, tools = served_trajectory({"messages": conversation, "tools": tools}, ())
     assert [turn for sample in samples for turn in sample["turns"]] == [sample["turns"][0] for sample in unmerged]
+    count = token_counter(tokenizer, "")
     for sample in samples:
         spans = []
         for turn in sample["turns"]:
             texts = served_turn(messages, tools, turn, "template", RENDER)
             spans.append(tokenizer(list(texts), add_special_tokens=False)["input_ids"])
         ids, labels = llamafactory("qwen3_nothink", True, mask_history=False)(sample)
+        assert count(sample, False) == len(ids)
         masked = [IGNORE_INDEX] * len(ids)
         for prompt, target in spans:
             assert ids[: len(prompt) + len(target)] == prompt + target
@@ -119,7 +123,7 @@ def test_merged_samples_supervise_each_turn_once_in_its_served_context(conversat
 def test_only_the_option_lets_control_tokens_through(conversation, tools):
     text = json.dumps([conversation, tools])
     try:
-        convert_row({"messages": conversation, "tools": tools}, 0, "x", str(QWEN3), True)
+        convert_row({"messages": conversation, "tools": tools}, 0, "x", TEMPLATE, True)
     except TrajectoryError:
         return
     assert not any(token in text for token in CONTROL_TOKENS)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -33,7 +34,9 @@ def step1_row(messages, tools=None) -> dict:
 
 
 def read_samples(path) -> list[dict]:
-    if path.suffix in (".parquet", ""):
+    if path.is_dir():
+        return [sample for shard in sorted(path.iterdir()) for sample in read_samples(shard)]
+    if path.suffix == ".parquet":
         return pq.read_table(path).to_pylist()
     return read_jsonl(path) if path.suffix == ".jsonl" else json.loads(path.read_text(encoding="utf-8"))
 
@@ -331,3 +334,74 @@ def test_settings_follow_from_the_targets_whatever_sample_comes_first():
     assert training_settings("no-thinking", "<think>\n", True, False) == ["enable_thinking=false"]
     assert training_settings("no-thinking", "", False, False) == ["template=qwen3_nothink"]
     assert training_settings("template", "<think>\n", True, True) == ["template=null", "mask_history=false"]
+
+
+# ---------------------------------------------------------------- what is left out on purpose, and what is held out
+
+
+def turns_of(samples: list[dict]) -> list[tuple]:
+    return sorted((sample["trajectory"], turn) for sample in samples for turn in sample["turns"])
+
+
+@pytest.mark.parametrize("options, overrides, kept", [
+    ((), (), [2, 4, 6]),
+    (("--no-thinking",), ("enable_thinking=false",), [2, 4, 6]),
+    (("--history-thinking", "template"), ("template=qwen3_nothink",), [2, 4, 6]),
+    (("--history-thinking", "template", "--merge-turns"), ("template=qwen3_nothink", "mask_history=false"), [2, 4, 6]),
+])  # fmt: skip
+def test_samples_that_llamafactory_would_cut_are_left_out_and_listed(step2, check, tmp_path, tiny_model, options, overrides, kept):
+    step2([CONVERSATION] * 2, *options)
+    [longest] = re.findall(r"the longest sample has (\d+) tokens", check("out", *overrides))
+    fitting = step2([CONVERSATION] * 2, *options, "--cutoff-len", longest, "--tokenizer", tiny_model)
+    assert turns_of(fitting) == [(trajectory, turn) for trajectory in (0, 1) for turn in kept]
+    listed = read_jsonl(tmp_path / "out.parquet.too_long.jsonl")
+    assert [(row["trajectory"], row["turn"], row["tokens"]) for row in listed] == [(0, 8, int(longest)), (1, 8, int(longest))]
+    assert "(100.00%)" in check("out", *overrides, f"cutoff_len={longest}")
+    everything = step2([CONVERSATION] * 2, *options, "--cutoff-len", int(longest) + 1, "--tokenizer", tiny_model)
+    assert len(turns_of(everything)) == 8 and not (tmp_path / "out.parquet.too_long.jsonl").exists()
+
+
+def test_trajectories_by_their_turns_and_turns_by_their_reasoning(run, step2, tmp_path):
+    silent = [user("q"), assistant("a"), user("q2"), assistant("b", "r")]
+    rows = [CONVERSATION, CONVERSATION[:3], silent]  # of 4, 1 and 2 turns
+    assert turns_of(step2(rows, "--min-turns", "2", "--max-turns", "3")) == [(2, 1), (2, 3)]
+    assert turns_of(step2(rows, "--max-turns", "1")) == [(1, 2)]
+    assert turns_of(step2(rows, "--require-reasoning", "--min-turns", "2")) == [(0, 2), (0, 4), (0, 6), (0, 8), (2, 3)]
+    process = run("step2_to_alpaca_mask_history.py", "plain.jsonl", "out.parquet", "--dataset-dir", ".", "--require-reasoning", "--min-turns", "2")
+    assert "3 rows in = 3 rows out as samples + 0 set aside" in process.stdout
+    assert "7 turns in = 5 turns in samples + 2 left out" in process.stdout
+    assert "1 turns left out: they have no reasoning" in process.stdout
+    assert "1 turns left out: their trajectory has fewer turns than --min-turns" in process.stdout
+
+
+@pytest.mark.parametrize("output, options", [("out.parquet", ()), ("out.jsonl", ("--no-shuffle",)), ("out", ("--num-shards", "2"))])
+def test_validation_set_holds_whole_trajectories(run, step2, tmp_path, output, options):
+    rows = [CONVERSATION, CONVERSATION[:5]] * 10 + [CONVERSATION[:3]]
+    training = step2(rows, "--val-ratio", "0.25", *options, output=output)
+    validation = tmp_path / output.replace("out", "out_val")
+    held_out = read_samples(validation)
+    apart = {sample["trajectory"] for sample in training}, {sample["trajectory"] for sample in held_out}
+    assert not apart[0] & apart[1] and len(apart[0]) == 16 and len(apart[1]) == 5
+    assert turns_of([*training, *held_out]) == turns_of(step2(rows, output="all.parquet"))
+    entries = json.loads((tmp_path / "dataset_info.json").read_text())
+    assert entries["out_val"] == {**entries["out"], "file_name": validation.name}
+
+
+def test_validation_set_passes_the_check_as_eval_dataset(step2, check):
+    step2([CONVERSATION] * 5, "--val-ratio", "0.2")
+    output = check("out", "eval_dataset=out_val")
+    assert "out: 16 samples" in output and "out_val: 4 samples" in output and output.count("(100.00%)") == 2
+
+
+@pytest.mark.parametrize("options, reason", [
+    (["--cutoff-len", "10"], "--cutoff-len and --tokenizer go together"),
+    (["--min-turns", "3", "--max-turns", "2"], "--max-turns is below --min-turns"),
+    (["--val-ratio", "1"], "invalid ratio value: '1'"),
+    (["--cutoff-len", "10", "--tokenizer", "none/such"], "none/such: no tokenizer to be had from this model"),
+    (["--val-ratio", "0.9"], "no sample is left to train on"),
+])  # fmt: skip
+def test_option_that_cannot_be_followed_is_a_clear_error(run, tmp_path, options, reason):
+    write_jsonl(tmp_path / "x.jsonl", [step1_row(CONVERSATION)])
+    process = subprocess.run([sys.executable, ROOT / "step2_to_alpaca_mask_history.py", "x.jsonl", "--dataset-dir", ".", *options, "out.jsonl"],
+                             cwd=tmp_path, capture_output=True, text=True)  # fmt: skip
+    assert process.returncode and reason in process.stderr and [path.name for path in tmp_path.iterdir()] == ["x.jsonl"]
