@@ -3,10 +3,11 @@
     python step2_to_alpaca_mask_history.py [INPUT] [OUTPUT] [--history-thinking drop|template] [--no-thinking]
 
 INPUT   what step 1 wrote: "messages" of plain text, and "served".
-OUTPUT  a .parquet, .jsonl or .json file: one sample per turn of each trajectory, in shuffled order:
+OUTPUT  a .parquet, .jsonl or .json file, or with --num-shards a folder: one sample per turn, in shuffled order:
         {"instruction": "…", "input": "", "output": "<target of the turn>", "system": "…", "history": [["…", "…"], …],
          "source": "data/x.jsonl", "trajectory": 17, "turns": [4], "served_as": "drop" | "template" | "no-thinking"}
-        A preview of the first samples is written beside it, and dataset_info.json gets an entry for it.
+        Beside it go a preview of the first samples, those that are held out (--val-ratio), a list of the turns that are
+        too long (--cutoff-len) and of the rows set aside. dataset_info.json gets an entry for it.
 
 --merge-turns lets a sample supervise several turns, where the served prompt of each begins with the one before and its
 target; "history" then holds the turns before the last one.

@@ -1,5 +1,6 @@
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -75,6 +76,11 @@ def check(run, tmp_path, tiny_model):
                    f"model_name_or_path={tiny_model}", "preprocessing_num_workers=1", *overrides, expect=expect).stdout  # fmt: skip
 
     return check
+
+
+def interruptible() -> None:
+    """For preexec_fn: a shell lets what it starts in the background ignore Ctrl-C, and that is inherited."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def write_jsonl(path: Path, rows: list) -> Path:

@@ -14,7 +14,7 @@ from unittest import mock
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import GOLDEN, ROOT, assistant, call, read_jsonl, tool, user, write_jsonl
+from conftest import GOLDEN, ROOT, assistant, call, interruptible, read_jsonl, tool, user, write_jsonl
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -321,7 +321,7 @@ def test_many_processes_write_what_one_writes(run, tmp_path, suffix):
 def test_interrupt_leaves_nothing_behind(tmp_path):
     write_jsonl(tmp_path / "x.jsonl", MANY * 100)
     command = [sys.executable, str(ROOT / "step1_apply_tool_template.py"), "x.jsonl", "y.jsonl", "--num-proc", "2"]
-    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, start_new_session=True)
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, start_new_session=True, preexec_fn=interruptible)
     while not list(tmp_path.glob(".y.jsonl.*.part")):
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGINT)

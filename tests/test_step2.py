@@ -11,7 +11,7 @@ import time
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import ROOT, assistant, call, read_jsonl, tool, user, write_jsonl
+from conftest import ROOT, assistant, call, interruptible, read_jsonl, tool, user, write_jsonl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -188,7 +188,7 @@ def test_interrupt_leaves_nothing_behind(tmp_path):
     write_jsonl(tmp_path / "x.jsonl", [step1_row(CONVERSATION)] * 20000)
     for output, options in (("y.parquet", ()), ("y", ("--num-shards", "2"))):
         command = [sys.executable, str(ROOT / "step2_to_alpaca_mask_history.py"), "x.jsonl", output, "--dataset-dir", ".", *options]
-        process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, start_new_session=True)
+        process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, start_new_session=True, preexec_fn=interruptible)
         while not list(tmp_path.glob(f".{output}.*.part*")):
             assert process.poll() is None
             time.sleep(0.005)
