@@ -47,6 +47,8 @@ from trajectories import (
 
 ASSISTANT = "<|im_start|>assistant\n"
 SERVED_AS = ("drop", "template", "no-thinking")
+LEFT_OUT = ".left_out.jsonl"  # what step 2 writes beside its samples
+HELD_OUT, NOT_SAID = "held out, to be evaluated", "step 2 does not say why"
 PROVENANCE = ("source", "trajectory", "turns", "served_as")
 # What the machine that trains has and the one that checks may lack. No data depends on these.
 ANY_MACHINE = {"deepspeed": None, "fsdp": None, "bf16": False, "fp16": False, "pure_bf16": False, "report_to": "none"}
@@ -82,6 +84,8 @@ def served_turn(messages: list[dict], tools: list[dict] | None, turn: int, serve
         generated = reveal(generated)
         if reveal(rendered) != render(whole, tools, False):
             raise TrajectoryError("the chat template alters texts with control tokens, so the target cannot be told")
+    if not generated.startswith(given):
+        raise TrajectoryError("the target does not begin as the generation prompt does, so the model cannot write it")
     return prompt, generated.removeprefix(given)
 
 
@@ -152,7 +156,8 @@ def refusals():
     try:
         yield
     except Exception as error:
-        sys.exit(f"LlamaFactory refuses these settings: {type(error).__name__}: {error}")
+        offline = "; is model_name_or_path a local folder, or the Hub within reach?" if isinstance(error, OSError) else ""
+        sys.exit(f"LlamaFactory refuses these settings: {type(error).__name__}: {error}{offline}")
 
 
 def settings_beyond_the_samples(data_args) -> list[str]:
@@ -172,7 +177,7 @@ def settings_beyond_the_samples(data_args) -> list[str]:
 
 
 def training_sets(model_args, data_args, training_args):
-    """Yield (name, provenance, built) for each data set of the YAML: two data sets with the same rows."""
+    """Yield (name, file or folder, provenance, built) for each data set of the YAML: two data sets with the same rows."""
     from datasets import load_dataset
     from llamafactory.data import get_dataset, get_template_and_fix_tokenizer
     from llamafactory.data.parser import get_dataset_list
@@ -201,16 +206,28 @@ def training_sets(model_args, data_args, training_args):
         built = get_dataset(template, model_args, data_args, training_args, stage="sft", **tokenizer_module)["train_dataset"]
         if len(provenance) != len(built):
             raise ValueError(f"data set {name}: it drops {len(provenance) - len(built)} samples that it finds invalid")
-        yield name, provenance, built
+        yield name, path, provenance, built
 
 
 # ---------------------------------------------------------------- the comparison
 
 
-def check_dataset(found: Findings, provenance, built, trajectories: str | None, tokenizer, cutoff_len: int) -> list:
+def reasons_of(path: Path) -> dict:
+    """Why step 2 left turns out, as it says beside its samples: {(source, trajectory, turn): reason}."""
+    path = path.with_name(path.name + LEFT_OUT)
+    rows = read_rows(str(path)) if path.is_file() else ()
+    return {(row["source"], row["trajectory"], row["turn"]): row["reason"] for _, row, error in rows if not error}
+
+
+def check_dataset(found: Findings, provenance, built, trajectories: str | None, tokenizer, cutoff_len: int, why: dict, held_out: set) -> list:
     """Compare each sample with its turns, and note what is found; returns what is supervised.
 
-    What is supervised: (source, trajectory, turn), as often as it is.
+    What is supervised: (source, trajectory, turn), as often as it is. Of a data set for evaluation, only trajectories
+    that have samples count.
+
+    Args:
+        why: {(source, trajectory, turn): reason} for turns without a sample.
+        held_out: (source, trajectory) of those that are evaluated.
     """
     counts, supervised = found.counts, []
 
@@ -245,14 +262,18 @@ def check_dataset(found: Findings, provenance, built, trajectories: str | None, 
                 found.reasons["other reasons" if new else str(error)] += 1
                 continue
             samples = by_trajectory.pop(index, [])
+            if not (found.trains or samples):
+                counts["rows"] -= 1
+                continue
             roles = [message["role"] for message in messages]
             counts["trajectories"] += 1
             counts["turns"] += roles.count("assistant")
             found.turns[roles.count("assistant")] += 1
-            if len(found.left_out) < training_report.PLACES_KEPT:
-                sampled = {turn for _, turns, _ in samples for turn in turns}
-                left_out = [turn for turn, role in enumerate(roles) if role == "assistant" and turn not in sampled]
-                found.left_out += [f"{index}:{turn}" for turn in left_out][: training_report.PLACES_KEPT - len(found.left_out)]
+            sampled = {turn for _, turns, _ in samples for turn in turns}
+            left_out = [turn for turn, role in enumerate(roles) if role == "assistant" and turn not in sampled]
+            found.left_out += [f"{index}:{turn}" for turn in left_out][: training_report.PLACES_KEPT - len(found.left_out)]
+            unsaid = HELD_OUT if found.trains and (source, index) in held_out else NOT_SAID
+            found.why_left_out.update(why.get((source, index, turn), unsaid) for turn in left_out)
             for position, turns, served_as in samples:
                 place = f"{source}: trajectory {index}, turn {turns[-1]}"
                 if any(roles[turn : turn + 1] != ["assistant"] for turn in turns):
@@ -302,11 +323,15 @@ def print_findings(found: Findings, max_samples: int | None) -> None:
     print(f"  supervised       {counts['supervised turns']:>8}  turns")
     limit = f" (max_samples is {max_samples})" if max_samples is not None else ""
     print(f"  left out         {counts['turns'] - counts['supervised turns']:>8}  turns without a sample{limit}")
+    for why, number in found.why_left_out.most_common():
+        print(f"                   {number:>8}  of them: {why}")
     if counts["rows set aside"]:
         print(f"  set aside        {counts['rows set aside']:>8}  trajectories that cannot be read or hold control tokens")
     print(f"  {counts['rows']} rows in = {counts['trajectories']} rows checked for samples + {counts['rows set aside']} set aside")
     print(f"  {counts['turns']} turns in = {counts['supervised turns']} turns in samples + "
           f"{counts['turns'] - counts['supervised turns']} left out")  # fmt: skip
+    if counts["cut"]:
+        print("  those over cutoff_len would be cut: leave them out by step 2 --cutoff-len N --tokenizer MODEL, or raise cutoff_len")
     if counts["mismatched"]:
         print("  are the settings those that step 2 ended with, and the chat template and trajectories those of step 1?")
 
@@ -317,7 +342,8 @@ def samples_to_show(found: Findings, provenance, built, limit: int) -> list[tupl
     for position, why in training_report.choice_of_samples(found, limit).items():
         reasons += [why] * (why not in reasons)
         sample = sample_at(provenance, built, position)
-        order = reasons.index(why), sample.source, sample.trajectory, sample.turns, position
+        by_length = {"longest": -found.lengths[position], "shortest": found.lengths[position]}.get(why, 0)
+        order = reasons.index(why), by_length, sample.source, sample.trajectory, sample.turns, position
         why += "" if found.exact[position] or why == "mismatch" else ", not exact"
         mismatch = found.mismatches.get(position, (None, ""))
         samples.append((order, sample._replace(why=why, served=found.lengths[position], mismatch=mismatch)))
@@ -332,15 +358,15 @@ def sample_at(provenance, built, position: int) -> Sample:
 def samples_of_turn(sets: list, trajectory: int, turn: int) -> list[Sample]:
     """The samples that supervise a turn; ends with what there is instead where there is none."""
     found, others = [], set()
-    for _, provenance, built in sets:
+    for _, _, provenance, built in sets:
         for position, its_trajectory in enumerate(provenance["trajectory"][:]):
             if its_trajectory == trajectory:
                 sample = sample_at(provenance, built, position)
                 others.update(sample.turns)
                 found += [sample] if turn in sample.turns else []
     if not found and others:
-        sys.exit(f"--show {trajectory}:{turn}: trajectory {trajectory} has no sample of this turn; it has of "
-                 f"{training_report.counted(sorted(others), 'turn')}. Step 2 says why a turn is left out")  # fmt: skip
+        sys.exit(f"--show {trajectory}:{turn}: no sample supervises message {turn} of trajectory {trajectory}, counted from 0; those "
+                 f"that are supervised: {', '.join(map(str, sorted(others)))}")  # fmt: skip
     if not found:
         sys.exit(f"--show {trajectory}:{turn}: trajectory {trajectory} has no sample in {', '.join(name for name, *_ in sets)}; "
                  "rows are counted from 0; one that cannot be read has none, nor one whose turns are all left out")  # fmt: skip
@@ -436,17 +462,20 @@ def main() -> None:
         return
     if not tokenizer.chat_template:
         sys.exit(f"{model_args.model_name_or_path}: the tokenizer has no chat template to compare with")
-    trained, findings, samples = Counter(), [], []
-    for number, (name, provenance, built) in enumerate(sets):
+    trained, both, findings, samples = Counter(), set(), [], []
+    held_out = {(told["source"], told["trajectory"]) for _, _, provenance, _ in sets[to_train:] for told in provenance}
+    for number, (name, path, provenance, built) in enumerate(sets):
         trains = number < to_train  # the others are for evaluation
         settings = (f"served as {', '.join(sorted(set(provenance['served_as'])))}; template {data_args.template}, mask_history "
                     f"{str(data_args.mask_history).lower()}, cutoff_len {data_args.cutoff_len}")  # fmt: skip
         if data_args.max_samples is not None:
             settings += f", max_samples {data_args.max_samples}"
         findings.append(found := Findings(name, trains, settings, array("q", [0]) * len(built), bytearray(len(built))))
-        supervised = check_dataset(found, provenance, built, args.trajectories, tokenizer, data_args.cutoff_len)
+        why = reasons_of(path)
+        supervised = check_dataset(found, provenance, built, args.trajectories, tokenizer, data_args.cutoff_len, why, held_out)
         if trains:
             trained.update(supervised)
+            both.update(held_out.intersection(zip(provenance["source"], provenance["trajectory"])))
         if found.counts["exact"] < len(built):
             problems.append(f"{name}: the model would not be trained on what it is served with")
         print_findings(found, data_args.max_samples)
@@ -454,6 +483,8 @@ def main() -> None:
             samples += samples_to_show(found, provenance, built, max(1, training_report.SAMPLES_IN_PAGE // len(sets)))
     if repeated := sum(times > 1 for times in trained.values()):
         problems.append(f"{repeated} turns are trained more than once")
+    if both:
+        problems.append(f"{len(both)} trajectories are both trained on and evaluated; hold them out by step 2 --val-ratio")
     if args.report:
         cost, said = cost_of(findings[:to_train], schedule, args.gpus, data_args.cutoff_len)
         page = training_report.report_page({"command": command, "cost": said}, problems, findings, samples, cost,

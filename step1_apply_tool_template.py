@@ -75,6 +75,7 @@ NO_CALL = "tool outputs follow no tool call"
 UNKNOWN_ID = "tool outputs have a tool_call_id that no call before them has"
 NOTES = (LEFT_OUT, UNSEEN, PARTS, SERIALIZED, NO_QUERIES, UNKNOWN_TOOL, BAD_ARGUMENTS, BAD_SCHEMA, NO_OUTPUT, NO_CALL, UNKNOWN_ID)
 RENDER_CHARACTERS = 1 << 29  # the most that a chat template may write for one trajectory
+LONG = 3000  # characters of a text that a template might shorten
 NO_QUERY = "the chat template renders this turn without a think block, as no user query comes before it"
 
 
@@ -192,7 +193,7 @@ def _rendered_by_query(messages: list[dict], tools, turns: list[int], render):
     try:
         blocks = split_blocks(render(messages[: turns[-1] + 1], tools))
         late_past = without_reasoning([messages[k] for k in late])
-        other = split_blocks(render([QUERY, *late_past, QUERY, *(messages[k] for k in early), OUTPUT], None))[_lead(render) :]
+        other = split_blocks(render([*messages[:first], QUERY, *late_past, QUERY, *(messages[k] for k in early), OUTPUT], None))
         opening = len(blocks) - 1 - starts[turns[-1] - first]
         places = [opening + starts[k - first] for k in turns]
         alone = _last_block([QUERY, messages[turns[-1]]], None, render)
@@ -205,8 +206,8 @@ def _rendered_by_query(messages: list[dict], tools, turns: list[int], render):
             for k, text in zip(turns, kept)
         ]
         answers = [text if text[:1].strip() else _answer(messages[k], render) for k, text in zip(turns, past)]
-        if after := messages[turns[-1] + 1 :]:
-            blocks += split_blocks(render([QUERY, TURN, *after], None))[_lead(render) + 2 :]
+        if turns[-1] + 1 < len(messages):
+            blocks += split_blocks(render(messages, tools))[len(blocks) :]
     except TrajectoryError:
         return None
     edits, shown, since_query = {"drop": [], "template": []}, targets[:], 0
@@ -241,21 +242,15 @@ def _shown_turn(render) -> tuple[str, str]:
     return before + BLOCK_START, opened + target
 
 
-@functools.cache
-def _lead(render) -> int:
-    """How many blocks the template puts before a conversation by itself: a default system prompt."""
-    return len(split_blocks(render([QUERY], None))) - 1
-
-
 def renders_by_query(render) -> bool:
     """Whether rendering by query gives what the naive definition gives, on a conversation with all that templates look at.
 
-    It does for Qwen3 and its relatives. For a template that fails here, every prefix is rendered.
+    It does for Qwen3 and most of its relatives. For a template that fails here, every prefix is rendered.
     """
     call = {"function": {"name": "f", "arguments": {"x": 1}}}
     chain = [
         {"role": "assistant", "content": "a", "reasoning_content": "r", "tool_calls": [call]},
-        {"role": "tool", "content": "1"},
+        {"role": "tool", "content": "1" * LONG},
         {"role": "assistant", "content": "\n\nb", "tool_calls": [call, call]},
         {"role": "tool", "content": "2"},
         {"role": "tool", "content": "3"},
@@ -268,6 +263,7 @@ def renders_by_query(render) -> bool:
     probes = [
         ([system, QUERY, *chain, QUERY, *chain, response, *chain, system, *chain[2:], QUERY, QUERY, chain[-1]], tools),
         ([QUERY, *chain[-1:], QUERY, *chain, QUERY], None),
+        ([QUERY, *chain[:2], QUERY, {**chain[-1], "reasoning_content": "\n", "content": "c" * LONG}, QUERY, *chain[:2]], tools),
     ]
     try:
         return all(
@@ -439,7 +435,6 @@ def _compiled(chat_template: str):
     return render
 
 
-@functools.cache
 def _bounded(chunks) -> str:
     """The text of a rendering, up to RENDER_CHARACTERS."""
     texts, length = [], 0

@@ -7,7 +7,7 @@ OUTPUT  a .parquet, .jsonl or .json file, or with --num-shards a folder: one sam
         {"instruction": "…", "input": "", "output": "<target of the turn>", "system": "…", "history": [["…", "…"], …],
          "source": "data/x.jsonl", "trajectory": 17, "turns": [4], "served_as": "drop" | "template" | "no-thinking"}
         Beside it go a preview of the first samples, those that are held out (--val-ratio), a list of the turns that are
-        too long (--cutoff-len) and of the rows set aside. dataset_info.json gets an entry for it.
+        left out and of the rows set aside. dataset_info.json gets an entry for it.
 
 --merge-turns lets a sample supervise several turns, where the served prompt of each begins with the one before and its
 target; "history" then holds the turns before the last one.
@@ -19,6 +19,7 @@ system) text with its role blocks, where LlamaFactory's tokenizer turns it into 
 
 import argparse
 import array
+import contextlib
 import functools
 import itertools
 import json
@@ -37,6 +38,7 @@ from tqdm import tqdm
 from trajectories import (
     BLOCK_END,
     BLOCK_START,
+    FORMATS,
     ROOT,
     SAMPLE,
     Rejects,
@@ -59,7 +61,7 @@ DEFAULT_OUTPUT = ROOT / "data" / "alpaca_mask_history_envscaler_sft_traj_9k.parq
 COLUMNS = {"prompt": "instruction", "query": "input", "response": "output", "system": "system", "history": "history"}
 TEXTS = ("instruction", "input", "output", "system", "source", "served_as")  # the columns of text
 ROW_GROUP, GATHERED_BYTES = 512, 1 << 25  # the most samples, and about the most text, in memory when samples are written
-PREVIEW = "_preview.json"
+PREVIEW, LEFT_OUT = "_preview.json", ".left_out.jsonl"
 OTHER_LENGTH = "their trajectory has fewer turns than --min-turns or more than --max-turns"
 NO_REASONING = "they have no reasoning"
 TOO_LONG = "their sample does not fit in --cutoff-len"
@@ -203,6 +205,8 @@ def _begins_with(roles: list, contents: list, last: int, end: int, changed_from:
 
 def _target(text: str, answer_start: int | None, served_as: str, given: str) -> str:
     if served_as != "no-thinking":
+        if not text.startswith(given):
+            raise _Inexpressible("its target does not begin as the generation prompt does, so the model cannot write it")
         return text.removeprefix(given)
     answer = None if answer_start is None else text[answer_start:]
     if answer is None or "<think>" in answer or "</think>" in answer or answer.startswith("\n"):
@@ -286,10 +290,16 @@ def gather(file: int, places):
     for place, length in zip(places[::2], places[1::2]):
         entry = np.frombuffer(os.pread(file, length, place), np.int64)
         back, n, needed, text_bytes, sample_bytes, trajectory, turns = entry[:7].tolist()
-        packed = os.pread(file, 8 * (n + 1) + text_bytes, place - back)
-        ends, texts = np.frombuffer(packed, np.int64, needed + 1), memoryview(packed)[8 * (n + 1) :]
-        batch.append((trajectory, entry[7 : 7 + turns], entry[7 + turns :], ends, texts))
-        size += sample_bytes
+        numbers, first = entry[7 + turns :], place - back + 8 * (n + 1)
+        ends = np.frombuffer(os.pread(file, 8 * (needed + 1), place - back), np.int64)
+        if text_bytes <= 2 * sample_bytes:
+            texts = os.pread(file, text_bytes, first)
+        else:  # texts of other samples lie between those of this one
+            used, numbers = np.unique(numbers, return_inverse=True)
+            texts = b"".join(os.pread(file, int(ends[i + 1] - ends[i]), first + int(ends[i])) for i in used)
+            ends = np.cumsum([0, *(ends[used + 1] - ends[used])])
+        batch.append((trajectory, entry[7 : 7 + turns], numbers, ends, texts))
+        size += max(sample_bytes, len(texts))
         if len(batch) == ROW_GROUP or size > GATHERED_BYTES:
             yield _table(batch)
             batch, size = [], 0
@@ -356,6 +366,11 @@ def write_samples(output: Path, file: int, places, num_shards: int | None, num_p
                     write(sample)
 
 
+def name_of(output: Path) -> str:
+    """The name of a file without its format, or of a folder."""
+    return output.stem if output.suffix in FORMATS else output.name
+
+
 def hold_out(places, ends, ratio: float, seed: int) -> tuple:
     """(places to train on, places for validation): whole trajectories, of which `ends` tells where they end in `places`."""
     of_trajectories = [(start, end) for start, end in itertools.pairwise(ends) if start < end]
@@ -373,16 +388,6 @@ def shuffled(places, seed: int):
     order = array.array("q", range(0, len(places), 2))
     random.Random(seed).shuffle(order)
     return array.array("q", (number for at in order for number in places[at : at + 2]))
-
-
-def write_too_long(turns: list[dict], path: Path) -> None:
-    """One turn a line; no file where there are none."""
-    if turns:
-        with row_writer(path) as write:
-            for turn in turns:
-                write(turn)
-    else:
-        path.unlink(missing_ok=True)  # that of an earlier run
 
 
 def _write_parquet(path: Path, tables) -> None:
@@ -458,14 +463,15 @@ class Options(NamedTuple):
     tokenizer: str | None = None
 
 
-def row_samples(row: dict, options: Options) -> tuple[list, Counter, list, list, str]:
-    """A row of step 1 -> (samples, counts, reasons of left-out turns, which are too long, `given`); raises TrajectoryError."""
+def row_samples(row: dict, options: Options) -> tuple[list, Counter, list, str]:
+    """A row of step 1 -> (samples, counts, turns that are left out, `given`); raises TrajectoryError.
+
+    A turn that is left out: {"source", "trajectory", "turn", "reason"}, and "tokens" where it is too long.
+    """
     messages, served = step1_columns(row)
-    notes = Counter(trajectories=1, turns=len(served["turns"]))
-    if not options.min_turns <= notes["turns"] <= (options.max_turns or notes["turns"]):
-        return [], notes, [OTHER_LENGTH] * notes["turns"], [], served["given"]
-    too_long = []
-    count = token_counter(load_tokenizer(options.tokenizer), served["given"]) if options.cutoff_len else None
+    turns, tokens_of = [turn["turn"] for turn in served["turns"]], {}
+    given = "" if options.served_as == "no-thinking" else served["given"]
+    count = token_counter(load_tokenizer(options.tokenizer), given) if options.cutoff_len else None
 
     def refuse(turn: dict, columns: dict) -> str | None:
         target = messages[turn["message"]]["content"]
@@ -473,20 +479,28 @@ def row_samples(row: dict, options: Options) -> tuple[list, Counter, list, list,
             return NO_REASONING
         no_thinking = options.served_as == "no-thinking" and target.startswith("<think>")
         if options.cutoff_len and (tokens := count(columns, no_thinking)) >= options.cutoff_len:
-            too_long.append({"source": served["source"], "trajectory": served["trajectory"], "turn": turn["turn"], "tokens": tokens})
+            tokens_of[turn["turn"]] = {"tokens": tokens}
             return TOO_LONG
         return None
 
-    samples, reasons = to_samples(messages, served, options.served_as, options.merge_turns, refuse)
+    if options.min_turns <= len(turns) <= (options.max_turns or len(turns)):
+        samples, reasons = to_samples(messages, served, options.served_as, options.merge_turns, refuse)
+    else:
+        samples, reasons = [], [OTHER_LENGTH] * len(turns)
+    once = {turn for sample in samples for turn in sample["turns"]}
+    left_out = [
+        {"source": served["source"], "trajectory": served["trajectory"], "turn": turn, "reason": reason, **tokens_of.get(turn, {})}
+        for turn, reason in zip((turn for turn in turns if turn not in once), reasons)
+    ]
     targets = [messages[turn["message"]]["content"] for turn in served["turns"] if not turn["left_out"]]
-    notes.update(samples=len(samples), supervised=sum(len(sample["turns"]) for sample in samples))
+    notes = Counter(trajectories=1, turns=len(turns), samples=len(samples), supervised=len(once))
+    notes["without samples"] = not samples
     notes["without thinking"] = sum(not target.startswith("<think>") for target in targets)
     if options.merge_turns:
-        once = {turn for sample in samples for turn in sample["turns"]}
         unmerged, _ = to_samples(messages, served, options.served_as)
         notes["unmerged"] = sum(characters(sample) for sample in unmerged if sample["turns"][0] in once)
         notes["merged"] = sum(map(characters, samples))
-    return samples, notes, reasons, too_long, served["given"]
+    return samples, notes, left_out, served["given"]
 
 
 def reasoning_of(target: str) -> str:
@@ -617,7 +631,7 @@ def check_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> 
     args.served_as = "no-thinking" if args.no_thinking else args.history_thinking
     args.options = Options(**{name: getattr(args, name) for name in Options._fields})
     args.dataset_info = args.dataset_dir / "dataset_info.json"
-    args.dataset_name = args.dataset_name or args.output.stem
+    args.dataset_name = args.dataset_name or name_of(args.output)
     if "," in args.dataset_name:
         parser.error(f"{args.dataset_name}: LlamaFactory separates data sets by commas; name it without by --dataset-name")
     read_dataset_info(args.dataset_info)  # before the work, so that a broken one costs nothing
@@ -625,13 +639,14 @@ def check_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> 
 
 def print_counts(totals: Counter, left_out: Counter, merge_turns: bool, rows_in: int) -> None:
     """Where all rows and turns went."""
-    set_aside = rows_in - totals["trajectories"]
+    without, set_aside = totals["without samples"], rows_in - totals["trajectories"]
     print(f"{totals['trajectories']} trajectories, {totals['turns']} turns: {totals['samples']} samples")
-    print(f"{rows_in} rows in = {totals['trajectories']} rows out as samples + {set_aside} set aside")
+    print(f"{rows_in} rows in = {totals['trajectories'] - without} rows out as samples + {set_aside} set aside"
+          + f" + {without} of which all turns are left out" * bool(without))  # fmt: skip
     print(f"{totals['turns']} turns in = {totals['supervised']} turns in samples + {left_out.total()} left out")
     if merge_turns:
         print(f"{totals['supervised']} turns merged into {totals['samples']} samples: "
-              f"{totals['unmerged'] / totals['merged']:.1f} times less text to train on")  # fmt: skip
+              f"{totals['unmerged'] / max(1, totals['merged']):.1f} times less text to train on")  # fmt: skip
     for reason, count in left_out.items():
         print(f"{count} turns left out: {reason}")
 
@@ -640,6 +655,8 @@ def print_next(args: argparse.Namespace, given: str, all_think: bool) -> None:
     settings = training_settings(args.served_as, given, all_think, args.merge_turns)
     if args.dataset_name != DEFAULT_OUTPUT.stem:
         settings = [f"dataset={args.dataset_name}", *settings]
+    if args.cutoff_len:
+        settings = [*settings, f"cutoff_len={args.cutoff_len}"]
     if getattr(args, "val_ratio", 0):
         settings = [f"eval_dataset={args.dataset_name}_val", *settings]
     if not args.dataset_dir.samefile(ROOT):
@@ -672,52 +689,63 @@ def main() -> None:
         parser.error(f"{args.output} registers the data sets; name another output")
     check_output(args.output, bool(args.num_shards))
 
-    val_output = args.output.with_name(f"{args.output.stem}_val{args.output.suffix}")
-    too_long_path = args.output.with_name(args.output.name + ".too_long.jsonl")
+    name = name_of(args.output)
+    val_output = args.output.with_name(f"{name}_val{args.output.name.removeprefix(name)}")
+    left_out_path = args.output.with_name(args.output.name + LEFT_OUT)
     outputs = [args.output, val_output] if args.val_ratio else [args.output]
     for output in outputs:
         check_output(output, bool(args.num_shards))
-    previews = (output.with_name(output.stem + PREVIEW) for output in outputs)
-    refuse_input(args.input, *outputs, too_long_path, *previews, args.dataset_info)
+    previews = (output.with_name(name_of(output) + PREVIEW) for output in outputs)
+    refuse_input(args.input, *outputs, left_out_path, *previews, args.dataset_info)
     convert = functools.partial(convert_row, options=args.options)
-    totals, left_out, too_long, given = Counter(), Counter(), [], ""
+    totals, left_out, given, write_left_out = Counter(), Counter(), "", None
     places, ends = array.array("q"), array.array("q", [0])  # of all samples; where those of a trajectory end in it
     replaced = ", in place of an earlier one" if args.output.exists() else ""
-    with working_file(args.output) as file, Rejects(args.input, args.output, args.strict) as rejects:
-        for trajectory, entries, notes, reasons, row_too_long, row_given in rejects.convert(convert, "step 2", args.num_proc, load_text):
+    with (
+        working_file(args.output) as file,
+        Rejects(args.input, args.output, args.strict) as rejects,
+        contextlib.ExitStack() as stack,
+    ):
+        for trajectory, entries, notes, row_left_out, row_given in rejects.convert(convert, "step 2", args.num_proc, load_text):
             start = file.tell()
             file.write(trajectory)
             places.extend(number + start * (1 - at % 2) for at, number in enumerate(entries))
             ends.append(len(places))
             totals.update(notes)
-            left_out.update(reasons)
-            too_long += row_too_long
             given = given or row_given
+            for turn in row_left_out:
+                write_left_out = write_left_out or stack.enter_context(row_writer(left_out_path))
+                write_left_out(turn)
+                left_out[turn["reason"]] += 1
         file.flush()
         rejects.save()
         places, val_places = hold_out(places, ends, args.val_ratio, args.seed)
         if not places:
-            sys.exit(f"{args.input}: no sample is left to train on; {shown(args.output)} is not written{still_there(args.output)}")
+            print_counts(totals, left_out, args.merge_turns, rejects.rows_in)
+            sys.exit(f"{args.input}: no sample is left to train on" + " beside the validation set" * bool(val_places) + f"; {shown(args.output)} is not written{still_there(args.output)}")
         for output, of_output in ((args.output, places), (val_output, val_places)):
             if of_output:
                 of_output = of_output if args.no_shuffle else shuffled(of_output, args.seed)
                 write_samples(output, file.fileno(), of_output, args.num_shards, args.num_proc)
                 tables = gather(file.fileno(), of_output[: 2 * args.preview])
                 preview = [sample for table in tables for sample in table.to_pylist()]
-                with whole_file(output.with_name(output.stem + PREVIEW)) as part:
+                with whole_file(output.with_name(name_of(output) + PREVIEW)) as part:
                     part.write_text(json.dumps(preview, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     register(args.dataset_info, args.dataset_name, args.output)
-    write_too_long(too_long, too_long_path)
+    if not left_out:
+        left_out_path.unlink(missing_ok=True)  # that of an earlier run
 
     print_counts(totals, left_out, args.merge_turns, rejects.rows_in)
-    if too_long:
-        print(f"the turns that do not fit: {shown(too_long_path)}")
+    if left_out:
+        print(f"each of them, with its reason: {shown(left_out_path)}")
     print(f"{shown(args.output)}{replaced}, registered as {args.dataset_name} in {shown(args.dataset_info)}; "
-          f"the first samples: {shown(args.output.with_name(args.output.stem + PREVIEW))}")  # fmt: skip
+          f"the first samples: {shown(args.output.with_name(name_of(args.output) + PREVIEW))}")  # fmt: skip
     if val_places:
         register(args.dataset_info, f"{args.dataset_name}_val", val_output)
         print(f"{shown(val_output)}: {len(val_places) // 2} of the samples, for validation, of trajectories that no other sample "
               f"is of; registered as {args.dataset_name}_val")  # fmt: skip
+    elif f"{args.dataset_name}_val" in read_dataset_info(args.dataset_info):
+        print(f"{args.dataset_name}_val is of an earlier run, and its trajectories are trained on now: evaluate on it no more")
     print_next(args, given, not totals["without thinking"])
 
 

@@ -18,7 +18,9 @@ import itertools
 import json
 import os
 import posixpath
+import shutil
 import sys
+import tempfile
 from collections import Counter
 from pathlib import Path, PurePosixPath
 
@@ -75,7 +77,7 @@ def shard_samples(batch: pa.Table, system, output_system, summaries: str, seed: 
     """
     [shard] = batch.to_pylist()
     schema = step2.sample_schema().append(pa.field("key", pa.int64()))
-    totals, seen, left_out, rejected, too_long, given = Counter(), Counter(), Counter(), [], [], ""
+    totals, seen, left_out, rejected, given = Counter(), Counter(), [], [], ""
 
     def convert(row: dict, index: int) -> tuple:
         return convert_row(row, index, shard["path"], **options)
@@ -89,17 +91,16 @@ def shard_samples(batch: pa.Table, system, output_system, summaries: str, seed: 
                     if reason:
                         rejected.append({"source": shard["path"], "row": index, "reason": reason, "trajectory": result})
                         continue
-                    notes, row_samples, row_totals, reasons, row_too_long, row_given = result
+                    notes, row_samples, row_totals, row_left_out, row_given = result
                     seen.update(notes)
                     totals.update(row_totals)
-                    left_out.update(reasons)
-                    too_long += row_too_long
+                    left_out += row_left_out
                     given = given or row_given
                     samples += [{**sample, "key": key(seed, sample)} for sample in row_samples]
                 yield pa.Table.from_pylist(samples, schema=schema)
         except SystemExit as error:  # which would end the worker, and Ray would try again
             raise ValueError(str(error)) from None
-    summary = {"totals": totals, "seen": seen, "left_out": left_out, "rejected": rejected, "too_long": too_long, "given": given}
+    summary = {"totals": totals, "seen": seen, "left_out": left_out, "rejected": rejected, "given": given}
     with output_system.open_output_stream(f"{summaries}/{shard['number']:08}.json") as file:
         file.write(json.dumps(summary, default=str).encode())
 
@@ -110,14 +111,20 @@ def key(seed: int, sample: dict) -> int:
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), signed=True)
 
 
-def write_samples(shards: list[str], system, output_system, work: str, **options) -> None:
-    """Write the samples of the shards to `work`/samples, with a summary of each in `work`/summaries."""
+def write_samples(shards: list[str], system, output_system, work: str, work_here: str, **options) -> None:
+    """Write the samples of the shards to `work`/samples, with a summary of each in `work`/summaries.
+
+    work_here: an empty folder of this machine.
+    """
     import ray
 
-    code = {"working_dir": str(ROOT), "excludes": [".git", ".venv", "data", "saves"]}  # the modules, for all workers
+    code = Path(work_here, "code")  # the modules alone, for all workers
+    code.mkdir()
+    for module in ROOT.glob("*.py"):
+        shutil.copy(module, code)
     address = os.environ.get("RAY_ADDRESS", "local")  # without one, Ray would try a cluster that was here before
     try:
-        ray.init(address, runtime_env=code, include_dashboard=False, logging_level="warning")
+        ray.init(address, runtime_env={"working_dir": str(code)}, include_dashboard=False, logging_level="warning")
     except ConnectionError as error:
         sys.exit(f"RAY_ADDRESS={address}: {error}; is Ray started there, and RAY_AUTH_MODE the same here?")
     items = [{"number": number, "path": path} for number, path in enumerate(shards)]
@@ -167,30 +174,35 @@ def main() -> None:
     shards = find_shards(system, path)
     if not shards:
         sys.exit(f"{args.input}: no {', '.join(READERS)} file there")
+    if PurePosixPath(output).suffix in READERS:
+        sys.exit(f"{address}: names a file; OUTPUT is a folder")
     if output_system.get_file_info(output).type != pa.fs.FileType.NotFound:
         sys.exit(f"{address}: is there already; remove it, or name another folder")
 
     parent, name = posixpath.split(output)
     work = f"{parent}/.{name}.{os.getpid()}.work"
-    totals, seen, left_out, reasons, too_long, given = Counter(), Counter(), Counter(), Counter(), 0, ""
+    totals, seen, left_out, reasons, given = Counter(), Counter(), Counter(), Counter(), ""
     try:
         output_system.create_dir(f"{work}/summaries")
-        write_samples(shards, system, output_system, work, seed=args.seed, chat_template=chat_template,
+        with tempfile.TemporaryDirectory() as work_here:
+            write_samples(shards, system, output_system, work, work_here, seed=args.seed, chat_template=chat_template,
                       allow_control_tokens=args.allow_control_tokens, validate_tools=args.validate_tools,
                       step2_options=args.options)  # fmt: skip
         with (
             output_system.open_output_stream(f"{work}/rejects.jsonl") as file,
-            output_system.open_output_stream(f"{work}/too_long.jsonl") as too_long_file,
+            output_system.open_output_stream(f"{work}/left_out.jsonl") as left_out_file,
         ):
             for summary in read_summaries(output_system, f"{work}/summaries"):
                 totals.update(summary["totals"])
                 seen.update(summary["seen"])
-                left_out.update(summary["left_out"])
+                left_out.update(turn["reason"] for turn in summary["left_out"])
                 reasons.update(row["reason"] for row in summary["rejected"])
                 given = given or summary["given"]
                 file.write("".join(json.dumps(row) + "\n" for row in summary["rejected"]).encode())
-                too_long_file.write("".join(json.dumps(row) + "\n" for row in summary["too_long"]).encode())
-                too_long += len(summary["too_long"])
+                left_out_file.write("".join(json.dumps(turn) + "\n" for turn in summary["left_out"]).encode())
+        for what in (".rejects.jsonl", step2.LEFT_OUT):  # those of an earlier run
+            if output_system.get_file_info(output + what).is_file:
+                output_system.delete_file(output + what)
         if reasons:
             output_system.move(f"{work}/rejects.jsonl", f"{output}.rejects.jsonl")
             print(f"{reasons.total()} rows set aside with their reasons: {address}.rejects.jsonl", file=sys.stderr)
@@ -198,8 +210,8 @@ def main() -> None:
                 print(f"  {number}: {reason}", file=sys.stderr)
         if not totals["samples"]:
             sys.exit(f"{args.input}: no sample is left; {address} is not written")
-        if too_long:
-            output_system.move(f"{work}/too_long.jsonl", f"{output}.too_long.jsonl")
+        if left_out:
+            output_system.move(f"{work}/left_out.jsonl", f"{output}{step2.LEFT_OUT}")
         move_shards(output_system, f"{work}/samples", output, args.seed)
     finally:
         output_system.delete_dir(work)

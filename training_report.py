@@ -61,6 +61,7 @@ class Findings:
     targets: Counter = field(default_factory=Counter)  # tokens of a target -> turns
     mismatches: dict = field(default_factory=dict)  # position of a sample -> (first token that differs or None, text)
     left_out: list = field(default_factory=list)  # the first turns without a sample, as text
+    why_left_out: Counter = field(default_factory=Counter)  # reason -> turns without a sample
 
 
 class Sample(NamedTuple):
@@ -346,7 +347,8 @@ def numbers_section(findings: Findings, cutoff_len: int) -> str:
         ("over cutoff_len", counts["cut"], f"cutoff_len is {cutoff_len:,}; the longest sample has {max(findings.lengths, default=0):,} tokens"),
         ("supervised", counts["supervised turns"], "turns"),
         ("left out", counts["turns"] - counts["supervised turns"],
-         "turns without a sample" + ": " * bool(findings.left_out) + ", ".join(findings.left_out)
+         "".join(f"{n:,}: {why}; " for why, n in findings.why_left_out.most_common())
+         + "turns without a sample" + ": " * bool(findings.left_out) + ", ".join(findings.left_out)
          + ", …" * (counts["turns"] - counts["supervised turns"] > len(findings.left_out))),
         ("set aside", counts["rows set aside"],
          "; ".join(["trajectories that cannot be read", *(f"{n:,} like this: {why}" for why, n in findings.reasons.most_common())])),

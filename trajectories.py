@@ -662,7 +662,7 @@ def in_order(function, items, num_proc: int, here: int = 1):
     pool = ProcessPoolExecutor(num_proc, multiprocessing.get_context("fork"), initializer=_leave_signals_to_the_parent)
     try:
         under_way = collections.deque()
-        with _signals_held():  # this forks, and Python drops what is raised in its hooks around a fork
+        with _signals_held():  # this forks, and an interrupt would leave half of the processes, or be lost
             under_way.append(pool.submit(function, first))
         for item in items:
             under_way.append(pool.submit(function, item))
@@ -678,17 +678,21 @@ def in_order(function, items, num_proc: int, here: int = 1):
 
 @contextlib.contextmanager
 def _signals_held():
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    """Python raises an interrupt where it is; a mask would not do, as any thread of a library may receive the signal."""
+    held = []
+    before = {number: signal.signal(number, lambda number, frame: held.append(number)) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for number in held:
+            signal.raise_signal(number)
 
 
 def _leave_signals_to_the_parent() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
 
 
 class Rejects:

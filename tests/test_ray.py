@@ -92,10 +92,10 @@ def test_joins_the_cluster_that_ray_address_names(tmp_path):
     assert process.returncode == 0 and "20 trajectories, 206 turns: 206 samples" in stdout, stderr
 
 
-def test_cluster_that_cannot_be_joined_is_named(monkeypatch):
+def test_cluster_that_cannot_be_joined_is_named(monkeypatch, tmp_path):
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     with mock.patch("ray.init", side_effect=ConnectionError("no answer")), pytest.raises(SystemExit, match="RAY_ADDRESS=10.0.0.1:6379: no answer"):
-        steps_on_ray.write_samples([], None, None, "work")
+        steps_on_ray.write_samples([], None, None, "work", tmp_path)
 
 
 def test_shard_that_cannot_be_read_is_named_and_leaves_nothing(tmp_path):

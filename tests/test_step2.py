@@ -354,11 +354,12 @@ def test_samples_that_llamafactory_would_cut_are_left_out_and_listed(step2, chec
     [longest] = re.findall(r"the longest sample has (\d+) tokens", check("out", *overrides))
     fitting = step2([CONVERSATION] * 2, *options, "--cutoff-len", longest, "--tokenizer", tiny_model)
     assert turns_of(fitting) == [(trajectory, turn) for trajectory in (0, 1) for turn in kept]
-    listed = read_jsonl(tmp_path / "out.parquet.too_long.jsonl")
+    listed = read_jsonl(tmp_path / "out.parquet.left_out.jsonl")
     assert [(row["trajectory"], row["turn"], row["tokens"]) for row in listed] == [(0, 8, int(longest)), (1, 8, int(longest))]
+    assert listed[0]["reason"] == "their sample does not fit in --cutoff-len"
     assert "(100.00%)" in check("out", *overrides, f"cutoff_len={longest}")
     everything = step2([CONVERSATION] * 2, *options, "--cutoff-len", int(longest) + 1, "--tokenizer", tiny_model)
-    assert len(turns_of(everything)) == 8 and not (tmp_path / "out.parquet.too_long.jsonl").exists()
+    assert len(turns_of(everything)) == 8 and not (tmp_path / "out.parquet.left_out.jsonl").exists()
 
 
 def test_trajectories_by_their_turns_and_turns_by_their_reasoning(run, step2, tmp_path):
@@ -368,7 +369,7 @@ def test_trajectories_by_their_turns_and_turns_by_their_reasoning(run, step2, tm
     assert turns_of(step2(rows, "--max-turns", "1")) == [(1, 2)]
     assert turns_of(step2(rows, "--require-reasoning", "--min-turns", "2")) == [(0, 2), (0, 4), (0, 6), (0, 8), (2, 3)]
     process = run("step2_to_alpaca_mask_history.py", "plain.jsonl", "out.parquet", "--dataset-dir", ".", "--require-reasoning", "--min-turns", "2")
-    assert "3 rows in = 3 rows out as samples + 0 set aside" in process.stdout
+    assert "3 rows in = 2 rows out as samples + 0 set aside + 1 of which all turns are left out" in process.stdout
     assert "7 turns in = 5 turns in samples + 2 left out" in process.stdout
     assert "1 turns left out: they have no reasoning" in process.stdout
     assert "1 turns left out: their trajectory has fewer turns than --min-turns" in process.stdout
