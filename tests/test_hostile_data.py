@@ -2,6 +2,7 @@
 
 import json
 import time
+import tracemalloc
 
 import pytest
 from conftest import ROOT, assistant, call, read_jsonl, tool, user, write_jsonl
@@ -387,3 +388,14 @@ def test_summary_counts_what_is_unusual(run, tmp_path):
         assert f"1 {note}" in process.stdout
     run("step1_apply_tool_template.py", "x.jsonl", "z.jsonl", "--validate-tools", expect=1)
     assert step1.UNKNOWN_TOOL in read_jsonl(tmp_path / "z.jsonl.rejects.jsonl")[0]["reason"]
+
+
+def test_renderings_are_not_kept():
+    messages = [user("q " * 5000), assistant("a", "r")] * 3
+    convert_row({"messages": messages}, 0, "x", TEMPLATE, True)
+    tracemalloc.start()
+    for index in range(100):
+        convert_row({"messages": messages}, index, "x", TEMPLATE, True)
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert held < 1 << 20

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from unittest import mock
 
 import pyarrow.parquet as pq
 import pytest
@@ -406,3 +407,40 @@ def test_option_that_cannot_be_followed_is_a_clear_error(run, tmp_path, options,
     process = subprocess.run([sys.executable, ROOT / "step2_to_alpaca_mask_history.py", "x.jsonl", "--dataset-dir", ".", *options, "out.jsonl"],
                              cwd=tmp_path, capture_output=True, text=True)  # fmt: skip
     assert process.returncode and reason in process.stderr and [path.name for path in tmp_path.iterdir()] == ["x.jsonl"]
+
+
+def test_samples_that_share_no_text_are_read_one_by_one():
+    """Answers that open with whitespace cannot close a pair, so each sample spells its whole prompt out in one text."""
+    messages = [message for turn in range(60) for message in (user(f"q{turn}"), assistant(f"\n\na{turn}", "r"))]
+    samples, _ = to_samples(*step1_columns(step1_row(messages)))
+    content, entries = packed(samples)
+    with tempfile.TemporaryFile() as file, mock.patch("os.pread", wraps=os.pread) as read:
+        file.write(content)
+        file.flush()
+        [table] = gather(file.fileno(), entries)
+        assert table.to_pylist() == samples and max(call.args[1] for call in read.call_args_list) < len(content) / 10
+
+
+def test_trajectory_that_is_trained_on_and_evaluated_is_caught(step2, check):
+    step2([CONVERSATION] * 5, "--val-ratio", "0.2")
+    step2([CONVERSATION] * 5)
+    output = check("out", "eval_dataset=out_val", expect=1)
+    assert output.count("(100.00%)") == 2
+
+
+def test_check_says_why_turns_are_left_out_and_what_to_do_about_long_ones(step2, check):
+    step2([CONVERSATION, CONVERSATION[:3]], "--min-turns", "2")
+    assert "1  of them: their trajectory has fewer turns than --min-turns" in check("out")
+    output = check("out", "cutoff_len=16", expect=1)
+    assert "leave them out by step 2 --cutoff-len N --tokenizer MODEL, or raise cutoff_len" in output
+    step2([CONVERSATION] * 5, "--val-ratio", "0.2")
+    assert "4  of them: held out, to be evaluated" in check("out", "eval_dataset=out_val")
+
+
+def test_folders_with_dots_have_names_of_their_own(step2, tmp_path):
+    for output in ("data.v1", "data.v2"):
+        step2([CONVERSATION] * 4, "--num-shards", "1", "--val-ratio", "0.25", output=output)
+    entries = json.loads((tmp_path / "dataset_info.json").read_text())
+    assert {name: entry["file_name"] for name, entry in entries.items()} == {
+        "data.v1": "data.v1", "data.v1_val": "data.v1_val", "data.v2": "data.v2", "data.v2_val": "data.v2_val"
+    }  # fmt: skip
