@@ -181,13 +181,16 @@ def test_setting_that_llamafactory_refuses_is_a_clear_error(run, tiny_model):
 
 
 def test_several_data_sets_and_an_evaluation_set_are_checked_each(run, pipeline, check, tmp_path, tiny_model):
-    one = pipeline(GOLDEN, name="one")
-    (tmp_path / "rows.jsonl").rename(tmp_path / "others.jsonl")
-    table = pq.read_table(tmp_path / "one.parquet")
-    sources = pa.array(["others.jsonl"] * len(table))
-    pq.write_table(table.set_column(table.schema.get_field_index("source"), "source", sources), tmp_path / "one.parquet")
-    two = pipeline(GOLDEN, name="two")
-    output = check(f"{one},{two}", f"eval_dataset={one}", "eval_strategy=epoch")
+    def made_of(source: str, name: str) -> str:
+        pipeline(GOLDEN, name=name)
+        (tmp_path / "rows.jsonl").rename(tmp_path / source)
+        table = pq.read_table(tmp_path / f"{name}.parquet")
+        sources = pa.array([source] * len(table))
+        pq.write_table(table.set_column(table.schema.get_field_index("source"), "source", sources), tmp_path / f"{name}.parquet")
+        return name
+
+    one, two, three = made_of("1.jsonl", "one"), made_of("2.jsonl", "two"), made_of("3.jsonl", "three")
+    output = check(f"{one},{two}", f"eval_dataset={three}", "eval_strategy=epoch")
     assert output.count("53  (100.00%)") == 3
     command = [*arguments(tmp_path, f"{one},{two}", tiny_model), "mix_strategy=interleave_over", "interleave_probs=0.5,0.5"]
     process = run("check_training_tokens.py", *command, expect=1)

@@ -112,7 +112,8 @@ def test_report_of_a_failed_check_says_so_at_the_top_and_counts_each_fault(page)
     assert found["exact"] == ["2", "50.00%"]
     assert found["mismatched"] == ["1", "in 1 the tokens differ"]
     assert found["over cutoff_len"][0] == "1" and found["supervised"][0] == "4"
-    assert found["left out"] == ["2", "turns without a sample: 3:0, 3:2"]
+    assert found["left out"][0] == "2" and found["left out"][1].endswith("; turns without a sample: 3:0, 3:2")
+    assert "1: its prompt opens with a block of assistant, which LlamaFactory cannot write; " in found["left out"][1]
     assert found["set aside"][0] == "1" and "1 like this: message 0: unknown role '<b>narrator'" in found["set aside"][1]
     assert found["steps"] == ["3"] and found["samples per step"] == ["64"]  # 4 samples, 3 epochs, 1 x 32 x 2
     tokens = int(shown["tokens"].replace(",", ""))
@@ -131,11 +132,10 @@ def test_report_of_a_passed_check_counts_every_sample(pipeline, main, tiny_model
 
 
 def test_data_set_for_evaluation_has_numbers_and_samples_but_no_cost(pipeline, main, tiny_model, tmp_path, browser):
-    pipeline([ROWS[4]] * 2, name="held_out")
-    pipeline([ROWS[4]] * 3)
-    main(tmp_path, *settings(tmp_path, tiny_model), "eval_dataset=held_out", "eval_strategy=epoch", "--report", "report.html")
+    pipeline([ROWS[4]] * 5, "--val-ratio", "0.4")
+    main(tmp_path, *settings(tmp_path, tiny_model), "eval_dataset=samples_val", "eval_strategy=epoch", "--report", "report.html")
     browser.open((tmp_path / "report.html").as_uri())
-    assert browser.evaluate("[...document.querySelectorAll('h2')].slice(0, 2).map(e => e.textContent)") == ["samples", "held_out (for evaluation)"]
+    assert browser.evaluate("[...document.querySelectorAll('h2')].slice(0, 2).map(e => e.textContent)") == ["samples", "samples_val (for evaluation)"]
     assert browser.evaluate("document.querySelectorAll('#sample option').length") == 5
     assert cells(browser)["tokens"] == ["180"]  # 3 samples of 20 tokens, 3 epochs
 
@@ -159,7 +159,7 @@ def test_policy_of_the_page_forbids_other_scripts(page):
 
 def test_viewer_goes_to_the_next_the_previous_and_a_named_turn(page):
     assert page.text("#note").startswith("1 of 4 (mismatch)") and "trajectory 0, turn 3" in page.text("#note")
-    assert click(page, "#next").startswith("2 of 4 (longest)")
+    assert click(page, "#next").startswith("2 of 4 (longest, not exact)")
     assert click(page, "#previous").startswith("1 of 4") and click(page, "#previous").startswith("4 of 4")
     assert "trajectory 4, turn 1" in jump(page, "4", "1") and "trajectory 0, turn" in jump(page, "0", "")
     assert "trajectory 1, turn 1" in jump(page, "1", "")
@@ -378,11 +378,11 @@ def test_control_characters_of_the_data_do_not_reach_the_terminal():
 def test_turn_without_a_sample_is_named_with_those_that_have_one():
     provenance = Dataset.from_list([{"source": "x", "trajectory": 3, "turns": [turn]} for turn in (2, 6, 4)])
     built = Dataset.from_list([{"input_ids": [1], "labels": [1]}] * 3)
-    assert [sample.turns for sample in check.samples_of_turn([("samples", provenance, built)], 3, 6)] == [[6]]
-    with pytest.raises(SystemExit, match="--show 3:5: trajectory 3 has no sample of this turn; it has of turns 2, 4, 6. Step 2 says why"):
-        check.samples_of_turn([("samples", provenance, built)], 3, 5)
+    assert [sample.turns for sample in check.samples_of_turn([("samples", None, provenance, built)], 3, 6)] == [[6]]
+    with pytest.raises(SystemExit, match="--show 3:5: no sample supervises message 5 of trajectory 3, .*: 2, 4, 6"):
+        check.samples_of_turn([("samples", None, provenance, built)], 3, 5)
     with pytest.raises(SystemExit, match="--show 9:5: trajectory 9 has no sample in samples; rows are counted from 0"):
-        check.samples_of_turn([("samples", provenance, built)], 9, 5)
+        check.samples_of_turn([("samples", None, provenance, built)], 9, 5)
 
 
 @pytest.mark.parametrize("options, error", [
