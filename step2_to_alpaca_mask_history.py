@@ -722,7 +722,8 @@ def main() -> None:
         places, val_places = hold_out(places, ends, args.val_ratio, args.seed)
         if not places:
             print_counts(totals, left_out, args.merge_turns, rejects.rows_in)
-            sys.exit(f"{args.input}: no sample is left to train on" + " beside the validation set" * bool(val_places) + f"; {shown(args.output)} is not written{still_there(args.output)}")
+            beside = " beside the validation set" * bool(val_places)
+            sys.exit(f"{args.input}: no sample is left to train on{beside}; {shown(args.output)} is not written{still_there(args.output)}")
         for output, of_output in ((args.output, places), (val_output, val_places)):
             if of_output:
                 of_output = of_output if args.no_shuffle else shuffled(of_output, args.seed)

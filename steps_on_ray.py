@@ -186,8 +186,8 @@ def main() -> None:
         output_system.create_dir(f"{work}/summaries")
         with tempfile.TemporaryDirectory() as work_here:
             write_samples(shards, system, output_system, work, work_here, seed=args.seed, chat_template=chat_template,
-                      allow_control_tokens=args.allow_control_tokens, validate_tools=args.validate_tools,
-                      step2_options=args.options)  # fmt: skip
+                          allow_control_tokens=args.allow_control_tokens, validate_tools=args.validate_tools,
+                          step2_options=args.options)  # fmt: skip
         with (
             output_system.open_output_stream(f"{work}/rejects.jsonl") as file,
             output_system.open_output_stream(f"{work}/left_out.jsonl") as left_out_file,
