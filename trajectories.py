@@ -43,7 +43,7 @@ RENDER_SECONDS = 60  # the longest that a chat template may take for one renderi
 SHOWN_REASONS, SHOWN_REASON = 5, 1000  # reasons on the screen; characters of a reason that are kept
 GZIP = b"\x1f\x8b"
 JSON_CHUNK = 1 << 20  # characters of a JSON array read at a time
-BATCH, BATCH_BYTES = 32, 1 << 22  # the most rows, and about the most JSON, that a process works on at a time
+BATCH, BATCH_BYTES = 32, 1 << 20  # the most rows, and about the most JSON, that a process works on at a time
 PARQUET_BUFFER = 1 << 20  # bytes of a Parquet file read at a time, where a row group may be as long as the file
 PARQUET_BATCH = 512  # rows held in memory while a Parquet file is written
 
