@@ -33,6 +33,7 @@ import training_report
 from training_report import IGNORE_INDEX, Findings, Sample
 from trajectories import (
     CONTROL_TOKENS,
+    LEFT_OUT_TURNS,
     ROOT,
     TrajectoryError,
     positive_count,
@@ -47,7 +48,6 @@ from trajectories import (
 
 ASSISTANT = "<|im_start|>assistant\n"
 SERVED_AS = ("drop", "template", "no-thinking")
-LEFT_OUT = ".left_out.jsonl"  # what step 2 writes beside its samples
 HELD_OUT, NOT_SAID = "held out, to be evaluated", "step 2 does not say why"
 PROVENANCE = ("source", "trajectory", "turns", "served_as")
 # What the machine that trains has and the one that checks may lack. No data depends on these.
@@ -214,7 +214,7 @@ def training_sets(model_args, data_args, training_args):
 
 def reasons_of(path: Path) -> dict:
     """Why step 2 left turns out, as it says beside its samples: {(source, trajectory, turn): reason}."""
-    path = path.with_name(path.name + LEFT_OUT)
+    path = path.with_name(path.name + LEFT_OUT_TURNS)
     rows = read_rows(str(path)) if path.is_file() else ()
     return {(row["source"], row["trajectory"], row["turn"]): row["reason"] for _, row, error in rows if not error}
 

@@ -39,6 +39,7 @@ from trajectories import (
     BLOCK_END,
     BLOCK_START,
     FORMATS,
+    LEFT_OUT_TURNS,
     ROOT,
     SAMPLE,
     Rejects,
@@ -61,7 +62,7 @@ DEFAULT_OUTPUT = ROOT / "data" / "alpaca_mask_history_envscaler_sft_traj_9k.parq
 COLUMNS = {"prompt": "instruction", "query": "input", "response": "output", "system": "system", "history": "history"}
 TEXTS = ("instruction", "input", "output", "system", "source", "served_as")  # the columns of text
 ROW_GROUP, GATHERED_BYTES = 512, 1 << 24  # the most samples, and about the most text, in memory when samples are written
-PREVIEW, LEFT_OUT = "_preview.json", ".left_out.jsonl"
+PREVIEW = "_preview.json"
 OTHER_LENGTH = "their trajectory has fewer turns than --min-turns or more than --max-turns"
 NO_REASONING = "they have no reasoning"
 TOO_LONG = "their sample does not fit in --cutoff-len"
@@ -687,11 +688,10 @@ def main() -> None:
         sys.exit(f"{args.input}: no such file; run step1_apply_tool_template.py first")
     if args.output.absolute() == args.dataset_info.absolute():
         parser.error(f"{args.output} registers the data sets; name another output")
-    check_output(args.output, bool(args.num_shards))
 
     name = name_of(args.output)
     val_output = args.output.with_name(f"{name}_val{args.output.name.removeprefix(name)}")
-    left_out_path = args.output.with_name(args.output.name + LEFT_OUT)
+    left_out_path = args.output.with_name(args.output.name + LEFT_OUT_TURNS)
     outputs = [args.output, val_output] if args.val_ratio else [args.output]
     for output in outputs:
         check_output(output, bool(args.num_shards))

@@ -30,7 +30,7 @@ import pyarrow.parquet
 
 import step1_apply_tool_template as step1
 import step2_to_alpaca_mask_history as step2
-from trajectories import READERS, ROOT, SHOWN_REASONS, convert_batch, shown
+from trajectories import LEFT_OUT_TURNS, READERS, REJECTS, ROOT, SHOWN_REASONS, convert_batch, shown
 
 BATCH = 16  # trajectories whose samples are in memory at a time
 
@@ -200,18 +200,18 @@ def main() -> None:
                 given = given or summary["given"]
                 file.write("".join(json.dumps(row) + "\n" for row in summary["rejected"]).encode())
                 left_out_file.write("".join(json.dumps(turn) + "\n" for turn in summary["left_out"]).encode())
-        for what in (".rejects.jsonl", step2.LEFT_OUT):  # those of an earlier run
+        for what in (REJECTS, LEFT_OUT_TURNS):  # those of an earlier run
             if output_system.get_file_info(output + what).is_file:
                 output_system.delete_file(output + what)
         if reasons:
-            output_system.move(f"{work}/rejects.jsonl", f"{output}.rejects.jsonl")
-            print(f"{reasons.total()} rows set aside with their reasons: {address}.rejects.jsonl", file=sys.stderr)
+            output_system.move(f"{work}/rejects.jsonl", output + REJECTS)
+            print(f"{reasons.total()} rows set aside with their reasons: {address}{REJECTS}", file=sys.stderr)
             for reason, number in reasons.most_common(SHOWN_REASONS):
                 print(f"  {number}: {reason}", file=sys.stderr)
         if not totals["samples"]:
             sys.exit(f"{args.input}: no sample is left; {address} is not written")
         if left_out:
-            output_system.move(f"{work}/left_out.jsonl", f"{output}{step2.LEFT_OUT}")
+            output_system.move(f"{work}/left_out.jsonl", output + LEFT_OUT_TURNS)
         move_shards(output_system, f"{work}/samples", output, args.seed)
     finally:
         output_system.delete_dir(work)

@@ -32,6 +32,7 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parent
 SAMPLE = ROOT / "data" / "envscaler_sample.jsonl"
 FORMATS = (".json", ".jsonl", ".parquet")
+REJECTS, LEFT_OUT_TURNS = ".rejects.jsonl", ".left_out.jsonl"  # what is written beside an output: its name and this
 ROLES = ("system", "user", "assistant", "tool")
 BLOCK_START, BLOCK_END = "<|im_start|>", "<|im_end|>"
 CONTROL_TOKENS = (  # of Qwen's tokenizers: in a text they are no text but a mark, to the model that is trained and served
@@ -702,7 +703,7 @@ class Rejects:
     """
 
     def __init__(self, source: str, output: Path, strict: bool):
-        self.path = output.with_name(output.name + ".rejects.jsonl")
+        self.path = output.with_name(output.name + REJECTS)
         refuse_input(source, output, self.path)
         self.source, self.strict, self.rows_in, self.set_aside = source, strict, 0, 0
         self.reasons, self.file, self.stack = {}, None, contextlib.ExitStack()  # reasons: [rows, the first, its reason] by kind
