@@ -22,6 +22,7 @@ import itertools
 import json
 import os
 import sys
+import types
 from collections import Counter
 from pathlib import Path
 
@@ -38,6 +39,7 @@ from trajectories import (
     ROOT,
     SAMPLE,
     Rejects,
+    SharedTool,
     TrajectoryError,
     check_output,
     decoded_messages,
@@ -416,6 +418,7 @@ def _compiled(chat_template: str):
     try:
         with time_limit():
             compiled = environment.from_string(template)
+        compiled.globals = dict(compiled.globals)  # Jinja's chain of two is copied for every rendering, slowly
     except Exception as error:  # a template may fail in any way, here and below
         raise SystemExit(f"{name}: not a valid Jinja template ({error})") from None
 
@@ -447,19 +450,30 @@ def _bounded(chunks) -> str:
 
 
 class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
-    """Jinja's sandbox with two short cuts to what it would find in the end, for the types that templates look at most."""
+    """Jinja's sandbox with short cuts to what it would find in the end, for the types that templates look at most."""
 
     def getattr(self, obj, attribute):
-        if type(obj) is dict and attribute not in _DICT_ATTRIBUTES:
-            return obj[attribute] if attribute in obj else self.undefined(obj=obj, name=attribute)
+        kind = type(obj)
+        if kind is dict:
+            if attribute not in _DICT_ATTRIBUTES:
+                return obj[attribute] if attribute in obj else self.undefined(obj=obj, name=attribute)
+        elif kind in _PLAIN and not attribute.startswith(("_", "format")):
+            try:
+                return getattr(obj, attribute)
+            except AttributeError:
+                pass
         return super().getattr(obj, attribute)
 
-    def is_safe_attribute(self, obj, attr, value):
-        safe = type(obj) in (str, jinja2.runtime.LoopContext, jinja2.utils.Namespace) and not attr.startswith("_")
-        return safe or super().is_safe_attribute(obj, attr, value)
+    def call(self, context, obj, /, *args, **kwargs):
+        if type(obj) is types.BuiltinMethodType and type(obj.__self__) is str:
+            kwargs.pop("_loop_vars", None)
+            kwargs.pop("_block_vars", None)
+            return obj(*args, **kwargs)
+        return super().call(context, obj, *args, **kwargs)
 
 
 _DICT_ATTRIBUTES = frozenset(dir(dict))
+_PLAIN = (str, jinja2.runtime.LoopContext, jinja2.utils.Namespace)
 
 
 class _GenerationTag(jinja2.ext.Extension):
@@ -474,7 +488,7 @@ class _GenerationTag(jinja2.ext.Extension):
 
 def _tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False) -> str:
     if not (ensure_ascii or indent or separators or sort_keys):
-        return _encode(value)
+        return value._as_json if type(value) is SharedTool else _encode(value)
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 

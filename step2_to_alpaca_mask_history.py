@@ -23,6 +23,7 @@ import contextlib
 import functools
 import itertools
 import json
+import mmap
 import os
 import random
 import re
@@ -33,6 +34,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+import orjson
 from tqdm import tqdm
 
 from trajectories import (
@@ -61,7 +63,9 @@ DEFAULT_INPUT = SAMPLE.with_name(SAMPLE.stem + "_apply_qwen3_template.jsonl")
 DEFAULT_OUTPUT = ROOT / "data" / "alpaca_mask_history_envscaler_sft_traj_9k.parquet"
 COLUMNS = {"prompt": "instruction", "query": "input", "response": "output", "system": "system", "history": "history"}
 TEXTS = ("instruction", "input", "output", "system", "source", "served_as")  # the columns of text
+FEW_TEXTS = ["input", "system", "source", "served_as"]  # of which many samples have the same
 ROW_GROUP, GATHERED_BYTES = 512, 1 << 24  # the most samples, and about the most text, in memory when samples are written
+MAPPED_BYTES = 1 << 28  # of packed samples, that may stay mapped into memory
 PREVIEW = "_preview.json"
 OTHER_LENGTH = "their trajectory has fewer turns than --min-turns or more than --max-turns"
 NO_REASONING = "they have no reasoning"
@@ -248,16 +252,15 @@ def sample_schema():
 
 
 # Nearly all text of a sample is that of the samples before it too. So the samples of a trajectory are packed: each text
-# once, and for each sample the numbers of its texts. The packed trajectories go to a temporary file. In memory is where
-# each sample is in that file, and this is what is shuffled.
+# once, and for each sample the numbers of its texts. Those of all trajectories go to three temporary files. In memory is
+# where each sample starts, and this is what is shuffled.
 
 
-def packed(samples: list[dict]) -> tuple[bytes, list[int]]:
-    """The samples of one trajectory as bytes, and place, length, place, length, … of their entries in them.
+def packed(samples: list[dict]) -> tuple[bytes, array.array, array.array, list[int]]:
+    """The samples of one trajectory: (its texts in UTF-8, where each ends, the entries of its samples, where each starts).
 
-    The bytes: the ends of the n texts, the first being 0; the texts in UTF-8, filled up to 8 bytes; the entries. An entry:
-    its place; n; how many texts it needs, which are the first ones, and their bytes; the bytes of the sample; trajectory;
-    number of turns; turns; texts of the columns TEXTS; texts of the history. All numbers are int64.
+    An entry is a row of int64: number of the trajectory's first text; bytes of the sample; trajectory; how many turns; how
+    many texts; its turns; the numbers of its texts, those of the columns TEXTS before those of the history.
     """
     numbers = defaultdict()
     numbers.default_factory = numbers.__len__
@@ -266,49 +269,71 @@ def packed(samples: list[dict]) -> tuple[bytes, list[int]]:
     ]
     texts = [text.encode() for text in numbers]
     lengths = [*map(len, texts)]
-    ends = [0, *itertools.accumulate(lengths)]
-    parts = [array.array("q", ends).tobytes(), *texts, b" " * (-ends[-1] % 8)]
-    place, places = sum(map(len, parts)), []
+    entries, starts = array.array("q"), []
     for sample, of_sample in zip(samples, of_samples):
-        needed, size = max(of_sample) + 1, sum(map(lengths.__getitem__, of_sample))
-        entry = [place, len(texts), needed, ends[needed], size, sample["trajectory"], len(sample["turns"]), *sample["turns"]]
-        parts.append(array.array("q", entry + of_sample).tobytes())
-        places += [place, len(parts[-1])]
-        place += len(parts[-1])
-    return b"".join(parts), places
+        size, turns = sum(map(lengths.__getitem__, of_sample)), sample["turns"]
+        starts.append(len(entries))
+        entries.extend((0, size, sample["trajectory"], len(turns), len(of_sample), *turns, *of_sample))
+    return b"".join(texts), array.array("q", itertools.accumulate(lengths)), entries, starts
 
 
-def gather(file: int, places):
-    """Yield samples of a file of packed trajectories, as pyarrow tables of `sample_schema`.
+class PackedFiles:
+    """The packed samples of many trajectories, in three files of the folder of `path` that end with the process.
+
+    `starts` is where the entries of the samples are, `ends` where those of each trajectory end in it.
+    """
+
+    def __init__(self, path: Path, stack: contextlib.ExitStack):
+        self.texts, self.text_ends, self.entries = self.files = [stack.enter_context(working_file(path)) for _ in range(3)]
+        self.starts, self.ends, self.number, self.size = array.array("q"), array.array("q", [0]), 0, 0
+        self.text_ends.write(bytes(8))
+
+    def add(self, texts: bytes, text_ends: array.array, entries: array.array, starts: list[int]) -> None:
+        """What `packed` returns."""
+        import numpy as np
+
+        for start in starts:
+            entries[start] = self.number
+        self.starts.extend(start + self.entries.tell() // 8 for start in starts)
+        self.ends.append(len(self.starts))
+        self.texts.write(texts)
+        self.text_ends.write(np.frombuffer(text_ends, np.int64) + self.size)
+        self.entries.write(entries)
+        self.number += len(text_ends)
+        self.size += len(texts)
+
+    def flushed(self) -> list[int]:
+        """The descriptors that `gather` takes."""
+        for file in self.files:
+            file.flush()
+        return [file.fileno() for file in self.files]
+
+
+def gather(files: list[int], starts):
+    """Yield samples of packed files as pyarrow tables of `sample_schema`.
 
     Args:
-        file: a descriptor.
-        places: where the entries of the samples are: place, length, place, length, …
+        files: descriptors of the texts, their ends, and the entries.
+        starts: where the entries of the samples start.
     """
     import numpy as np
+    import pyarrow as pa
 
-    batch, size = [], 0
-    for place, length in zip(places[::2], places[1::2]):
-        entry = np.frombuffer(os.pread(file, length, place), np.int64)
-        back, n, needed, text_bytes, sample_bytes, trajectory, turns = entry[:7].tolist()
-        numbers, first = entry[7 + turns :], place - back + 8 * (n + 1)
-        ends = np.frombuffer(os.pread(file, 8 * (needed + 1), place - back), np.int64)
-        if text_bytes <= 2 * sample_bytes:
-            texts = os.pread(file, text_bytes, first)
-        else:  # texts of other samples lie between those of this one
-            used, numbers = np.unique(numbers, return_inverse=True)
-            texts = b"".join(os.pread(file, int(ends[i + 1] - ends[i]), first + int(ends[i])) for i in used)
-            ends = np.cumsum([0, *(ends[used + 1] - ends[used])])
-        batch.append((trajectory, entry[7 : 7 + turns], numbers, ends, texts))
-        size += max(sample_bytes, len(texts))
-        if len(batch) == ROW_GROUP or size > GATHERED_BYTES:
-            yield _table(batch)
-            batch, size = [], 0
-    if batch:
-        yield _table(batch)
+    texts, ends, entries = maps = [mmap.mmap(file, 0, access=mmap.ACCESS_READ) for file in files]
+    every = pa.LargeStringArray.from_buffers(len(ends) // 8 - 1, pa.py_buffer(ends), pa.py_buffer(texts))
+    entries = np.frombuffer(entries, np.int64)
+    by_size = sorted(maps, key=len)
+    large = [file for file, total in zip(by_size, itertools.accumulate(map(len, by_size))) if total > MAPPED_BYTES]
+    for block in range(0, len(starts), ROW_GROUP):
+        at = np.asarray(starts[block : block + ROW_GROUP])
+        bytes_so_far = np.cumsum(entries[at + 1])
+        for some in np.split(at, np.flatnonzero(np.diff(bytes_so_far // GATHERED_BYTES)) + 1):
+            yield _table(every, entries, some)
+            for file in large:
+                file.madvise(mmap.MADV_DONTNEED)  # else all of it would come to count as memory of this process
 
 
-def _table(batch: list[tuple]):
+def _table(texts, entries, at):
     import numpy as np
     import pyarrow as pa
 
@@ -316,45 +341,47 @@ def _table(batch: list[tuple]):
         values = np.asarray(values, kind)
         return pa.Array.from_buffers(pa.from_numpy_dtype(kind), len(values), [None, pa.py_buffer(values)])
 
-    def lists(lengths, values):
-        return pa.ListArray.from_arrays(integers(np.cumsum([0, *lengths]), np.int32), values)
+    def strings(numbers):
+        return texts.take(integers(numbers)).cast(pa.string())
 
-    trajectories, turns, numbers, ends, texts = zip(*batch)
-    first_text = np.cumsum([0, *(len(of_sample) - 1 for of_sample in ends)])
-    first_byte = np.cumsum([0, *(of_sample[-1] for of_sample in ends)])
-    offsets = np.concatenate([[0], *(of_sample[1:] + first for of_sample, first in zip(ends, first_byte))]).astype(np.int32)
-    every = pa.StringArray.from_buffers(len(offsets) - 1, pa.py_buffer(offsets), pa.py_buffer(b"".join(texts)))
-    numbers = [of_sample + first for of_sample, first in zip(numbers, first_text)]
-    history = every.take(integers(np.concatenate([of_sample[len(TEXTS) :] for of_sample in numbers])))
-    pairs = lists([2] * (len(history) // 2), history)
-    columns = dict(zip(TEXTS, (every.take(integers(column)) for column in zip(*numbers))))
-    columns["history"] = lists([(len(of_sample) - len(TEXTS)) // 2 for of_sample in numbers], pairs)
+    def lists(lengths, values):
+        return pa.ListArray.from_arrays(integers(np.concatenate([[0], np.cumsum(lengths)]), np.int32), values)
+
+    def runs(starts, lengths):
+        ends = np.cumsum(lengths)
+        return entries[np.arange(ends[-1]) + np.repeat(starts + lengths - ends, lengths)]
+
+    first_text, _, trajectories, n_turns, n_texts = (entries[at + number] for number in range(5))
+    first, n_history = at + 5 + n_turns, n_texts - len(TEXTS)
+    columns = {name: strings(first_text + entries[first + number]) for number, name in enumerate(TEXTS)}
+    history = strings(np.repeat(first_text, n_history) + runs(first + len(TEXTS), n_history))
+    columns["history"] = lists(n_history // 2, lists(np.full(len(history) // 2, 2), history))
     columns["trajectory"] = integers(trajectories)
-    columns["turns"] = lists(map(len, turns), integers(np.concatenate(turns)))
+    columns["turns"] = lists(n_turns, integers(runs(at + 5, n_turns)))
     return pa.Table.from_arrays([columns[name] for name in sample_schema().names], schema=sample_schema())
 
 
-def write_samples(output: Path, file: int, places, num_shards: int | None, num_proc: int) -> None:
-    """Write samples of a file of packed trajectories, see `gather`, in the format that the output's name says."""
+def write_samples(output: Path, files: list[int], starts, num_shards: int | None, num_proc: int) -> None:
+    """Write samples of packed files, see `gather`, in the format that the output's name says."""
     import numpy  # noqa: F401  the processes of the shards inherit them
     import pyarrow.parquet  # noqa: F401
 
-    with tqdm(total=len(places) // 2, desc="write", unit=" samples") as bar:
+    with tqdm(total=len(starts), desc="write", unit=" samples") as bar:
 
         def tables():
-            for table in gather(file, places):
+            for table in gather(files, starts):
                 yield table
                 bar.update(len(table))
 
         if num_shards:
             with whole_file(output) as part:
                 part.mkdir()
-                bounds = [2 * (len(places) // 2 * shard // num_shards) for shard in range(num_shards + 1)]
+                bounds = [len(starts) * shard // num_shards for shard in range(num_shards + 1)]
                 shards = (
-                    (part / f"{shard:05}-of-{num_shards:05}", places[start:end])
+                    (part / f"{shard:05}-of-{num_shards:05}", starts[start:end])
                     for shard, (start, end) in enumerate(itertools.pairwise(bounds))
                 )
-                for samples in in_order(functools.partial(_write_shard, file=file), shards, num_proc, here=0):
+                for samples in in_order(functools.partial(_write_shard, files=files), shards, num_proc, here=0):
                     bar.update(samples)
                 for shard in sorted(part.iterdir()):  # only now, so that no reader takes those of a run that was killed
                     shard.rename(shard.with_suffix(".parquet"))
@@ -372,29 +399,25 @@ def name_of(output: Path) -> str:
     return output.stem if output.suffix in FORMATS else output.name
 
 
-def hold_out(places, ends, ratio: float, seed: int) -> tuple:
-    """(places to train on, places for validation): whole trajectories, of which `ends` tells where they end in `places`."""
+def hold_out(starts, ends, ratio: float, seed: int) -> tuple:
+    """(samples to train on, samples for validation): whole trajectories, of which `ends` tells where they end in `starts`."""
     of_trajectories = [(start, end) for start, end in itertools.pairwise(ends) if start < end]
     if not ratio or not of_trajectories:
-        return places, array.array("q")
+        return starts, array.array("q")
     number = max(1, round(ratio * len(of_trajectories)))
     held_out = set(random.Random(seed).sample(range(len(of_trajectories)), number))
     split = array.array("q"), array.array("q")
     for trajectory, (start, end) in enumerate(of_trajectories):
-        split[trajectory in held_out].extend(places[start:end])
+        split[trajectory in held_out].extend(starts[start:end])
     return split
-
-
-def shuffled(places, seed: int):
-    order = array.array("q", range(0, len(places), 2))
-    random.Random(seed).shuffle(order)
-    return array.array("q", (number for at in order for number in places[at : at + 2]))
 
 
 def _write_parquet(path: Path, tables) -> None:
     import pyarrow.parquet as pq
 
-    with pq.ParquetWriter(path, sample_schema(), compression="zstd") as writer, ThreadPoolExecutor(1) as thread:
+    # Trajectories of one environment share their system text, and with it a long list of tools; other texts are seldom alike.
+    options = dict(compression="zstd", use_dictionary=FEW_TEXTS, dictionary_pagesize_limit=GATHERED_BYTES)
+    with pq.ParquetWriter(path, sample_schema(), **options) as writer, ThreadPoolExecutor(1) as thread:
         table = next(tables, None)
         while table is not None:
             ahead = thread.submit(next, tables, None)  # gathered while this one is encoded
@@ -402,10 +425,10 @@ def _write_parquet(path: Path, tables) -> None:
             table = ahead.result()
 
 
-def _write_shard(shard: tuple, file: int) -> int:
-    path, places = shard
-    _write_parquet(path, gather(file, places))
-    return len(places) // 2
+def _write_shard(shard: tuple, files: list[int]) -> int:
+    path, starts = shard
+    _write_parquet(path, gather(files, starts))
+    return len(starts)
 
 
 def for_json(samples):
@@ -552,10 +575,10 @@ def load_tokenizer(name: str):
 
 
 def convert_row(row: dict, index: int, options: Options) -> tuple:
-    """A row of step 1 -> (*packed(samples), and the rest of `row_samples`); raises TrajectoryError."""
+    """A row of step 1 -> (packed(samples), and the rest of `row_samples`); raises TrajectoryError."""
     samples, *rest = row_samples(row, options)
     try:
-        return *packed(samples), *rest
+        return packed(samples), *rest
     except (UnicodeEncodeError, OverflowError) as error:
         raise TrajectoryError(f"the row is not one of step 1 ({error}); run step1_apply_tool_template.py first") from None
 
@@ -699,39 +722,36 @@ def main() -> None:
     refuse_input(args.input, *outputs, left_out_path, *previews, args.dataset_info)
     convert = functools.partial(convert_row, options=args.options)
     totals, left_out, given, write_left_out = Counter(), Counter(), "", None
-    places, ends = array.array("q"), array.array("q", [0])  # of all samples; where those of a trajectory end in it
     replaced = ", in place of an earlier one" if args.output.exists() else ""
     with (
-        working_file(args.output) as file,
         Rejects(args.input, args.output, args.strict) as rejects,
         contextlib.ExitStack() as stack,
     ):
-        for trajectory, entries, notes, row_left_out, row_given in rejects.convert(convert, "step 2", args.num_proc, load_text):
-            start = file.tell()
-            file.write(trajectory)
-            places.extend(number + start * (1 - at % 2) for at, number in enumerate(entries))
-            ends.append(len(places))
+        samples = PackedFiles(args.output, stack)
+        for of_row, notes, row_left_out, row_given in rejects.convert(convert, "step 2", args.num_proc, load_text):
+            samples.add(*of_row)
             totals.update(notes)
             given = given or row_given
             for turn in row_left_out:
                 write_left_out = write_left_out or stack.enter_context(row_writer(left_out_path))
                 write_left_out(turn)
                 left_out[turn["reason"]] += 1
-        file.flush()
         rejects.save()
-        places, val_places = hold_out(places, ends, args.val_ratio, args.seed)
-        if not places:
+        files = samples.flushed()
+        starts, val_starts = hold_out(samples.starts, samples.ends, args.val_ratio, args.seed)
+        if not starts:
             print_counts(totals, left_out, args.merge_turns, rejects.rows_in)
-            beside = " beside the validation set" * bool(val_places)
+            beside = " beside the validation set" * bool(val_starts)
             sys.exit(f"{args.input}: no sample is left to train on{beside}; {shown(args.output)} is not written{still_there(args.output)}")
-        for output, of_output in ((args.output, places), (val_output, val_places)):
+        for output, of_output in ((args.output, starts), (val_output, val_starts)):
             if of_output:
-                of_output = of_output if args.no_shuffle else shuffled(of_output, args.seed)
-                write_samples(output, file.fileno(), of_output, args.num_shards, args.num_proc)
-                tables = gather(file.fileno(), of_output[: 2 * args.preview])
+                if not args.no_shuffle:
+                    random.Random(args.seed).shuffle(of_output)
+                write_samples(output, files, of_output, args.num_shards, args.num_proc)
+                tables = gather(files, of_output[: args.preview])
                 preview = [sample for table in tables for sample in table.to_pylist()]
                 with whole_file(output.with_name(name_of(output) + PREVIEW)) as part:
-                    part.write_text(json.dumps(preview, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+                    part.write_bytes(orjson.dumps(preview, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
     register(args.dataset_info, args.dataset_name, args.output)
     if not left_out:
         left_out_path.unlink(missing_ok=True)  # that of an earlier run
@@ -741,9 +761,9 @@ def main() -> None:
         print(f"each of them, with its reason: {shown(left_out_path)}")
     print(f"{shown(args.output)}{replaced}, registered as {args.dataset_name} in {shown(args.dataset_info)}; "
           f"the first samples: {shown(args.output.with_name(name_of(args.output) + PREVIEW))}")  # fmt: skip
-    if val_places:
+    if val_starts:
         register(args.dataset_info, f"{args.dataset_name}_val", val_output)
-        print(f"{shown(val_output)}: {len(val_places) // 2} of the samples, for validation, of trajectories that no other sample "
+        print(f"{shown(val_output)}: {len(val_starts)} of the samples, for validation, of trajectories that no other sample "
               f"is of; registered as {args.dataset_name}_val")  # fmt: skip
     elif f"{args.dataset_name}_val" in read_dataset_info(args.dataset_info):
         print(f"{args.dataset_name}_val is of an earlier run, and its trajectories are trained on now: evaluate on it no more")

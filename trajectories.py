@@ -78,9 +78,11 @@ def served_trajectory(row: dict, control_tokens: tuple = CONTROL_TOKENS) -> tupl
     for position, message in enumerate(messages):
         try:
             served.append(_served_message(message))
-            _refuse_control_tokens(served[-1], control_tokens)
         except TrajectoryError as error:
             raise TrajectoryError(f"message {position}: {error}") from None
+    if control_tokens and _may_hold(served, control_tokens):
+        for position, message in enumerate(served):
+            _refuse_control_tokens(message, control_tokens, f"message {position}: ")
     if not any(message["role"] == "assistant" for message in served):
         raise TrajectoryError("the trajectory has no assistant message, so there is nothing to train on")
     return served, tools
@@ -142,29 +144,44 @@ def _served_tools(tools, control_tokens: tuple) -> list[dict] | None:
     return tools
 
 
-_served_tools_of_text = functools.lru_cache(maxsize=64)(_served_tools)  # many trajectories share a tool list
+@functools.lru_cache(maxsize=64)  # many trajectories share a tool list
+def _served_tools_of_text(tools: str, control_tokens: tuple) -> list[dict] | None:
+    return [SharedTool(tool) for tool in _served_tools(tools, control_tokens) or ()] or None
 
 
-def _refuse_control_tokens(message: dict, control_tokens: tuple) -> None:
-    if not control_tokens:
-        return
+class SharedTool(dict):
+    """A tool of many trajectories, with its JSON as `tojson` writes it: most of them are rendered with nothing else."""
+
+    __slots__ = ("_as_json",)
+
+    def __init__(self, tool: dict):
+        super().__init__(tool)
+        self._as_json = json.dumps(tool, ensure_ascii=False)
+
+
+def _refuse_control_tokens(message: dict, control_tokens: tuple, where: str = "") -> None:
     values = [value for value in message.values() if value]
-    text = "\n".join(
-        [value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str) for value in values]
-    )
-    if any([opening in text for opening in _openings(control_tokens)]):
-        for token in control_tokens:
-            if token in text:
-                raise TrajectoryError(
-                    f"the text holds the control token {token}, which could forge a message; take it out of the row, "
-                    "or keep it by --allow-control-tokens of step 1"
-                )
+    text = "\n".join(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str) for value in values)
+    for token in control_tokens:
+        if token in text:
+            raise TrajectoryError(
+                f"{where}the text holds the control token {token}, which could forge a message; take it out of the row, "
+                "or keep it by --allow-control-tokens of step 1"
+            )
+
+
+def _may_hold(messages: list[dict], control_tokens: tuple) -> bool:
+    """Whether one of the tokens may be in a text: one search for how they begin, instead of one for each in each message."""
+    try:
+        text = orjson.dumps(messages, default=str)
+    except orjson.JSONEncodeError:  # it knows less than json
+        return True
+    return any([opening in text for opening in _openings(control_tokens)])
 
 
 @functools.cache
-def _openings(control_tokens: tuple) -> set:
-    """How they begin: one search instead of one for each token of Qwen."""
-    return {token[:2] for token in control_tokens}
+def _openings(control_tokens: tuple) -> list[bytes]:
+    return [*{orjson.dumps(token[:2])[1:-1] for token in control_tokens}]
 
 
 def _served_message(message: dict) -> dict:
@@ -316,11 +333,10 @@ def read_rows(source: str, desc: str | None = None):
 def read_raw(source: str, desc: str | None = None):
     """Yield (index, raw) for each row of the source: a line of JSON as bytes, or a row that is parsed already."""
     files = local_files(source)
-    rows = (row for path in files for row in _read_file(path))
     try:
-        counts = [_count_rows(path) for path in files]
-        total = None if None in counts else sum(counts)
-        yield from enumerate(tqdm(rows, total=total, desc=desc, unit=" rows", disable=desc is None))
+        size = sum(path.stat().st_size for path in files)
+        with tqdm(total=size, desc=desc, unit="B", unit_scale=True, disable=desc is None) as bar:
+            yield from enumerate(row for path in files for row in _read_file(path, bar))
     except OSError as error:
         raise SystemExit(f"{source}: cannot be read ({error})") from None
 
@@ -333,9 +349,15 @@ def load_text(raw: bytes):
         return json.loads(raw)
 
 
-def _read_file(path: Path):
+def _read_file(path: Path, bar):
+    done = 0
     with path.open("rb") as file:
-        yield from READERS[path.suffix](file, path)
+        for row in READERS[path.suffix](file, path):
+            at = max(done, file.tell())  # Parquet is read in leaps
+            bar.update(at - done)
+            done = at
+            yield row
+    bar.update(path.stat().st_size - done)
 
 
 def parse_row(raw, loads=json.loads) -> dict:
@@ -436,16 +458,6 @@ def open_parquet(file, path: Path | str):
 
 
 READERS = {".jsonl": _read_jsonl, ".json": _read_json, ".parquet": _read_parquet}
-
-
-def _count_rows(path: Path) -> int | None:
-    if path.suffix == ".jsonl":
-        with path.open("rb") as file:
-            return sum(1 for line in file if line.strip())
-    if path.suffix == ".parquet":
-        with open_parquet(path, path) as file:
-            return file.metadata.num_rows
-    return None
 
 
 # ---------------------------------------------------------------- writing

@@ -31,6 +31,7 @@ from step1_apply_tool_template import QWEN3, prepared_template, read_chat_templa
 from trajectories import SAMPLE, served_trajectory, without_reasoning  # noqa: E402
 
 QUERY_EVERY = 4
+OF_ENVIRONMENT = 50  # trajectories that share the tools and the system prompt of an environment
 COLUMNS = ("instruction", "input", "output", "system", "history")
 COMPARED = 2000  # trajectories whose samples fit in memory to compare them
 
@@ -44,9 +45,11 @@ def make_input(path: Path, trajectories: int, turns: int, copies: int = 1) -> No
     def text(length: int) -> str:
         return " ".join(source.choices(words, k=length))
 
+    environments = [(text(300), source.choice(tools)) for _ in range(1 + trajectories * copies // OF_ENVIRONMENT)]
     with path.open("w", encoding="utf-8") as file:
         for _ in range(trajectories * copies):
-            messages = [{"role": "system", "content": text(300)}]
+            policy, tools = source.choice(environments)
+            messages = [{"role": "system", "content": policy}]
             for turn in range(turns):
                 if turn % QUERY_EVERY == 0:
                     messages.append({"role": "user", "content": text(30)})
@@ -57,7 +60,7 @@ def make_input(path: Path, trajectories: int, turns: int, copies: int = 1) -> No
                     arguments = json.dumps({"id": text(1), "note": text(10), "count": turn})
                     messages.append({**message, "tool_calls": [{"function": {"name": "get", "arguments": arguments}}]})
                     messages.append({"role": "tool", "content": text(120)})
-            file.write(json.dumps({"tools": source.choice(tools), "messages": json.dumps(messages)}) + "\n")
+            file.write(json.dumps({"tools": tools, "messages": json.dumps(messages)}) + "\n")
 
 
 # ---------------------------------------------------------------- what is measured, each in a process of its own

@@ -1,5 +1,7 @@
 """Step 2 through the command a user types: options, formats, what is left out and what is said."""
 
+import contextlib
+import itertools
 import json
 import os
 import re
@@ -8,16 +10,18 @@ import subprocess
 import sys
 import tempfile
 import time
+from pathlib import Path
 from unittest import mock
 
 import pyarrow.parquet as pq
 import pytest
 from conftest import ROOT, assistant, call, interruptible, read_jsonl, tool, user, write_jsonl
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+import step2_to_alpaca_mask_history
 from step1_apply_tool_template import QWEN3, apply_chat_template, load_chat_template
-from step2_to_alpaca_mask_history import gather, packed, step1_columns, to_samples, training_settings
+from step2_to_alpaca_mask_history import PackedFiles, gather, packed, step1_columns, to_samples, training_settings
 from trajectories import served_trajectory
 
 RENDER = load_chat_template(str(QWEN3))
@@ -167,22 +171,36 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.lists(st.tuples(TEXT, TEXT, TEXT, st.lists(st.tuples(TEXT, TEXT), max_size=3)), max_size=4), max_size=4), st.randoms())
 def test_gathered_samples_are_those_that_were_packed(trajectories, random):
-    packed_samples, places = [], []
-    with tempfile.TemporaryFile() as file:
+    assume(any(trajectories))
+    expected = []
+    with contextlib.ExitStack() as stack, tempfile.TemporaryDirectory() as folder:
+        files = PackedFiles(Path(folder) / "x", stack)
         for trajectory, contents in enumerate(trajectories):
             samples = [
                 {"instruction": user, "input": "", "output": output, "system": system, "history": [list(pair) for pair in history],
                  "source": "x", "trajectory": trajectory, "turns": list(range(turn + 1)), "served_as": "drop"}
                 for turn, (user, output, system, history) in enumerate(contents)
             ]  # fmt: skip
-            start, (trajectory_bytes, entries) = file.tell(), packed(samples)
-            file.write(trajectory_bytes)
-            places += [(start + entries[at], entries[at + 1]) for at in range(0, len(entries), 2)]
-            packed_samples += samples
-        file.flush()
-        order = random.sample(range(len(places)), len(places))
-        gathered = gather(file.fileno(), [number for at in order for number in places[at]])
-        assert [sample for table in gathered for sample in table.to_pylist()] == [packed_samples[at] for at in order]
+            files.add(*packed(samples))
+            expected += samples
+        order = random.sample(range(len(expected)), len(expected))
+        gathered = gather(files.flushed(), [files.starts[at] for at in order])
+        assert [sample for table in gathered for sample in table.to_pylist()] == [expected[at] for at in order]
+        assert [*files.ends] == [0, *itertools.accumulate(map(len, trajectories))]
+
+
+@pytest.mark.parametrize("mapped", [0, 1 << 28])
+def test_samples_are_gathered_in_tables_of_bounded_size(mapped):
+    """Answers that open with whitespace cannot close a pair, so each sample spells its whole prompt out in one text."""
+    messages = [message for turn in range(60) for message in (user(f"q{turn}"), assistant(f"\n\na{turn}", "r"))]
+    samples, _ = to_samples(*step1_columns(step1_row(messages)))
+    with contextlib.ExitStack() as stack, tempfile.TemporaryDirectory() as folder:
+        files = PackedFiles(Path(folder) / "x", stack)
+        files.add(*packed(samples))
+        with mock.patch.multiple(step2_to_alpaca_mask_history, GATHERED_BYTES=10000, MAPPED_BYTES=mapped):
+            tables = [*gather(files.flushed(), files.starts)]
+    assert [sample for table in tables for sample in table.to_pylist()] == samples
+    assert len(tables) > 5 and max(table.nbytes for table in tables) < 20000
 
 
 def test_interrupt_leaves_nothing_behind(tmp_path):
@@ -407,18 +425,6 @@ def test_option_that_cannot_be_followed_is_a_clear_error(run, tmp_path, options,
     process = subprocess.run([sys.executable, ROOT / "step2_to_alpaca_mask_history.py", "x.jsonl", "--dataset-dir", ".", *options, "out.jsonl"],
                              cwd=tmp_path, capture_output=True, text=True)  # fmt: skip
     assert process.returncode and reason in process.stderr and [path.name for path in tmp_path.iterdir()] == ["x.jsonl"]
-
-
-def test_samples_that_share_no_text_are_read_one_by_one():
-    """Answers that open with whitespace cannot close a pair, so each sample spells its whole prompt out in one text."""
-    messages = [message for turn in range(60) for message in (user(f"q{turn}"), assistant(f"\n\na{turn}", "r"))]
-    samples, _ = to_samples(*step1_columns(step1_row(messages)))
-    content, entries = packed(samples)
-    with tempfile.TemporaryFile() as file, mock.patch("os.pread", wraps=os.pread) as read:
-        file.write(content)
-        file.flush()
-        [table] = gather(file.fileno(), entries)
-        assert table.to_pylist() == samples and max(call.args[1] for call in read.call_args_list) < len(content) / 10
 
 
 def test_trajectory_that_is_trained_on_and_evaluated_is_caught(step2, check):
