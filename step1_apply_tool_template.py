@@ -27,6 +27,7 @@ from collections import Counter
 from pathlib import Path
 
 import jinja2
+import jinja2.compiler
 import jinja2.ext
 import jinja2.sandbox
 import orjson
@@ -449,8 +450,25 @@ def _bounded(chunks) -> str:
     return "".join(texts)
 
 
+class _CodeGenerator(jinja2.compiler.CodeGenerator):
+    """Jinja's, but that a key of a dict is looked up in place, without a call."""
+
+    def visit_Getattr(self, node, frame):
+        if isinstance(node.node, jinja2.nodes.Name) and node.node.name != "loop" and node.attr not in _DICT_ATTRIBUTES:
+            of = node.node, frame
+            parts = "(", of, f"[{node.attr!r}] if type(", of, f") is dict and {node.attr!r} in ", of, " else "
+            for part in parts:
+                self.write(part) if isinstance(part, str) else self.visit(*part)
+            super().visit_Getattr(node, frame)
+            self.write(")")
+        else:
+            super().visit_Getattr(node, frame)
+
+
 class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
     """Jinja's sandbox with short cuts to what it would find in the end, for the types that templates look at most."""
+
+    code_generator_class = _CodeGenerator
 
     def getattr(self, obj, attribute):
         kind = type(obj)

@@ -62,9 +62,9 @@ from trajectories import (
 DEFAULT_INPUT = SAMPLE.with_name(SAMPLE.stem + "_apply_qwen3_template.jsonl")
 DEFAULT_OUTPUT = ROOT / "data" / "alpaca_mask_history_envscaler_sft_traj_9k.parquet"
 COLUMNS = {"prompt": "instruction", "query": "input", "response": "output", "system": "system", "history": "history"}
-TEXTS = ("instruction", "input", "output", "system", "source", "served_as")  # the columns of text
+TEXTS = ("instruction", "input", "output", "source", "served_as")  # the columns of text, but for system
 FEW_TEXTS = ["input", "system", "source", "served_as"]  # of which many samples have the same
-ROW_GROUP, GATHERED_BYTES = 512, 1 << 24  # the most samples, and about the most text, in memory when samples are written
+ROW_GROUP, GATHERED_BYTES = 2048, 1 << 24  # the most samples, and about the most text, in memory when samples are written
 MAPPED_BYTES = 1 << 28  # of packed samples, that may stay mapped into memory
 PREVIEW = "_preview.json"
 OTHER_LENGTH = "their trajectory has fewer turns than --min-turns or more than --max-turns"
@@ -253,28 +253,31 @@ def sample_schema():
 
 # Nearly all text of a sample is that of the samples before it too. So the samples of a trajectory are packed: each text
 # once, and for each sample the numbers of its texts. Those of all trajectories go to three temporary files. In memory is
-# where each sample starts, and this is what is shuffled.
+# where each sample starts, and this is what is shuffled. System texts, with the list of tools, are shared by trajectories.
 
 
-def packed(samples: list[dict]) -> tuple[bytes, array.array, array.array, list[int]]:
-    """The samples of one trajectory: (its texts in UTF-8, where each ends, the entries of its samples, where each starts).
+def packed(samples: list[dict]) -> tuple:
+    """The samples of one trajectory: (their system texts, other texts in UTF-8, where each of these ends, the entries of the
+    samples, where each entry starts).
 
-    An entry is a row of int64: number of the trajectory's first text; bytes of the sample; trajectory; how many turns; how
-    many texts; its turns; the numbers of its texts, those of the columns TEXTS before those of the history.
+    An entry is a row of int64: number of the trajectory's first text; number of the system text; bytes of the others;
+    trajectory; how many turns; how many texts; its turns; the numbers of its texts, those of the columns TEXTS before those
+    of the history.
     """
     numbers = defaultdict()
     numbers.default_factory = numbers.__len__
     of_samples = [
         [*map(numbers.__getitem__, itertools.chain(map(sample.__getitem__, TEXTS), *sample["history"]))] for sample in samples
     ]
+    systems = {text: number for number, text in enumerate(dict.fromkeys(sample["system"] for sample in samples))}
     texts = [text.encode() for text in numbers]
     lengths = [*map(len, texts)]
     entries, starts = array.array("q"), []
     for sample, of_sample in zip(samples, of_samples):
         size, turns = sum(map(lengths.__getitem__, of_sample)), sample["turns"]
         starts.append(len(entries))
-        entries.extend((0, size, sample["trajectory"], len(turns), len(of_sample), *turns, *of_sample))
-    return b"".join(texts), array.array("q", itertools.accumulate(lengths)), entries, starts
+        entries.extend((0, systems[sample["system"]], size, sample["trajectory"], len(turns), len(of_sample), *turns, *of_sample))
+    return [*map(str.encode, systems)], b"".join(texts), array.array("q", itertools.accumulate(lengths)), entries, starts
 
 
 class PackedFiles:
@@ -285,21 +288,36 @@ class PackedFiles:
 
     def __init__(self, path: Path, stack: contextlib.ExitStack):
         self.texts, self.text_ends, self.entries = self.files = [stack.enter_context(working_file(path)) for _ in range(3)]
-        self.starts, self.ends, self.number, self.size = array.array("q"), array.array("q", [0]), 0, 0
+        self.starts, self.ends = array.array("q"), array.array("q", [0])
+        self.number, self.size, self.length = 0, 0, 0  # of texts, of their bytes, of the entries
+        self.systems = {}  # the numbers of those that came last
         self.text_ends.write(bytes(8))
 
-    def add(self, texts: bytes, text_ends: array.array, entries: array.array, starts: list[int]) -> None:
+    def add(self, systems: list[bytes], texts: bytes, text_ends: array.array, entries: array.array, starts: list[int]) -> None:
         """What `packed` returns."""
+        systems = [*map(self._system, systems)]
+        for start in starts:
+            entries[start], entries[start + 1] = self.number, systems[entries[start + 1]]
+            self.starts.append(self.length + start)
+        self.ends.append(len(self.starts))
+        self.entries.write(entries)
+        self.length += len(entries)
+        self._write(texts, text_ends)
+
+    def _system(self, text: bytes) -> int:
+        if text not in self.systems:
+            if sum(map(len, self.systems)) > GATHERED_BYTES:
+                self.systems.clear()
+            self.systems[text] = self.number
+            self._write(text, array.array("q", [len(text)]))
+        return self.systems[text]
+
+    def _write(self, texts: bytes, ends: array.array) -> None:
         import numpy as np
 
-        for start in starts:
-            entries[start] = self.number
-        self.starts.extend(start + self.entries.tell() // 8 for start in starts)
-        self.ends.append(len(self.starts))
         self.texts.write(texts)
-        self.text_ends.write(np.frombuffer(text_ends, np.int64) + self.size)
-        self.entries.write(entries)
-        self.number += len(text_ends)
+        self.text_ends.write(np.frombuffer(ends, np.int64) + self.size)
+        self.number += len(ends)
         self.size += len(texts)
 
     def flushed(self) -> list[int]:
@@ -310,7 +328,7 @@ class PackedFiles:
 
 
 def gather(files: list[int], starts):
-    """Yield samples of packed files as pyarrow tables of `sample_schema`.
+    """Yield samples of packed files as pyarrow tables of `sample_schema`, but that `system` is a dictionary array.
 
     Args:
         files: descriptors of the texts, their ends, and the entries.
@@ -326,7 +344,7 @@ def gather(files: list[int], starts):
     large = [file for file, total in zip(by_size, itertools.accumulate(map(len, by_size))) if total > MAPPED_BYTES]
     for block in range(0, len(starts), ROW_GROUP):
         at = np.asarray(starts[block : block + ROW_GROUP])
-        bytes_so_far = np.cumsum(entries[at + 1])
+        bytes_so_far = np.cumsum(entries[at + 2])
         for some in np.split(at, np.flatnonzero(np.diff(bytes_so_far // GATHERED_BYTES)) + 1):
             yield _table(every, entries, some)
             for file in large:
@@ -351,14 +369,16 @@ def _table(texts, entries, at):
         ends = np.cumsum(lengths)
         return entries[np.arange(ends[-1]) + np.repeat(starts + lengths - ends, lengths)]
 
-    first_text, _, trajectories, n_turns, n_texts = (entries[at + number] for number in range(5))
-    first, n_history = at + 5 + n_turns, n_texts - len(TEXTS)
+    first_text, systems, _, trajectories, n_turns, n_texts = (entries[at + number] for number in range(6))
+    first, n_history = at + 6 + n_turns, n_texts - len(TEXTS)
     columns = {name: strings(first_text + entries[first + number]) for number, name in enumerate(TEXTS)}
     history = strings(np.repeat(first_text, n_history) + runs(first + len(TEXTS), n_history))
     columns["history"] = lists(n_history // 2, lists(np.full(len(history) // 2, 2), history))
+    few, of_sample = np.unique(systems, return_inverse=True)
+    columns["system"] = pa.DictionaryArray.from_arrays(integers(of_sample, np.int32), strings(few))
     columns["trajectory"] = integers(trajectories)
-    columns["turns"] = lists(n_turns, integers(runs(at + 5, n_turns)))
-    return pa.Table.from_arrays([columns[name] for name in sample_schema().names], schema=sample_schema())
+    columns["turns"] = lists(n_turns, integers(runs(at + 6, n_turns)))
+    return pa.table({name: columns[name] for name in sample_schema().names})
 
 
 def write_samples(output: Path, files: list[int], starts, num_shards: int | None, num_proc: int) -> None:
@@ -387,7 +407,7 @@ def write_samples(output: Path, files: list[int], starts, num_shards: int | None
                     shard.rename(shard.with_suffix(".parquet"))
         elif output.suffix == ".parquet":
             with whole_file(output) as part:
-                _write_parquet(part, tables())
+                write_parquet(part, tables())
         else:
             with row_writer(output) as write:
                 for sample in for_json(sample for table in tables() for sample in table.to_pylist()):
@@ -412,13 +432,13 @@ def hold_out(starts, ends, ratio: float, seed: int) -> tuple:
     return split
 
 
-def _write_parquet(path: Path, tables) -> None:
+def write_parquet(path: Path, tables) -> None:
+    """Write what `gather` yields, without what would tell a reader that `system` is a dictionary array: it is text."""
     import pyarrow.parquet as pq
 
-    # Trajectories of one environment share their system text, and with it a long list of tools; other texts are seldom alike.
-    options = dict(compression="zstd", use_dictionary=FEW_TEXTS, dictionary_pagesize_limit=GATHERED_BYTES)
-    with pq.ParquetWriter(path, sample_schema(), **options) as writer, ThreadPoolExecutor(1) as thread:
-        table = next(tables, None)
+    table = next(tables)
+    options = dict(compression="zstd", use_dictionary=FEW_TEXTS, store_schema=False)
+    with pq.ParquetWriter(path, table.schema, **options) as writer, ThreadPoolExecutor(1) as thread:
         while table is not None:
             ahead = thread.submit(next, tables, None)  # gathered while this one is encoded
             writer.write_table(table)
@@ -427,7 +447,7 @@ def _write_parquet(path: Path, tables) -> None:
 
 def _write_shard(shard: tuple, files: list[int]) -> int:
     path, starts = shard
-    _write_parquet(path, gather(files, starts))
+    write_parquet(path, gather(files, starts))
     return len(starts)
 
 

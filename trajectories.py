@@ -25,6 +25,7 @@ import threading
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from typing import NamedTuple
 
 import orjson
 from tqdm import tqdm
@@ -43,7 +44,7 @@ MEDIA = ("image", "image_url", "input_image", "video", "video_url", "audio", "au
 RENDER_SECONDS = 60  # the longest that a chat template may take for one rendering
 SHOWN_REASONS, SHOWN_REASON = 5, 1000  # reasons on the screen; characters of a reason that are kept
 GZIP = b"\x1f\x8b"
-JSON_CHUNK = 1 << 20  # characters of a JSON array read at a time
+JSON_CHUNK = 1 << 20  # characters of a JSON array read at a time, or bytes written
 BATCH, BATCH_BYTES = 32, 1 << 20  # the most rows, and about the most JSON, that a process works on at a time
 PARQUET_BUFFER = 1 << 20  # bytes of a Parquet file read at a time, where a row group may be as long as the file
 PARQUET_BATCH = 512  # rows held in memory while a Parquet file is written
@@ -324,6 +325,7 @@ def local_files(source: str) -> list[Path]:
 def read_rows(source: str, desc: str | None = None):
     """Yield (index, row, None) for each row of the source, or (index, text, error) where a row cannot be read."""
     for index, raw in read_raw(source, desc):
+        raw = raw.read() if isinstance(raw, Line) else raw
         try:
             yield index, parse_row(raw), None
         except TrajectoryError as error:
@@ -331,7 +333,7 @@ def read_rows(source: str, desc: str | None = None):
 
 
 def read_raw(source: str, desc: str | None = None):
-    """Yield (index, raw) for each row of the source: a line of JSON as bytes, or a row that is parsed already."""
+    """Yield (index, raw) for each row of the source: where its line is, or a row that is parsed already."""
     files = local_files(source)
     try:
         size = sum(path.stat().st_size for path in files)
@@ -349,19 +351,40 @@ def load_text(raw: bytes):
         return json.loads(raw)
 
 
+class Line(NamedTuple):
+    """Where a line of a file is. Whoever needs it reads it, so that it need not be sent to another process."""
+
+    path: str
+    inode: int
+    start: int
+    length: int
+
+    def read(self) -> bytes:
+        return os.pread(_opened(self.path, self.inode), self.length, self.start)
+
+
+@functools.cache
+def _opened(path: str, inode: int) -> int:
+    file = os.open(path, os.O_RDONLY)
+    if os.fstat(file).st_ino != inode:
+        raise SystemExit(f"{path}: has been replaced while it was read; run this again")
+    return file
+
+
 def _read_file(path: Path, bar):
     done = 0
     with path.open("rb") as file:
+        inode = os.fstat(file.fileno()).st_ino
         for row in READERS[path.suffix](file, path):
             at = max(done, file.tell())  # Parquet is read in leaps
             bar.update(at - done)
             done = at
-            yield row
+            yield Line(str(path), inode, at - len(row), len(row)) if isinstance(row, bytes) else row
     bar.update(path.stat().st_size - done)
 
 
 def parse_row(raw, loads=json.loads) -> dict:
-    """A row of `read_raw`; raises TrajectoryError."""
+    """A row of a reader; raises TrajectoryError."""
     if isinstance(raw, bytes):
         try:
             raw = loads(raw)
@@ -373,7 +396,7 @@ def parse_row(raw, loads=json.loads) -> dict:
 
 
 def shown_raw(raw):
-    """A row of `read_raw` as a file of rejects keeps it: parsed where it can be, else its text."""
+    """A row of a reader as a file of rejects keeps it: parsed where it can be, else its text."""
     try:
         return json.loads(raw) if isinstance(raw, bytes) else raw
     except (ValueError, RecursionError):
@@ -383,9 +406,9 @@ def shown_raw(raw):
 def _read_jsonl(file, path: Path | str):
     for number, line in enumerate(file):
         line = line if number else line.removeprefix(codecs.BOM_UTF8)
-        if line.strip() == b"[":
+        if len(line) < 100 and line.strip() == b"[":
             raise SystemExit(f"{path}: holds a JSON array over several lines; name it .json")
-        if line.strip():
+        if not line.isspace():
             yield line
 
 
@@ -522,12 +545,13 @@ def row_writer(path: Path, schema=None):
                 yield write
             return
         opening, between, closing = (b"[\n", b",\n", b"\n]\n") if path.suffix == ".json" else (b"", b"\n", b"\n")
-        with part.open("wb") as file:
+        with part.open("wb", JSON_CHUNK) as file:
             separator = opening
 
             def write(row) -> None:
                 nonlocal separator
-                file.write(separator + (row if isinstance(row, bytes) else json_row(row)))
+                file.write(separator)
+                file.write(row if isinstance(row, bytes) else json_row(row))
                 separator = between
 
             yield write
@@ -641,7 +665,7 @@ def _batches(items):
     batch, size = [], 0
     for item in items:
         batch.append(item)
-        size += len(item[1]) if isinstance(item[1], bytes) else 1  # how long a parsed row is, is not known
+        size += item[1].length if isinstance(item[1], Line) else 1  # how long a parsed row is, is not known
         if len(batch) == BATCH or size > BATCH_BYTES:
             yield batch
             batch, size = [], 0
@@ -653,6 +677,7 @@ def convert_batch(function, loads, batch: list) -> list[tuple]:
     """[(index, function(row, index), None)], or (index, row, reason) where it finds an error."""
     results = []
     for index, raw in batch:
+        raw = raw.read() if isinstance(raw, Line) else raw
         try:
             results.append((index, function(parse_row(raw, loads), index), None))
         except TrajectoryError as error:

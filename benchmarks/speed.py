@@ -1,9 +1,9 @@
 """How fast and in how much memory step 1 and step 2 run, beside the naive definition and the floor.
 
-    python benchmarks/speed.py [--trajectories 2000]
+    python benchmarks/speed.py [--turns 108000]
 
-Makes its own input: trajectories of 12 and of 40 turns, a user query every fourth turn, each with reasoning, tools and
-system prompt of its own. Prints for both
+Makes its own input: 9,000 trajectories of 12 turns, as many as EnvScaler has, and 2,700 of 40, no two alike; 50 at a time
+share an environment, which is tools and a system prompt. A user query comes every fourth turn. Prints for both
   naive   transformers renders the served prompt and the target of every turn; json.dump with indent 4; one process
   ours    step 1 and step 2, as commands, to one Parquet file, and to as many as there are cores
   floor   parse the input once, render each trajectory once, encode and write the output once; all of it over all cores
@@ -28,16 +28,17 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from step1_apply_tool_template import QWEN3, prepared_template, read_chat_template, split_blocks  # noqa: E402
+from step2_to_alpaca_mask_history import ROW_GROUP, write_parquet  # noqa: E402
 from trajectories import SAMPLE, served_trajectory, without_reasoning  # noqa: E402
 
 QUERY_EVERY = 4
 OF_ENVIRONMENT = 50  # trajectories that share the tools and the system prompt of an environment
 COLUMNS = ("instruction", "input", "output", "system", "history")
-COMPARED = 2000  # trajectories whose samples fit in memory to compare them
+LEAST = 500  # trajectories, of which peak memory is measured for 1, 4 and 16 times as many
 
 
 def make_input(path: Path, trajectories: int, turns: int, copies: int = 1) -> None:
-    """A .jsonl file of made-up trajectories with the tools of the embedded sample, no two alike."""
+    """A .jsonl file of made-up trajectories with the tools of the embedded sample."""
     source = random.Random(turns)
     words = ["".join(source.choices("abcdefghijklmnopqrstuvwxyz", k=source.randint(2, 9))) for _ in range(5000)]
     tools = [json.loads(line)["tools"] for line in SAMPLE.read_text(encoding="utf-8").splitlines()]
@@ -91,6 +92,11 @@ def naive(source: str, target: str) -> None:
     with open(target, "w", encoding="utf-8") as file:
         json.dump(samples, file, ensure_ascii=False, indent=4)
     print(time.perf_counter() - start)
+    Path(f"{target}.digests").write_text("\n".join(digests(samples)), encoding="ascii")
+
+
+def digests(samples) -> list[str]:
+    return sorted(hashlib.sha256(json.dumps([sample[column] for column in COLUMNS]).encode()).hexdigest() for sample in samples)
 
 
 def render_once(line: bytes) -> int:
@@ -111,10 +117,9 @@ def floor(source: str, samples: str) -> None:
         for _ in pool.imap(render_once, file, chunksize=16):
             pass
     writers = [
-        fork.Process(target=pq.write_table, args=(table.slice(at, to - at), f"{samples}.floor{at}"),
-                     kwargs={"compression": "zstd", "row_group_size": 512})
+        fork.Process(target=write_parquet, args=(f"{samples}.floor{at}", (table.slice(row, min(ROW_GROUP, to - row)) for row in range(at, to, ROW_GROUP))))
         for at, to in itertools.pairwise(bounds)
-    ]  # fmt: skip
+    ]
     for writer in writers:
         writer.start()
     for writer in writers:
@@ -126,12 +131,10 @@ def compare(samples: str, shards: str, naive_samples: str) -> None:
     """Whether all three hold the same samples."""
     import pyarrow.parquet as pq
 
-    def digests(rows) -> list[bytes]:
-        return sorted(hashlib.sha256(json.dumps([row[column] for column in COLUMNS]).encode()).digest() for row in rows)
+    def read(*paths):
+        return (row for path in paths for batch in pq.ParquetFile(path).iter_batches(512, columns=[*COLUMNS]) for row in batch.to_pylist())
 
-    ours = digests(row for batch in pq.ParquetFile(samples).iter_batches(512) for row in batch.to_pylist())
-    sharded = [row for path in sorted(Path(shards).iterdir()) for row in pq.read_table(path, columns=[*COLUMNS]).to_pylist()]
-    if not ours == digests(sharded) == digests(json.loads(Path(naive_samples).read_text(encoding="utf-8"))):
+    if not digests(read(samples)) == digests(read(*Path(shards).iterdir())) == Path(f"{naive_samples}.digests").read_text().split():
         sys.exit("the samples differ")
 
 
@@ -155,7 +158,7 @@ def both_steps(source: Path, target: Path, *options) -> tuple[float, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trajectories", type=int, default=2000)
+    parser.add_argument("--turns", type=int, default=108_000, help="in all (default: 108000)")
     parser.add_argument("--part", nargs="+", help=argparse.SUPPRESS)  # a process of the benchmark's own
     args = parser.parse_args()
     if args.part:
@@ -164,19 +167,18 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         cores = os.cpu_count()
-        print(f"{args.trajectories} trajectories, {cores} cores; seconds, and MB of the largest process")
-        print(f"turns  naive  one file  {cores} files  floor  naive / one file  naive / {cores} files"
+        print(f"{args.turns} turns, {cores} cores; seconds, and MB of the largest process")
+        print(f"turns of a trajectory  naive  one file  {cores} files  floor  naive / one file  naive / {cores} files"
               f"  one file / floor  {cores} files / floor  naive MB  ours MB")  # fmt: skip
         for turns in (12, 40):
             source, target, shards = folder / f"{turns}.jsonl", folder / f"{turns}.parquet", folder / f"{turns}"
-            make_input(source, args.trajectories, turns)
+            make_input(source, args.turns // turns, turns)
             one, one_memory = both_steps(source, target)
             many, many_memory = both_steps(source, shards, "--num-shards", cores)
             _, slow_memory, slow = run(__file__, "--part", "naive", source, folder / "naive.json")
             least, slow = float(run(__file__, "--part", "floor", source, target)[2]), float(slow)
-            if args.trajectories <= COMPARED:
-                run(__file__, "--part", "compare", target, shards, folder / "naive.json")
-            print(f"{turns:>5}  {slow:>5.1f}  {one:>8.1f}  {many:>7.1f}  {least:>5.1f}  {slow / one:>16.1f}  {slow / many:>15.1f}"
+            run(__file__, "--part", "compare", target, shards, folder / "naive.json")
+            print(f"{turns:>21}  {slow:>5.1f}  {one:>8.1f}  {many:>7.1f}  {least:>5.1f}  {slow / one:>16.1f}  {slow / many:>15.1f}"
                   f"  {one / least:>16.1f}  {many / least:>15.1f}  {slow_memory:>8.0f}  {max(one_memory, many_memory):>7.0f}",
                   flush=True)  # fmt: skip
         print("\npeak MB of the largest process, 12 turns     1x     4x    16x")
@@ -184,7 +186,7 @@ def main() -> None:
             peaks = []
             for copies in (1, 4, 16):
                 source = folder / f"{copies}x.jsonl"
-                make_input(source, args.trajectories // 4, 12, copies)
+                make_input(source, LEAST, 12, copies)
                 if suffix_in != ".jsonl":
                     convert(source, source := source.with_suffix(suffix_in))
                 options = () if suffix_out else ("--num-shards", cores)
