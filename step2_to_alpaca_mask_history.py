@@ -436,9 +436,10 @@ def write_parquet(path: Path, tables) -> None:
     """Write what `gather` yields, without what would tell a reader that `system` is a dictionary array: it is text."""
     import pyarrow.parquet as pq
 
-    table = next(tables)
+    table = next(tables, None)
+    schema = sample_schema() if table is None else table.schema
     options = dict(compression="zstd", use_dictionary=FEW_TEXTS, store_schema=False)
-    with pq.ParquetWriter(path, table.schema, **options) as writer, ThreadPoolExecutor(1) as thread:
+    with pq.ParquetWriter(path, schema, **options) as writer, ThreadPoolExecutor(1) as thread:
         while table is not None:
             ahead = thread.submit(next, tables, None)  # gathered while this one is encoded
             writer.write_table(table)

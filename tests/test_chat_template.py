@@ -1,10 +1,14 @@
 """The embedded chat template and the environment it is rendered in."""
 
 import json
+import re
+
+import jinja2.sandbox
 
 import pytest
 from conftest import GOLDEN, ROOT, assistant, call, tool, user
 
+import step1_apply_tool_template
 from check_training_tokens import served_turn
 from step1_apply_tool_template import QWEN3, apply_chat_template, load_chat_template, renders_by_query
 from step2_to_alpaca_mask_history import to_samples
@@ -117,3 +121,25 @@ def test_template_that_looks_at_more_than_expected_is_rendered_prefix_by_prefix(
 def test_golden_cases_are_the_official_ones():
     assert len(GOLDEN) == 25 and sum(len(case["turns"]) for case in GOLDEN) == 54
     assert json.loads((ROOT / "tests/golden/qwen3_rendering.json").read_text(encoding="utf-8")) == GOLDEN
+
+
+EXPRESSIONS = [
+    "message.role", "message.items()|list", "message.content.upper()", "message.missing is defined", "message.missing or 'none'",
+    "message['content'][1:]", "message._hidden", "message.__class__", "message.content.__class__", "message.content.format",
+    "message.content.format(1)", "message.update", "message.get('role')", "message.nested.items", "(message.nested or {}).deep",
+    "messages.append(1)", "message.content.split('o') | join('-')", "tools.x", "loop.index0 ~ loop.last", "loop._iterator",
+    "' a '.strip() ~ message.content.lstrip('c')", "message.keys", "namespace(a=1).a", "unknown.role",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("expression", EXPRESSIONS)
+def test_short_cuts_of_the_sandbox_find_what_jinja_finds(expression, tmp_path):
+    template = "{% for message in messages %}{{ " + expression + " }}{% endfor %}"
+    messages = [{"role": "user", "content": "co{}o", "_hidden": "h", "keys": "k", "nested": {"items": 1, "deep": [2]}}] * 2
+    results = []
+    for environment in (step1_apply_tool_template._Sandbox, jinja2.sandbox.ImmutableSandboxedEnvironment):
+        try:
+            results.append(re.sub("0x[0-9a-f]+", "", environment().from_string(template).render(messages=messages, tools=None)))
+        except Exception as error:
+            results.append((type(error), re.sub("0x[0-9a-f]+", "", str(error))))
+    assert results[0] == results[1]

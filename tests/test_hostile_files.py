@@ -253,11 +253,11 @@ def test_shards_get_their_suffix_last_and_an_earlier_folder_stays_where_that_fai
         "import os, sys, signal\n"
         f"sys.path.insert(0, {str(ROOT)!r})\n"
         "import step2_to_alpaca_mask_history as step2\n"
-        "whole = step2._write_parquet\n"
+        "whole = step2.write_parquet\n"
         "def killed(path, tables):\n"
         "    whole(path, tables)\n"
         "    if path.name.startswith('00001'): os.killpg(0, signal.SIGKILL)\n"
-        "step2._write_parquet = killed\n"
+        "step2.write_parquet = killed\n"
         "step2.main()\n"
     )
     write_jsonl(tmp_path / "x.jsonl", many(20))
@@ -267,6 +267,17 @@ def test_shards_get_their_suffix_last_and_an_earlier_folder_stays_where_that_fai
     assert process.returncode == -signal.SIGKILL
     left = [path for path in tmp_path.rglob("*") if path.name not in ("x.jsonl", "y.jsonl")]
     assert len(left) >= 2 and all(path.suffix != ".parquet" for path in left)
+
+
+def test_file_that_is_replaced_while_it_is_read_is_an_error(tmp_path):
+    """A process that gets to read its rows later must not take those of another file."""
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"a": 1}\n\n{"a": 2}\n', encoding="utf-8")
+    lines = [line for _, line in read_raw(str(path))]
+    (tmp_path / "other").write_text('{"b": 1}\n\n{"b": 2}\n', encoding="utf-8")
+    os.replace(tmp_path / "other", path)
+    with pytest.raises(SystemExit, match="x.jsonl: has been replaced while it was read"):
+        lines[0].read()
 
 
 def test_folder_that_cannot_take_its_name_gives_the_earlier_one_back(tmp_path):

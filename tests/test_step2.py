@@ -157,6 +157,13 @@ def test_shards_are_the_one_file_cut_in_pieces(step2, tmp_path):
     assert json.loads((tmp_path / "dataset_info.json").read_text())["out"]["file_name"] == "out"
 
 
+def test_more_shards_than_samples_leave_some_empty(step2, tmp_path):
+    step2([CONVERSATION], "--num-shards", "9", output="out")
+    tables = [pq.read_table(path) for path in sorted((tmp_path / "out").iterdir())]
+    assert len(tables) == 9 and min(map(len, tables)) == 0 and len({str(table.schema) for table in tables}) == 1
+    assert sum(map(len, tables)) == len(pq.read_table(tmp_path / "out"))
+
+
 def test_folder_with_other_files_is_left_alone(step2, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("")
