@@ -451,18 +451,21 @@ def _bounded(chunks) -> str:
 
 
 class _CodeGenerator(jinja2.compiler.CodeGenerator):
-    """Jinja's, but that a key of a dict is looked up in place, without a call."""
+    """Jinja's, but that a key of a dict and what `loop` knows are looked up in place, without a call."""
 
     def visit_Getattr(self, node, frame):
-        if isinstance(node.node, jinja2.nodes.Name) and node.node.name != "loop" and node.attr not in _DICT_ATTRIBUTES:
-            of = node.node, frame
-            parts = "(", of, f"[{node.attr!r}] if type(", of, f") is dict and {node.attr!r} in ", of, " else "
-            for part in parts:
-                self.write(part) if isinstance(part, str) else self.visit(*part)
-            super().visit_Getattr(node, frame)
-            self.write(")")
+        of, key, found = (node.node, frame), repr(node.attr), isinstance(node.node, jinja2.nodes.Name)
+        if found and node.node.name == "loop" and node.attr in _LOOP_ATTRIBUTES:
+            parts = "(", of, f".{node.attr} if type(", of, ") is LoopContext else "
+        elif found and node.attr not in _DICT_ATTRIBUTES:
+            parts = "(", of, f"[{key}] if type(", of, f") is dict and {key} in ", of, " else "
         else:
             super().visit_Getattr(node, frame)
+            return
+        for part in parts:
+            self.write(part) if isinstance(part, str) else self.visit(*part)
+        super().visit_Getattr(node, frame)
+        self.write(")")
 
 
 class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
@@ -491,6 +494,7 @@ class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
 
 
 _DICT_ATTRIBUTES = frozenset(dir(dict))
+_LOOP_ATTRIBUTES = frozenset(name for name in dir(jinja2.runtime.LoopContext) if not name.startswith("_"))
 _PLAIN = (str, jinja2.runtime.LoopContext, jinja2.utils.Namespace)
 
 

@@ -28,6 +28,7 @@ import os
 import random
 import re
 import shlex
+import struct
 import sys
 from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
@@ -252,92 +253,98 @@ def sample_schema():
 
 
 # Nearly all text of a sample is that of the samples before it too. So the samples of a trajectory are packed: each text
-# once, and for each sample the numbers of its texts. Those of all trajectories go to three temporary files. In memory is
-# where each sample starts, and this is what is shuffled. System texts, with the list of tools, are shared by trajectories.
+# once, and for each sample the numbers of its texts. Those of all trajectories go to three working files, straight from the
+# processes that make them. In memory is where each sample starts, and this is what is shuffled.
 
 
-def packed(samples: list[dict]) -> tuple:
-    """The samples of one trajectory: (their system texts, other texts in UTF-8, where each of these ends, the entries of the
-    samples, where each entry starts).
+class PackedFiles(NamedTuple):
+    """The packed samples of many trajectories; descriptors, so that forked processes add to the same ones.
 
-    An entry is a row of int64: number of the trajectory's first text; number of the system text; bytes of the others;
-    trajectory; how many turns; how many texts; its turns; the numbers of its texts, those of the columns TEXTS before those
-    of the history.
-    """
-    numbers = defaultdict()
-    numbers.default_factory = numbers.__len__
-    of_samples = [
-        [*map(numbers.__getitem__, itertools.chain(map(sample.__getitem__, TEXTS), *sample["history"]))] for sample in samples
-    ]
-    systems = {text: number for number, text in enumerate(dict.fromkeys(sample["system"] for sample in samples))}
-    texts = [text.encode() for text in numbers]
-    lengths = [*map(len, texts)]
-    entries, starts = array.array("q"), []
-    for sample, of_sample in zip(samples, of_samples):
-        size, turns = sum(map(lengths.__getitem__, of_sample)), sample["turns"]
-        starts.append(len(entries))
-        entries.extend((0, systems[sample["system"]], size, sample["trajectory"], len(turns), len(of_sample), *turns, *of_sample))
-    return [*map(str.encode, systems)], b"".join(texts), array.array("q", itertools.accumulate(lengths)), entries, starts
-
-
-class PackedFiles:
-    """The packed samples of many trajectories, in three files of the folder of `path` that end with the process.
-
-    `starts` is where the entries of the samples are, `ends` where those of each trajectory end in it.
+    texts: all texts in UTF-8, one after the other.
+    ends: int64, 0 and where each text ends.
+    entries: int64, for each sample: number of its trajectory's first text; number of the system text; bytes of the others;
+        trajectory; how many turns; how many texts; its turns; its texts, counted from the first, those of the columns TEXTS
+        before those of the history.
+    taken, given: the ends of a pipe that holds how many texts, bytes of them and int64 of entries there are so far. Who adds
+        some takes this out and gives back what will be there then.
     """
 
-    def __init__(self, path: Path, stack: contextlib.ExitStack):
-        self.texts, self.text_ends, self.entries = self.files = [stack.enter_context(working_file(path)) for _ in range(3)]
-        self.starts, self.ends = array.array("q"), array.array("q", [0])
-        self.number, self.size, self.length = 0, 0, 0  # of texts, of their bytes, of the entries
-        self.systems = {}  # the numbers of those that came last
-        self.text_ends.write(bytes(8))
+    texts: int
+    ends: int
+    entries: int
+    taken: int
+    given: int
 
-    def add(self, systems: list[bytes], texts: bytes, text_ends: array.array, entries: array.array, starts: list[int]) -> None:
-        """What `packed` returns."""
-        systems = [*map(self._system, systems)]
-        for start in starts:
-            entries[start], entries[start + 1] = self.number, systems[entries[start + 1]]
-            self.starts.append(self.length + start)
-        self.ends.append(len(self.starts))
-        self.entries.write(entries)
-        self.length += len(entries)
-        self._write(texts, text_ends)
+    @classmethod
+    def in_folder_of(cls, path: Path, stack: contextlib.ExitStack) -> "PackedFiles":
+        files = [stack.enter_context(working_file(path)).fileno() for _ in range(3)]
+        pipe = os.pipe()
+        for end in pipe:
+            stack.callback(os.close, end)
+        self = cls(*files, *pipe)
+        os.write(self.given, bytes(SO_FAR.size))
+        NUMBERS_OF_SYSTEMS.clear()
+        return self
+
+    def add_texts(self, texts: list[bytes], n_entries: int = 0) -> tuple[int, int]:
+        """(number of the first of these texts, place for so many int64 in `entries`)"""
+        lengths = [*map(len, texts)]
+        number, size, place = SO_FAR.unpack(os.read(self.taken, SO_FAR.size))
+        os.write(self.given, SO_FAR.pack(number + len(texts), size + sum(lengths), place + n_entries))
+        ends = array.array("q", itertools.accumulate(lengths, initial=size))
+        _write_at(self.ends, ends, ends.itemsize * number)
+        _write_at(self.texts, b"".join(texts), size)
+        return number, place
+
+    def add(self, samples: list[dict]) -> array.array:
+        """Add the samples of a trajectory; where in `entries` each of them starts."""
+        numbers = defaultdict()
+        numbers.default_factory = numbers.__len__
+        of_samples = [
+            [*map(numbers.__getitem__, itertools.chain(map(sample.__getitem__, TEXTS), *sample["history"]))] for sample in samples
+        ]
+        texts = [text.encode() for text in numbers]
+        lengths = [*map(len, texts)]
+        systems = {text: self._system(text.encode()) for text in {sample["system"] for sample in samples}}
+        n_entries = [6 + len(sample["turns"]) + len(of_sample) for sample, of_sample in zip(samples, of_samples)]
+        number, place = self.add_texts(texts, sum(n_entries))
+        entries = array.array("q")
+        for sample, of_sample in zip(samples, of_samples):
+            size, turns = sum(map(lengths.__getitem__, of_sample)), sample["turns"]
+            entries.extend((number, systems[sample["system"]], size, sample["trajectory"], len(turns), len(of_sample), *turns, *of_sample))
+        _write_at(self.entries, entries, entries.itemsize * place)
+        return array.array("q", [*itertools.accumulate(n_entries, initial=place)][:-1])
 
     def _system(self, text: bytes) -> int:
-        if text not in self.systems:
-            if sum(map(len, self.systems)) > GATHERED_BYTES:
-                self.systems.clear()
-            self.systems[text] = self.number
-            self._write(text, array.array("q", [len(text)]))
-        return self.systems[text]
-
-    def _write(self, texts: bytes, ends: array.array) -> None:
-        import numpy as np
-
-        self.texts.write(texts)
-        self.text_ends.write(np.frombuffer(ends, np.int64) + self.size)
-        self.number += len(ends)
-        self.size += len(texts)
-
-    def flushed(self) -> list[int]:
-        """The descriptors that `gather` takes."""
-        for file in self.files:
-            file.flush()
-        return [file.fileno() for file in self.files]
+        """The number of a system text, which trajectories with the same tools share."""
+        if text not in NUMBERS_OF_SYSTEMS:
+            if sum(map(len, NUMBERS_OF_SYSTEMS)) > GATHERED_BYTES:
+                NUMBERS_OF_SYSTEMS.clear()
+            NUMBERS_OF_SYSTEMS[text], _ = self.add_texts([text])
+        return NUMBERS_OF_SYSTEMS[text]
 
 
-def gather(files: list[int], starts):
+SO_FAR = struct.Struct("3q")
+NUMBERS_OF_SYSTEMS = {}  # of the texts that this process added last
+
+
+def _write_at(file: int, values, at: int) -> None:
+    left = memoryview(values).cast("B")
+    while left:
+        written = os.pwrite(file, left, at)
+        left, at = left[written:], at + written
+
+
+def gather(files: PackedFiles, starts):
     """Yield samples of packed files as pyarrow tables of `sample_schema`, but that `system` is a dictionary array.
 
     Args:
-        files: descriptors of the texts, their ends, and the entries.
-        starts: where the entries of the samples start.
+        starts: where the entries of the samples start, see `PackedFiles.add`.
     """
     import numpy as np
     import pyarrow as pa
 
-    texts, ends, entries = maps = [mmap.mmap(file, 0, access=mmap.ACCESS_READ) for file in files]
+    texts, ends, entries = maps = [mmap.mmap(file, 0, access=mmap.ACCESS_READ) for file in files[:3]]
     every = pa.LargeStringArray.from_buffers(len(ends) // 8 - 1, pa.py_buffer(ends), pa.py_buffer(texts))
     entries = np.frombuffer(entries, np.int64)
     by_size = sorted(maps, key=len)
@@ -374,14 +381,17 @@ def _table(texts, entries, at):
     columns = {name: strings(first_text + entries[first + number]) for number, name in enumerate(TEXTS)}
     history = strings(np.repeat(first_text, n_history) + runs(first + len(TEXTS), n_history))
     columns["history"] = lists(n_history // 2, lists(np.full(len(history) // 2, 2), history))
-    few, of_sample = np.unique(systems, return_inverse=True)
-    columns["system"] = pa.DictionaryArray.from_arrays(integers(of_sample, np.int32), strings(few))
+    few, first_at, of_sample = np.unique(systems, return_index=True, return_inverse=True)
+    order = np.argsort(first_at)  # not that of their numbers, which each run and each process gives anew
+    encoded = strings(few[order]).dictionary_encode()
+    of_sample = encoded.indices.take(integers(np.argsort(order)[of_sample]))
+    columns["system"] = pa.DictionaryArray.from_arrays(of_sample, encoded.dictionary)
     columns["trajectory"] = integers(trajectories)
     columns["turns"] = lists(n_turns, integers(runs(at + 6, n_turns)))
     return pa.table({name: columns[name] for name in sample_schema().names})
 
 
-def write_samples(output: Path, files: list[int], starts, num_shards: int | None, num_proc: int) -> None:
+def write_samples(output: Path, files: PackedFiles, starts, num_shards: int | None, num_proc: int) -> None:
     """Write samples of packed files, see `gather`, in the format that the output's name says."""
     import numpy  # noqa: F401  the processes of the shards inherit them
     import pyarrow.parquet  # noqa: F401
@@ -446,7 +456,7 @@ def write_parquet(path: Path, tables) -> None:
             table = ahead.result()
 
 
-def _write_shard(shard: tuple, files: list[int]) -> int:
+def _write_shard(shard: tuple, files: PackedFiles) -> int:
     path, starts = shard
     write_parquet(path, gather(files, starts))
     return len(starts)
@@ -595,11 +605,11 @@ def load_tokenizer(name: str):
     return tokenizer
 
 
-def convert_row(row: dict, index: int, options: Options) -> tuple:
-    """A row of step 1 -> (packed(samples), and the rest of `row_samples`); raises TrajectoryError."""
+def convert_row(row: dict, index: int, options: Options, files: PackedFiles) -> tuple:
+    """A row of step 1 -> (where its samples are, see `PackedFiles.add`, and the rest of `row_samples`); raises TrajectoryError."""
     samples, *rest = row_samples(row, options)
     try:
-        return packed(samples), *rest
+        return files.add(samples), *rest
     except (UnicodeEncodeError, OverflowError) as error:
         raise TrajectoryError(f"the row is not one of step 1 ({error}); run step1_apply_tool_template.py first") from None
 
@@ -741,16 +751,18 @@ def main() -> None:
         check_output(output, bool(args.num_shards))
     previews = (output.with_name(name_of(output) + PREVIEW) for output in outputs)
     refuse_input(args.input, *outputs, left_out_path, *previews, args.dataset_info)
-    convert = functools.partial(convert_row, options=args.options)
     totals, left_out, given, write_left_out = Counter(), Counter(), "", None
     replaced = ", in place of an earlier one" if args.output.exists() else ""
     with (
         Rejects(args.input, args.output, args.strict) as rejects,
         contextlib.ExitStack() as stack,
     ):
-        samples = PackedFiles(args.output, stack)
+        files = PackedFiles.in_folder_of(args.output, stack)
+        convert = functools.partial(convert_row, options=args.options, files=files)
+        starts, ends = array.array("q"), array.array("q", [0])  # the second: where those of each trajectory end in the first
         for of_row, notes, row_left_out, row_given in rejects.convert(convert, "step 2", args.num_proc, load_text):
-            samples.add(*of_row)
+            starts.extend(of_row)
+            ends.append(len(starts))
             totals.update(notes)
             given = given or row_given
             for turn in row_left_out:
@@ -758,8 +770,7 @@ def main() -> None:
                 write_left_out(turn)
                 left_out[turn["reason"]] += 1
         rejects.save()
-        files = samples.flushed()
-        starts, val_starts = hold_out(samples.starts, samples.ends, args.val_ratio, args.seed)
+        starts, val_starts = hold_out(starts, ends, args.val_ratio, args.seed)
         if not starts:
             print_counts(totals, left_out, args.merge_turns, rejects.rows_in)
             beside = " beside the validation set" * bool(val_starts)

@@ -128,6 +128,7 @@ EXPRESSIONS = [
     "message['content'][1:]", "message._hidden", "message.__class__", "message.content.__class__", "message.content.format",
     "message.content.format(1)", "message.update", "message.get('role')", "message.nested.items", "(message.nested or {}).deep",
     "messages.append(1)", "message.content.split('o') | join('-')", "tools.x", "loop.index0 ~ loop.last", "loop._iterator",
+    "loop.previtem.role", "loop.nothing", "loop.cycle(1, 2)", "loop.changed(1)",
     "' a '.strip() ~ message.content.lstrip('c')", "message.keys", "namespace(a=1).a", "unknown.role",
 ]  # fmt: skip
 

@@ -1,7 +1,6 @@
 """Step 2 through the command a user types: options, formats, what is left out and what is said."""
 
 import contextlib
-import itertools
 import json
 import os
 import re
@@ -21,7 +20,7 @@ from hypothesis import strategies as st
 
 import step2_to_alpaca_mask_history
 from step1_apply_tool_template import QWEN3, apply_chat_template, load_chat_template
-from step2_to_alpaca_mask_history import PackedFiles, gather, packed, step1_columns, to_samples, training_settings
+from step2_to_alpaca_mask_history import PackedFiles, gather, step1_columns, to_samples, training_settings
 from trajectories import served_trajectory
 
 RENDER = load_chat_template(str(QWEN3))
@@ -179,21 +178,34 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 @given(st.lists(st.lists(st.tuples(TEXT, TEXT, TEXT, st.lists(st.tuples(TEXT, TEXT), max_size=3)), max_size=4), max_size=4), st.randoms())
 def test_gathered_samples_are_those_that_were_packed(trajectories, random):
     assume(any(trajectories))
-    expected = []
+    expected, starts = [], []
     with contextlib.ExitStack() as stack, tempfile.TemporaryDirectory() as folder:
-        files = PackedFiles(Path(folder) / "x", stack)
+        files = PackedFiles.in_folder_of(Path(folder) / "x", stack)
         for trajectory, contents in enumerate(trajectories):
             samples = [
                 {"instruction": user, "input": "", "output": output, "system": system, "history": [list(pair) for pair in history],
                  "source": "x", "trajectory": trajectory, "turns": list(range(turn + 1)), "served_as": "drop"}
                 for turn, (user, output, system, history) in enumerate(contents)
             ]  # fmt: skip
-            files.add(*packed(samples))
+            starts += files.add(samples)
             expected += samples
         order = random.sample(range(len(expected)), len(expected))
-        gathered = gather(files.flushed(), [files.starts[at] for at in order])
+        gathered = gather(files, [starts[at] for at in order])
         assert [sample for table in gathered for sample in table.to_pylist()] == [expected[at] for at in order]
-        assert [*files.ends] == [0, *itertools.accumulate(map(len, trajectories))]
+
+
+def test_tables_do_not_tell_in_which_order_processes_packed_the_samples(tmp_path):
+    rows = [step1_row([{"role": "system", "content": f"s{at % 5}"}, *CONVERSATION]) for at in range(20)]
+    of_rows = [to_samples(*step1_columns(row))[0] for row in rows]
+    tables = []
+    for order in (range(20), reversed(range(20))):
+        with contextlib.ExitStack() as stack:
+            files, starts = PackedFiles.in_folder_of(tmp_path / "x", stack), {}
+            for at in order:
+                step2_to_alpaca_mask_history.NUMBERS_OF_SYSTEMS.pop(b"s3", None)  # as a process that has not met it yet
+                starts[at] = files.add(of_rows[at])
+            tables.append([*gather(files, [start for at in range(20) for start in starts[at]])])
+    assert tables[0] == tables[1] and len(tables[0][0]["system"].chunk(0).dictionary) == 5
 
 
 @pytest.mark.parametrize("mapped", [0, 1 << 28])
@@ -202,10 +214,10 @@ def test_samples_are_gathered_in_tables_of_bounded_size(mapped):
     messages = [message for turn in range(60) for message in (user(f"q{turn}"), assistant(f"\n\na{turn}", "r"))]
     samples, _ = to_samples(*step1_columns(step1_row(messages)))
     with contextlib.ExitStack() as stack, tempfile.TemporaryDirectory() as folder:
-        files = PackedFiles(Path(folder) / "x", stack)
-        files.add(*packed(samples))
+        files = PackedFiles.in_folder_of(Path(folder) / "x", stack)
+        starts = files.add(samples)
         with mock.patch.multiple(step2_to_alpaca_mask_history, GATHERED_BYTES=10000, MAPPED_BYTES=mapped):
-            tables = [*gather(files.flushed(), files.starts)]
+            tables = [*gather(files, starts)]
     assert [sample for table in tables for sample in table.to_pylist()] == samples
     assert len(tables) > 5 and max(table.nbytes for table in tables) < 20000
 
