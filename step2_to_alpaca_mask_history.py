@@ -66,7 +66,8 @@ COLUMNS = {"prompt": "instruction", "query": "input", "response": "output", "sys
 TEXTS = ("instruction", "input", "output", "source", "served_as")  # the columns of text, but for system
 FEW_TEXTS = ["input", "system", "source", "served_as"]  # of which many samples have the same
 ROW_GROUP, GATHERED_BYTES = 2048, 1 << 24  # the most samples, and about the most text, in memory when samples are written
-MAPPED_BYTES = 1 << 28  # of packed samples, that may stay mapped into memory
+MAPPED_BYTES = 1 << 28  # of packed samples, that may stay mapped into memory; where there are more,
+FEW = 512  # samples are gathered at a time: each may map 64 KB around it in every file
 PREVIEW = "_preview.json"
 OTHER_LENGTH = "their trajectory has fewer turns than --min-turns or more than --max-turns"
 NO_REASONING = "they have no reasoning"
@@ -311,7 +312,8 @@ class PackedFiles(NamedTuple):
         entries = array.array("q")
         for sample, of_sample in zip(samples, of_samples):
             size, turns = sum(map(lengths.__getitem__, of_sample)), sample["turns"]
-            entries.extend((number, systems[sample["system"]], size, sample["trajectory"], len(turns), len(of_sample), *turns, *of_sample))
+            head = number, systems[sample["system"]], size, sample["trajectory"], len(turns), len(of_sample)
+            entries.extend((*head, *turns, *of_sample))
         _write_at(self.entries, entries, entries.itemsize * place)
         return array.array("q", [*itertools.accumulate(n_entries, initial=place)][:-1])
 
@@ -347,15 +349,17 @@ def gather(files: PackedFiles, starts):
     texts, ends, entries = maps = [mmap.mmap(file, 0, access=mmap.ACCESS_READ) for file in files[:3]]
     every = pa.LargeStringArray.from_buffers(len(ends) // 8 - 1, pa.py_buffer(ends), pa.py_buffer(texts))
     entries = np.frombuffer(entries, np.int64)
-    by_size = sorted(maps, key=len)
-    large = [file for file, total in zip(by_size, itertools.accumulate(map(len, by_size))) if total > MAPPED_BYTES]
+    large = sum(map(len, maps)) > MAPPED_BYTES
     for block in range(0, len(starts), ROW_GROUP):
         at = np.asarray(starts[block : block + ROW_GROUP])
         bytes_so_far = np.cumsum(entries[at + 2])
         for some in np.split(at, np.flatnonzero(np.diff(bytes_so_far // GATHERED_BYTES)) + 1):
-            yield _table(every, entries, some)
-            for file in large:
-                file.madvise(mmap.MADV_DONTNEED)  # else all of it would come to count as memory of this process
+            tables = []
+            for few in np.split(some, range(FEW, len(some), FEW) if large else []):
+                tables.append(_table(every, entries, few))
+                for file in maps if large else ():
+                    file.madvise(mmap.MADV_DONTNEED)  # else all of it would come to count as memory of this process
+            yield pa.concat_tables(tables).unify_dictionaries()
 
 
 def _table(texts, entries, at):

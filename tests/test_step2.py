@@ -216,7 +216,7 @@ def test_samples_are_gathered_in_tables_of_bounded_size(mapped):
     with contextlib.ExitStack() as stack, tempfile.TemporaryDirectory() as folder:
         files = PackedFiles.in_folder_of(Path(folder) / "x", stack)
         starts = files.add(samples)
-        with mock.patch.multiple(step2_to_alpaca_mask_history, GATHERED_BYTES=10000, MAPPED_BYTES=mapped):
+        with mock.patch.multiple(step2_to_alpaca_mask_history, GATHERED_BYTES=10000, MAPPED_BYTES=mapped, FEW=3):
             tables = [*gather(files, starts)]
     assert [sample for table in tables for sample in table.to_pylist()] == samples
     assert len(tables) > 5 and max(table.nbytes for table in tables) < 20000
