@@ -359,7 +359,7 @@ def gather(files: PackedFiles, starts):
                 tables.append(_table(every, entries, few))
                 for file in maps if large else ():
                     file.madvise(mmap.MADV_DONTNEED)  # else all of it would come to count as memory of this process
-            yield pa.concat_tables(tables).unify_dictionaries()
+            yield pa.concat_tables(tables).unify_dictionaries().combine_chunks()  # Parquet's pages tell where chunks end
 
 
 def _table(texts, entries, at):

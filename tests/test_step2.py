@@ -194,18 +194,24 @@ def test_gathered_samples_are_those_that_were_packed(trajectories, random):
         assert [sample for table in gathered for sample in table.to_pylist()] == [expected[at] for at in order]
 
 
-def test_tables_do_not_tell_in_which_order_processes_packed_the_samples(tmp_path):
-    rows = [step1_row([{"role": "system", "content": f"s{at % 5}"}, *CONVERSATION]) for at in range(20)]
+def test_files_do_not_tell_in_which_order_processes_packed_the_samples(tmp_path):
+    """Nor how often they stored a system text, which decides whether all samples may stay mapped."""
+    several_pages = [user("q" * 50000), assistant("a"), *CONVERSATION]
+    rows = [step1_row([{"role": "system", "content": f"s{at % 5}"}, *several_pages]) for at in range(40)]
     of_rows = [to_samples(*step1_columns(row))[0] for row in rows]
-    tables = []
-    for order in (range(20), reversed(range(20))):
+    written = set()
+    for order, mapped in ((range(40), 1 << 28), (reversed(range(40)), 1 << 28), (range(40), 0)):
         with contextlib.ExitStack() as stack:
             files, starts = PackedFiles.in_folder_of(tmp_path / "x", stack), {}
             for at in order:
                 step2_to_alpaca_mask_history.NUMBERS_OF_SYSTEMS.pop(b"s3", None)  # as a process that has not met it yet
                 starts[at] = files.add(of_rows[at])
-            tables.append([*gather(files, [start for at in range(20) for start in starts[at]])])
-    assert tables[0] == tables[1] and len(tables[0][0]["system"].chunk(0).dictionary) == 5
+            with mock.patch.multiple(step2_to_alpaca_mask_history, MAPPED_BYTES=mapped, FEW=3):
+                [table] = gather(files, [start for at in range(40) for start in starts[at]])
+            step2_to_alpaca_mask_history.write_parquet(tmp_path / "x.parquet", iter([table]))
+            written.add((tmp_path / "x.parquet").read_bytes())
+            assert len(table["system"].chunk(0).dictionary) == 5
+    assert len(written) == 1
 
 
 @pytest.mark.parametrize("mapped", [0, 1 << 28])
