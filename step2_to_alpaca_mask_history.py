@@ -58,6 +58,7 @@ from trajectories import (
     still_there,
     whole_file,
     working_file,
+    write_at,
 )
 
 DEFAULT_INPUT = SAMPLE.with_name(SAMPLE.stem + "_apply_qwen3_template.jsonl")
@@ -293,8 +294,8 @@ class PackedFiles(NamedTuple):
         number, size, place = SO_FAR.unpack(os.read(self.taken, SO_FAR.size))
         os.write(self.given, SO_FAR.pack(number + len(texts), size + sum(lengths), place + n_entries))
         ends = array.array("q", itertools.accumulate(lengths, initial=size))
-        _write_at(self.ends, ends, ends.itemsize * number)
-        _write_at(self.texts, b"".join(texts), size)
+        write_at(self.ends, ends, ends.itemsize * number)
+        write_at(self.texts, b"".join(texts), size)
         return number, place
 
     def add(self, samples: list[dict]) -> array.array:
@@ -314,7 +315,7 @@ class PackedFiles(NamedTuple):
             size, turns = sum(map(lengths.__getitem__, of_sample)), sample["turns"]
             head = number, systems[sample["system"]], size, sample["trajectory"], len(turns), len(of_sample)
             entries.extend((*head, *turns, *of_sample))
-        _write_at(self.entries, entries, entries.itemsize * place)
+        write_at(self.entries, entries, entries.itemsize * place)
         return array.array("q", [*itertools.accumulate(n_entries, initial=place)][:-1])
 
     def _system(self, text: bytes) -> int:
@@ -328,13 +329,6 @@ class PackedFiles(NamedTuple):
 
 SO_FAR = struct.Struct("3q")
 NUMBERS_OF_SYSTEMS = {}  # of the texts that this process added last
-
-
-def _write_at(file: int, values, at: int) -> None:
-    left = memoryview(values).cast("B")
-    while left:
-        written = os.pwrite(file, left, at)
-        left, at = left[written:], at + written
 
 
 def gather(files: PackedFiles, starts):

@@ -13,6 +13,7 @@ import itertools
 import json
 import multiprocessing
 import os
+import pickle
 import random
 import re
 import secrets
@@ -360,7 +361,10 @@ class Line(NamedTuple):
     length: int
 
     def read(self) -> bytes:
-        return os.pread(_opened(self.path, self.inode), self.length, self.start)
+        try:
+            return read_at(_opened(self.path, self.inode), self.length, self.start)
+        except OSError as error:
+            raise SystemExit(f"{self.path}: cannot be read ({error})") from None
 
 
 @functools.cache
@@ -369,6 +373,23 @@ def _opened(path: str, inode: int) -> int:
     if os.fstat(file).st_ino != inode:
         raise SystemExit(f"{path}: has been replaced while it was read; run this again")
     return file
+
+
+def read_at(file: int, length: int, at: int) -> bytes:
+    """Bytes of a file, of a descriptor that processes share; fewer at its end."""
+    parts = []
+    while length and (part := os.pread(file, length, at)):  # it reads 2 GB at a time, at most
+        parts.append(part)
+        length, at = length - len(part), at + len(part)
+    return b"".join(parts)
+
+
+def write_at(file: int, values, at: int) -> None:
+    """Write bytes, or an array, to a file, of a descriptor that processes share."""
+    left = memoryview(values).cast("B")
+    while left:
+        written = os.pwrite(file, left, at)
+        left, at = left[written:], at + written
 
 
 def _read_file(path: Path, bar):
@@ -688,30 +709,43 @@ def convert_batch(function, loads, batch: list) -> list[tuple]:
     return results
 
 
-def in_order(function, items, num_proc: int, here: int = 1):
-    """map(function, items) over processes, with no more items under way than keep them busy.
+def _convert_batch_into(function, loads, batch_and_file: tuple) -> int:
+    """`convert_batch`, with its results pickled into a file; their length."""
+    batch, file = batch_and_file
+    results = pickle.dumps(convert_batch(function, loads, batch), pickle.HIGHEST_PROTOCOL)
+    write_at(file, results, 0)
+    return len(results)
 
-    The first one is done `here`: a small input needs no processes, and they inherit what the function has loaded.
+
+def in_order(function, items, num_proc: int, here: int = 1):
+    """map(function, items) over processes, with no more items under way than keep them busy, which is `under_way(num_proc)`.
+
+    The first one is done `here`: a small input needs no processes, and they inherit what the function has loaded. Results
+    must be small: a process that is killed while it sends one that the pipe cannot hold would leave its reader waiting.
     """
     yield from map(function, itertools.islice(items, here if num_proc > 1 else None))
     first = next(items, None)
     if first is None:
         return
-    pool = ProcessPoolExecutor(num_proc, multiprocessing.get_context("fork"), initializer=_leave_signals_to_the_parent)
+    pool = ProcessPoolExecutor(num_proc, multiprocessing.get_context("fork"), initializer=_live_as_the_parent_wants)
     try:
-        under_way = collections.deque()
+        futures = collections.deque()
         with _signals_held():  # this forks, and an interrupt would leave half of the processes, or be lost
-            under_way.append(pool.submit(function, first))
+            futures.append(pool.submit(function, first))
         for item in items:
-            under_way.append(pool.submit(function, item))
-            if len(under_way) > 2 * num_proc:
-                yield under_way.popleft().result()
-        while under_way:
-            yield under_way.popleft().result()
+            futures.append(pool.submit(function, item))
+            if len(futures) == under_way(num_proc):
+                yield futures.popleft().result()
+        while futures:
+            yield futures.popleft().result()
     except BrokenProcessPool:
         raise SystemExit("a worker process was killed (out of memory?); try a smaller --num-proc") from None
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def under_way(num_proc: int) -> int:
+    return 2 * num_proc + 1
 
 
 @contextlib.contextmanager
@@ -728,9 +762,16 @@ def _signals_held():
             signal.raise_signal(number)
 
 
-def _leave_signals_to_the_parent() -> None:
+def _live_as_the_parent_wants() -> None:
+    """Leave signals to it, and end with it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    def end_with_the_parent() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=end_with_the_parent, daemon=True).start()
 
 
 class Rejects:
@@ -740,7 +781,7 @@ class Rejects:
     """
 
     def __init__(self, source: str, output: Path, strict: bool):
-        self.path = output.with_name(output.name + REJECTS)
+        self.output, self.path = output, output.with_name(output.name + REJECTS)
         refuse_input(source, output, self.path)
         self.source, self.strict, self.rows_in, self.set_aside = source, strict, 0, 0
         self.reasons, self.file, self.stack = {}, None, contextlib.ExitStack()  # reasons: [rows, the first, its reason] by kind
@@ -754,11 +795,13 @@ class Rejects:
     def convert(self, function, desc: str, num_proc: int, loads=json.loads):
         """Yield function(row, index) for each row of the source, in order; a row in which it finds an error is set aside.
 
-        With several processes the function and its results are pickled.
+        The function and its results are pickled; the results come in files, of which each batch under way has its own.
         """
-        batches = _batches(read_raw(self.source, desc))
-        for results in in_order(functools.partial(convert_batch, function, loads), batches, num_proc):
-            for index, result, reason in results:
+        files = [self.stack.enter_context(working_file(self.output)).fileno() for _ in range(under_way(num_proc))]
+        batches = zip(_batches(read_raw(self.source, desc)), itertools.cycle(files))
+        lengths = in_order(functools.partial(_convert_batch_into, function, loads), batches, num_proc)
+        for length, file in zip(lengths, itertools.cycle(files)):
+            for index, result, reason in pickle.loads(read_at(file, length, 0)):
                 self.rows_in += 1
                 if reason is None:
                     yield result

@@ -329,17 +329,37 @@ def test_interrupt_leaves_nothing_behind(tmp_path):
     assert process.returncode != 0 and [path.name for path in tmp_path.iterdir()] == ["x.jsonl"]
 
 
-def test_killed_worker_is_an_error_and_leaves_nothing_behind(tmp_path):
-    write_jsonl(tmp_path / "x.jsonl", MANY * 100)
+def with_workers(folder) -> tuple[subprocess.Popen, list[int]]:
+    """Step 1 in the middle of its work, and its worker processes."""
+    write_jsonl(folder / "x.jsonl", MANY * 100)
     command = [sys.executable, str(ROOT / "step1_apply_tool_template.py"), "x.jsonl", "y.jsonl", "--num-proc", "2"]
-    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    while not children.read_text().split():
+    while len(children.read_text().split()) < 2:
         time.sleep(0.01)
-    os.kill(int(children.read_text().split()[0]), signal.SIGKILL)
+    return process, [*map(int, children.read_text().split())]
+
+
+def test_killed_worker_is_an_error_and_leaves_nothing_behind(tmp_path):
+    process, workers = with_workers(tmp_path)
+    os.kill(workers[0], signal.SIGKILL)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 1 and "a worker process was killed" in errors
     assert [path.name for path in tmp_path.iterdir()] == ["x.jsonl"]
+
+
+def test_workers_end_with_a_parent_that_is_killed(tmp_path):
+    process, workers = with_workers(tmp_path)
+    process.kill()
+    process.communicate(timeout=60)  # ends when the last process has closed its end of the pipe
+    assert not any(alive(worker) for worker in workers)
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 @given(
