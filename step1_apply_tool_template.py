@@ -509,7 +509,7 @@ class _GenerationTag(jinja2.ext.Extension):
 
 
 def _tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False) -> str:
-    if not (ensure_ascii or indent or separators or sort_keys):
+    if not (ensure_ascii or sort_keys) and indent is None and separators is None:
         return value._as_json if type(value) is SharedTool else _encode(value)
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 

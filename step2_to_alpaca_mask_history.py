@@ -30,6 +30,7 @@ import re
 import shlex
 import struct
 import sys
+import zlib
 from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -69,6 +70,7 @@ FEW_TEXTS = ["input", "system", "source", "served_as"]  # of which many samples 
 ROW_GROUP, GATHERED_BYTES = 2048, 1 << 24  # the most samples, and about the most text, in memory when samples are written
 MAPPED_BYTES = 1 << 28  # of packed samples, that may stay mapped into memory; where there are more,
 FEW = 512  # samples are gathered at a time: each may map 64 KB around it in every file
+FEW_ROWS = 64  # samples that are Python objects at a time
 PREVIEW = "_preview.json"
 OTHER_LENGTH = "their trajectory has fewer turns than --min-turns or more than --max-turns"
 NO_REASONING = "they have no reasoning"
@@ -264,9 +266,9 @@ class PackedFiles(NamedTuple):
 
     texts: all texts in UTF-8, one after the other.
     ends: int64, 0 and where each text ends.
-    entries: int64, for each sample: number of its trajectory's first text; number of the system text; bytes of the others;
-        trajectory; how many turns; how many texts; its turns; its texts, counted from the first, those of the columns TEXTS
-        before those of the history.
+    entries: int64, for each sample: number of its trajectory's first text; number, checksum and bytes of the system text;
+        bytes of the others; trajectory; how many turns; how many texts; its turns; its texts, counted from the first, those
+        of the columns TEXTS before those of the history.
     taken, given: the ends of a pipe that holds how many texts, bytes of them and int64 of entries there are so far. Who adds
         some takes this out and gives back what will be there then.
     """
@@ -285,14 +287,15 @@ class PackedFiles(NamedTuple):
             stack.callback(os.close, end)
         self = cls(*files, *pipe)
         os.write(self.given, bytes(SO_FAR.size))
-        NUMBERS_OF_SYSTEMS.clear()
+        SYSTEMS.clear()
         return self
 
     def add_texts(self, texts: list[bytes], n_entries: int = 0) -> tuple[int, int]:
         """(number of the first of these texts, place for so many int64 in `entries`)"""
         lengths = [*map(len, texts)]
+        total = sum(lengths)
         number, size, place = SO_FAR.unpack(os.read(self.taken, SO_FAR.size))
-        os.write(self.given, SO_FAR.pack(number + len(texts), size + sum(lengths), place + n_entries))
+        os.write(self.given, SO_FAR.pack(number + len(texts), size + total, place + n_entries))
         ends = array.array("q", itertools.accumulate(lengths, initial=size))
         write_at(self.ends, ends, ends.itemsize * number)
         write_at(self.texts, b"".join(texts), size)
@@ -308,27 +311,39 @@ class PackedFiles(NamedTuple):
         texts = [text.encode() for text in numbers]
         lengths = [*map(len, texts)]
         systems = {text: self._system(text.encode()) for text in {sample["system"] for sample in samples}}
-        n_entries = [6 + len(sample["turns"]) + len(of_sample) for sample, of_sample in zip(samples, of_samples)]
+        n_entries = [ENTRY + len(sample["turns"]) + len(of_sample) for sample, of_sample in zip(samples, of_samples)]
         number, place = self.add_texts(texts, sum(n_entries))
         entries = array.array("q")
         for sample, of_sample in zip(samples, of_samples):
             size, turns = sum(map(lengths.__getitem__, of_sample)), sample["turns"]
-            head = number, systems[sample["system"]], size, sample["trajectory"], len(turns), len(of_sample)
+            head = number, *systems[sample["system"]], size, sample["trajectory"], len(turns), len(of_sample)
             entries.extend((*head, *turns, *of_sample))
         write_at(self.entries, entries, entries.itemsize * place)
         return array.array("q", [*itertools.accumulate(n_entries, initial=place)][:-1])
 
-    def _system(self, text: bytes) -> int:
-        """The number of a system text, which trajectories with the same tools share."""
-        if text not in NUMBERS_OF_SYSTEMS:
-            if sum(map(len, NUMBERS_OF_SYSTEMS)) > GATHERED_BYTES:
-                NUMBERS_OF_SYSTEMS.clear()
-            NUMBERS_OF_SYSTEMS[text], _ = self.add_texts([text])
-        return NUMBERS_OF_SYSTEMS[text]
+    def _system(self, text: bytes) -> tuple[int, int, int]:
+        """(number, checksum, bytes) of a system text, which trajectories with the same tools share."""
+        if text not in SYSTEMS:
+            if SYSTEMS.size > GATHERED_BYTES:
+                SYSTEMS.clear()
+            number, _ = self.add_texts([text])
+            SYSTEMS[text] = number, zlib.crc32(text), len(text)
+            SYSTEMS.size += len(text) + SYSTEM_OVERHEAD
+        return SYSTEMS[text]
 
 
-SO_FAR = struct.Struct("3q")
-NUMBERS_OF_SYSTEMS = {}  # of the texts that this process added last
+class _Systems(dict):
+    """What `PackedFiles` knows of the system texts that this process added last; about how many bytes that takes."""
+
+    size = 0
+
+    def clear(self) -> None:
+        super().clear()
+        self.size = 0
+
+
+SO_FAR, ENTRY = struct.Struct("3q"), 8
+SYSTEMS, SYSTEM_OVERHEAD = _Systems(), 300
 
 
 def gather(files: PackedFiles, starts):
@@ -346,14 +361,26 @@ def gather(files: PackedFiles, starts):
     large = sum(map(len, maps)) > MAPPED_BYTES
     for block in range(0, len(starts), ROW_GROUP):
         at = np.asarray(starts[block : block + ROW_GROUP])
-        bytes_so_far = np.cumsum(entries[at + 2])
-        for some in np.split(at, np.flatnonzero(np.diff(bytes_so_far // GATHERED_BYTES)) + 1):
+        for some in np.split(at, _full(*(entries[at + field].tolist() for field in (2, 3, 4)))):
             tables = []
             for few in np.split(some, range(FEW, len(some), FEW) if large else []):
                 tables.append(_table(every, entries, few))
                 for file in maps if large else ():
                     file.madvise(mmap.MADV_DONTNEED)  # else all of it would come to count as memory of this process
             yield pa.concat_tables(tables).unify_dictionaries().combine_chunks()  # Parquet's pages tell where chunks end
+
+
+def _full(systems: list[int], bytes_of_systems: list[int], bytes_of_others: list[int]) -> list[int]:
+    """Before which samples a table is full. A system text that several of them have is in it once."""
+    full, total, seen = [], 0, set()
+    for at, (system, of_system, of_others) in enumerate(zip(systems, bytes_of_systems, bytes_of_others)):
+        size = of_others + (0 if system in seen else of_system)
+        if total and total + size > GATHERED_BYTES:
+            full.append(at)
+            total, size, seen = 0, of_others + of_system, set()
+        total += size
+        seen.add(system)
+    return full
 
 
 def _table(texts, entries, at):
@@ -374,8 +401,8 @@ def _table(texts, entries, at):
         ends = np.cumsum(lengths)
         return entries[np.arange(ends[-1]) + np.repeat(starts + lengths - ends, lengths)]
 
-    first_text, systems, _, trajectories, n_turns, n_texts = (entries[at + number] for number in range(6))
-    first, n_history = at + 6 + n_turns, n_texts - len(TEXTS)
+    first_text, systems, _, _, _, trajectories, n_turns, n_texts = (entries[at + number] for number in range(ENTRY))
+    first, n_history = at + ENTRY + n_turns, n_texts - len(TEXTS)
     columns = {name: strings(first_text + entries[first + number]) for number, name in enumerate(TEXTS)}
     history = strings(np.repeat(first_text, n_history) + runs(first + len(TEXTS), n_history))
     columns["history"] = lists(n_history // 2, lists(np.full(len(history) // 2, 2), history))
@@ -385,7 +412,7 @@ def _table(texts, entries, at):
     of_sample = encoded.indices.take(integers(np.argsort(order)[of_sample]))
     columns["system"] = pa.DictionaryArray.from_arrays(of_sample, encoded.dictionary)
     columns["trajectory"] = integers(trajectories)
-    columns["turns"] = lists(n_turns, integers(runs(at + 6, n_turns)))
+    columns["turns"] = lists(n_turns, integers(runs(at + ENTRY, n_turns)))
     return pa.table({name: columns[name] for name in sample_schema().names})
 
 
@@ -418,7 +445,8 @@ def write_samples(output: Path, files: PackedFiles, starts, num_shards: int | No
                 write_parquet(part, tables())
         else:
             with row_writer(output) as write:
-                for sample in for_json(sample for table in tables() for sample in table.to_pylist()):
+                batches = (batch for table in tables() for batch in table.to_batches(FEW_ROWS))
+                for sample in for_json(sample for batch in batches for sample in batch.to_pylist()):
                     write(sample)
 
 

@@ -741,7 +741,8 @@ def in_order(function, items, num_proc: int, here: int = 1):
     except BrokenProcessPool:
         raise SystemExit("a worker process was killed (out of memory?); try a smaller --num-proc") from None
     finally:
-        pool.shutdown(cancel_futures=True)
+        with _signals_held():  # a second interrupt would leave the pool half shut
+            pool.shutdown(cancel_futures=True)
 
 
 def under_way(num_proc: int) -> int:

@@ -4,7 +4,6 @@ import json
 import re
 
 import jinja2.sandbox
-
 import pytest
 from conftest import GOLDEN, ROOT, assistant, call, tool, user
 
@@ -144,3 +143,16 @@ def test_short_cuts_of_the_sandbox_find_what_jinja_finds(expression, tmp_path):
         except Exception as error:
             results.append((type(error), re.sub("0x[0-9a-f]+", "", str(error))))
     assert results[0] == results[1]
+
+
+@pytest.mark.parametrize("options", ["", "indent=0", "indent=2", "separators=(',', ':')", "sort_keys=true", "ensure_ascii=true"])
+def test_tojson_writes_what_json_writes(options, tmp_path):
+    (tmp_path / "x.jinja").write_text(
+        "<|im_start|>x\n{% if tools %}{{ tools[0] | tojson(" + options + ") }}{% endif %}<|im_end|>\n\n", encoding="utf-8"
+    )
+    render = load_chat_template(str(tmp_path / "x.jinja"))
+    tool = {"name": "é", "b": [1, {"a": None}]}
+    _, tools = served_trajectory({"messages": [user("q"), assistant("a")], "tools": json.dumps([tool])})
+    arguments = eval(f"dict({options})", {"true": True})
+    expected = json.dumps(tool, **{"ensure_ascii": False, **arguments})
+    assert render([], tools) == render([], [tool]) == f"<|im_start|>x\n{expected}<|im_end|>\n"

@@ -351,8 +351,11 @@ def test_killed_worker_is_an_error_and_leaves_nothing_behind(tmp_path):
 def test_workers_end_with_a_parent_that_is_killed(tmp_path):
     process, workers = with_workers(tmp_path)
     process.kill()
-    process.communicate(timeout=60)  # ends when the last process has closed its end of the pipe
-    assert not any(alive(worker) for worker in workers)
+    process.communicate(timeout=60)  # it ends when each process has closed its end of the pipe, on its way out
+    until = time.monotonic() + 10
+    while any(map(alive, workers)) and time.monotonic() < until:
+        time.sleep(0.01)
+    assert not any(map(alive, workers))
 
 
 def alive(pid: int) -> bool:

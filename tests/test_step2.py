@@ -204,7 +204,7 @@ def test_files_do_not_tell_in_which_order_processes_packed_the_samples(tmp_path)
         with contextlib.ExitStack() as stack:
             files, starts = PackedFiles.in_folder_of(tmp_path / "x", stack), {}
             for at in order:
-                step2_to_alpaca_mask_history.NUMBERS_OF_SYSTEMS.pop(b"s3", None)  # as a process that has not met it yet
+                step2_to_alpaca_mask_history.SYSTEMS.pop(b"s3", None)  # as a process that has not met it yet
                 starts[at] = files.add(of_rows[at])
             with mock.patch.multiple(step2_to_alpaca_mask_history, MAPPED_BYTES=mapped, FEW=3):
                 [table] = gather(files, [start for at in range(40) for start in starts[at]])
@@ -226,6 +226,18 @@ def test_samples_are_gathered_in_tables_of_bounded_size(mapped):
             tables = [*gather(files, starts)]
     assert [sample for table in tables for sample in table.to_pylist()] == samples
     assert len(tables) > 5 and max(table.nbytes for table in tables) < 20000
+
+
+def test_tables_of_different_long_system_texts_are_of_bounded_size(tmp_path):
+    rows = [step1_row([{"role": "system", "content": f"{at % 50:04}" * 500}, *CONVERSATION]) for at in range(100)]
+    of_rows = [to_samples(*step1_columns(row))[0] for row in rows]
+    with contextlib.ExitStack() as stack:
+        files = PackedFiles.in_folder_of(tmp_path / "x", stack)
+        starts = [start for samples in of_rows for start in files.add(samples)]
+        with mock.patch.object(step2_to_alpaca_mask_history, "GATHERED_BYTES", 10000):
+            tables = [*gather(files, starts)]
+    assert [sample for table in tables for sample in table.to_pylist()] == [sample for samples in of_rows for sample in samples]
+    assert max(len(table["system"].chunk(0).dictionary) for table in tables) <= 4
 
 
 def test_interrupt_leaves_nothing_behind(tmp_path):
