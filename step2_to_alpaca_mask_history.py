@@ -436,8 +436,9 @@ def write_samples(output: Path, files: PackedFiles, starts, num_shards: int | No
                     (part / f"{shard:05}-of-{num_shards:05}", starts[start:end])
                     for shard, (start, end) in enumerate(itertools.pairwise(bounds))
                 )
-                for samples in in_order(functools.partial(_write_shard, files=files), shards, num_proc, here=0):
-                    bar.update(samples)
+                with contextlib.closing(in_order(functools.partial(_write_shard, files=files), shards, num_proc, here=0)) as written:
+                    for samples in written:
+                        bar.update(samples)
                 for shard in sorted(part.iterdir()):  # only now, so that no reader takes those of a run that was killed
                     shard.rename(shard.with_suffix(".parquet"))
         elif output.suffix == ".parquet":

@@ -712,9 +712,22 @@ def convert_batch(function, loads, batch: list) -> list[tuple]:
 def _convert_batch_into(function, loads, batch_and_file: tuple) -> int:
     """`convert_batch`, with its results pickled into a file; their length."""
     batch, file = batch_and_file
-    results = pickle.dumps(convert_batch(function, loads, batch), pickle.HIGHEST_PROTOCOL)
-    write_at(file, results, 0)
-    return len(results)
+    results = convert_batch(function, loads, batch)
+    try:
+        pickled = pickle.dumps(results, pickle.HIGHEST_PROTOCOL)
+    except RecursionError:
+        pickled = pickle.dumps([*map(_picklable, results)], pickle.HIGHEST_PROTOCOL)
+    write_at(file, pickled, 0)
+    return len(pickled)
+
+
+def _picklable(result: tuple) -> tuple:
+    try:
+        pickle.dumps([[result]], pickle.HIGHEST_PROTOCOL)
+        return result
+    except RecursionError:
+        index, _, reason = result
+        return index, None, reason or "the row is nested too deeply"
 
 
 def in_order(function, items, num_proc: int, here: int = 1):
@@ -799,8 +812,11 @@ class Rejects:
         The function and its results are pickled; the results come in files, of which each batch under way has its own.
         """
         files = [self.stack.enter_context(working_file(self.output)).fileno() for _ in range(under_way(num_proc))]
-        batches = zip(_batches(read_raw(self.source, desc)), itertools.cycle(files))
+        rows = read_raw(self.source, desc)
+        batches = zip(_batches(rows), itertools.cycle(files))
         lengths = in_order(functools.partial(_convert_batch_into, function, loads), batches, num_proc)
+        for stopped in (rows, lengths):  # the processes and the progress bar end before an error is shown
+            self.stack.callback(stopped.close)
         for length, file in zip(lengths, itertools.cycle(files)):
             for index, result, reason in pickle.loads(read_at(file, length, 0)):
                 self.rows_in += 1
