@@ -15,8 +15,10 @@ The one idea: nothing of step 1 and step 2 is trusted; the two sides share only 
 import argparse
 import contextlib
 import copy
+import hashlib
 import importlib.util
 import io
+import json
 import math
 import os
 import re
@@ -219,17 +221,17 @@ def reasons_of(path: Path) -> dict:
     return {(row["source"], row["trajectory"], row["turn"]): row["reason"] for _, row, error in rows if not error}
 
 
-def check_dataset(found: Findings, provenance, built, trajectories: str | None, tokenizer, cutoff_len: int, why: dict, held_out: set) -> list:
-    """Compare each sample with its turns, and note what is found; returns what is supervised.
+def check_dataset(found: Findings, provenance, built, trajectories: str | None, tokenizer, cutoff_len: int, why: dict, held_out: set) -> tuple[list, set]:
+    """Compare each sample with its turns, and note what is found; returns (what is supervised, the tasks of which it is).
 
-    What is supervised: (source, trajectory, turn), as often as it is. Of a data set for evaluation, only trajectories
-    that have samples count.
+    What is supervised: (source, trajectory, turn), as often as it is; the tasks: see `task_of`. Of a data set for evaluation, only
+    trajectories that have samples count.
 
     Args:
         why: {(source, trajectory, turn): reason} for turns without a sample.
         held_out: (source, trajectory) of those that are evaluated.
     """
-    counts, supervised = found.counts, []
+    counts, supervised, tasks = found.counts, [], set()
 
     def mismatch(position: int, kind: str, at: int | None, text: str) -> None:
         counts["mismatched"] += 1
@@ -274,6 +276,8 @@ def check_dataset(found: Findings, provenance, built, trajectories: str | None, 
             found.left_out += [f"{index}:{turn}" for turn in left_out][: training_report.PLACES_KEPT - len(found.left_out)]
             unsaid = HELD_OUT if found.trains and (source, index) in held_out else NOT_SAID
             found.why_left_out.update(why.get((source, index, turn), unsaid) for turn in left_out)
+            if samples:
+                tasks.add(task_of(row))
             for position, turns, served_as in samples:
                 place = f"{source}: trajectory {index}, turn {turns[-1]}"
                 if any(roles[turn : turn + 1] != ["assistant"] for turn in turns):
@@ -305,7 +309,21 @@ def check_dataset(found: Findings, provenance, built, trajectories: str | None, 
             sys.exit(f"{source}: has no usable trajectory {min(by_trajectory)}, of which there are samples; "
                      "name the file that step 1 read by --trajectories")  # fmt: skip
     counts["supervised turns"] = len(set(supervised))
-    return supervised
+    return supervised, tasks
+
+
+def task_of(row: dict) -> bytes:
+    """A digest of what no two sides of a split may share: the row's task_info.task_id, else its messages and tools."""
+    task = _parsed(row.get("task_info"))
+    task = task.get("task_id") if isinstance(task, dict) else None
+    same = [_parsed(row["messages"]), _parsed(row.get("tools")) or None] if task is None else str(task)
+    return hashlib.sha256(json.dumps(same, default=str).encode()).digest()
+
+
+def _parsed(value):
+    with contextlib.suppress(ValueError, RecursionError):
+        return json.loads(value) if isinstance(value, str) else value
+    return value
 
 
 # ---------------------------------------------------------------- what is shown
@@ -462,7 +480,7 @@ def main() -> None:
         return
     if not tokenizer.chat_template:
         sys.exit(f"{model_args.model_name_or_path}: the tokenizer has no chat template to compare with")
-    trained, both, findings, samples = Counter(), set(), [], []
+    trained, tasks, findings, samples = Counter(), (set(), set()), [], []  # tasks: that are evaluated, that are trained on
     held_out = {(told["source"], told["trajectory"]) for _, _, provenance, _ in sets[to_train:] for told in provenance}
     for number, (name, path, provenance, built) in enumerate(sets):
         trains = number < to_train  # the others are for evaluation
@@ -472,10 +490,10 @@ def main() -> None:
             settings += f", max_samples {data_args.max_samples}"
         findings.append(found := Findings(name, trains, settings, array("q", [0]) * len(built), bytearray(len(built))))
         why = reasons_of(path)
-        supervised = check_dataset(found, provenance, built, args.trajectories, tokenizer, data_args.cutoff_len, why, held_out)
+        supervised, its_tasks = check_dataset(found, provenance, built, args.trajectories, tokenizer, data_args.cutoff_len, why, held_out)
+        tasks[trains].update(its_tasks)
         if trains:
             trained.update(supervised)
-            both.update(held_out.intersection(zip(provenance["source"], provenance["trajectory"])))
         if found.counts["exact"] < len(built):
             problems.append(f"{name}: the model would not be trained on what it is served with")
         print_findings(found, data_args.max_samples)
@@ -483,8 +501,8 @@ def main() -> None:
             samples += samples_to_show(found, provenance, built, max(1, training_report.SAMPLES_IN_PAGE // len(sets)))
     if repeated := sum(times > 1 for times in trained.values()):
         problems.append(f"{repeated} turns are trained more than once")
-    if both:
-        problems.append(f"{len(both)} trajectories are both trained on and evaluated; hold them out by step 2 --val-ratio")
+    if both := tasks[0] & tasks[1]:
+        problems.append(f"{len(both)} tasks are both trained on and evaluated; hold them out by step 2 --val-ratio")
     if args.report:
         cost, said = cost_of(findings[:to_train], schedule, args.gpus, data_args.cutoff_len)
         page = training_report.report_page({"command": command, "cost": said}, problems, findings, samples, cost,

@@ -2,7 +2,8 @@
 
     python step1_apply_tool_template.py [INPUT] [OUTPUT] [--chat-template FILE_OR_MODEL]
 
-INPUT   a .json, .jsonl or .parquet file, or a Hugging Face data set id such as XXHStudyHard/EnvScaler-SFT-Traj-9K.
+INPUT   a .json, .jsonl or .parquet file, or a Hugging Face data set id such as XXHStudyHard/EnvScaler-SFT-Traj-9K, also with
+        a revision (ID@REVISION). Of a data set only the files that hold trajectories are downloaded.
         Row: {"messages": [{"role": "user", "content": "…"},
                            {"role": "assistant", "reasoning_content": "…", "content": "…", "tool_calls": […]},
                            {"role": "tool", "content": "…"}, …],
@@ -32,6 +33,7 @@ import jinja2.ext
 import jinja2.sandbox
 import orjson
 
+from served_tokens import hub_data_set
 from trajectories import (
     BLOCK_END,
     BLOCK_START,
@@ -39,15 +41,17 @@ from trajectories import (
     FORMATS,
     ROOT,
     SAMPLE,
+    Place,
     Rejects,
     SharedTool,
     TrajectoryError,
     check_output,
     decoded_messages,
     exit_on_sigterm,
+    first_columns,
     is_text_parts,
     json_row,
-    local_files,
+    local_file,
     map_texts,
     open_parquet,
     positive_count,
@@ -532,8 +536,7 @@ def _strftime_now(pattern: str) -> str:
 
 def convert_row(
     row: dict,
-    index: int,
-    source: str,
+    place: Place,
     chat_template: str,
     as_json: bool,
     allow_control_tokens: bool = False,
@@ -558,7 +561,7 @@ def convert_row(
         reasoning = messages[turn["turn"]].get("reasoning_content", "").strip()
         notes[LEFT_OUT] += turn["left_out"] is not None
         notes[UNSEEN] += reasoning not in plain[turn["message"]]["content"]
-    converted = {**row, "messages": plain, "served": {"source": source, "trajectory": index, **served}}
+    converted = {**row, "messages": plain, "served": {"source": place.source, "trajectory": place.row, **served}}
     try:
         if as_json:
             return json_row(converted, OURS), notes
@@ -576,20 +579,36 @@ def prepared_template(chat_template: str) -> tuple:
     return render, renders_by_query(render), tuple(control_tokens)
 
 
+def is_on_hub(source: str) -> bool:
+    """Whether INPUT is the id of a data set, and not a file."""
+    return hub_data_set.is_data_set(source) and Path(source).suffix not in FORMATS and not Path(source).exists()
+
+
 def default_output(source: str) -> Path:
+    if is_on_hub(source):
+        return ROOT / "data" / (hub_data_set.name_of(source) + SUFFIX + ".jsonl")
     path = Path(source)
-    if path.suffix in FORMATS:
-        return path.with_name(path.stem + SUFFIX + path.suffix)
-    return ROOT / "data" / (path.name + SUFFIX + ".jsonl")  # a data set id
+    return path.with_name(path.stem + SUFFIX + path.suffix)
 
 
-def output_schema(files: list[Path], output: Path):
+def find_files(source: str, pattern: str | None, split: str | None) -> list[str]:
+    """The files behind INPUT: itself, or the addresses of those that hold trajectories in a data set of the Hub."""
+    if is_on_hub(source):
+        return hub_data_set.download_trajectories(source, pattern, split, dict.fromkeys(FORMATS, first_columns))
+    if pattern or split:
+        raise SystemExit(f"{source}: is no Hugging Face data set id; --file and --split choose among the files of one")
+    local_file(source)
+    return [source]
+
+
+def output_schema(source: str, output: Path):
     """Parquet to Parquet, the other columns keep their types; else they are inferred as the rows are written."""
-    if output.suffix != ".parquet" or files[0].suffix != ".parquet":
+    path = local_file(source)
+    if output.suffix != ".parquet" or path.suffix != ".parquet":
         return None
     import pyarrow as pa
 
-    with open_parquet(files[0], files[0]) as file:
+    with open_parquet(path, path) as file:
         fields = {field.name: field for field in file.schema_arrow}
     return pa.schema([*{**fields, "messages": pa.field("messages", pa.string())}.values(), ("served", pa.string())])
 
@@ -614,6 +633,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("input", nargs="?", default=shown(SAMPLE), metavar="INPUT")
     parser.add_argument("output", nargs="?", type=Path, metavar="OUTPUT", help=f"default: INPUT's name with {SUFFIX}")
+    parser.add_argument("--file", metavar="NAME", help="of a data set, read this file only, or those that this glob matches")
+    parser.add_argument("--split", metavar="NAME", help="of a data set, read the files of this split only")
     add_options(parser)
     parser.add_argument("--num-proc", type=positive_count, default=os.cpu_count(), metavar="N",
                         help="processes (default: one per core)")  # fmt: skip
@@ -622,16 +643,17 @@ def main() -> None:
 
     exit_on_sigterm()
     output = args.output or default_output(args.input)
-    files = local_files(args.input)
+    if args.output:
+        check_output(output)
     chat_template = read_chat_template(args.chat_template)
     prepared_template(chat_template)  # before the work, so that a bad one costs nothing
-    check_output(output)
+    files = find_files(args.input, args.file, args.split)
     notes = Counter()
     convert = functools.partial(
-        convert_row, source=args.input, chat_template=chat_template, as_json=output.suffix != ".parquet",
+        convert_row, chat_template=chat_template, as_json=output.suffix != ".parquet",
         allow_control_tokens=args.allow_control_tokens, validate_tools=args.validate_tools,
     )  # fmt: skip
-    with Rejects(args.input, output, args.strict) as rejects, row_writer(output, output_schema(files, output)) as write:
+    with Rejects(files, output, args.strict) as rejects, row_writer(output, output_schema(files[0], output)) as write:
         for row, row_notes in rejects.convert(convert, "step 1", args.num_proc):
             write(row)
             notes.update(row_notes)

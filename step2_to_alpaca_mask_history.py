@@ -21,6 +21,7 @@ import argparse
 import array
 import contextlib
 import functools
+import hashlib
 import itertools
 import json
 import mmap
@@ -46,6 +47,7 @@ from trajectories import (
     LEFT_OUT_TURNS,
     ROOT,
     SAMPLE,
+    Place,
     Rejects,
     TrajectoryError,
     check_output,
@@ -75,6 +77,8 @@ PREVIEW = "_preview.json"
 OTHER_LENGTH = "their trajectory has fewer turns than --min-turns or more than --max-turns"
 NO_REASONING = "they have no reasoning"
 TOO_LONG = "their sample does not fit in --cutoff-len"
+BY_TASK = "task (rows with the same task_info.task_id fall on one side)"
+BY_CONTENT = "content (rows with the same messages fall on one side; they name no task_info.task_id)"
 DATE_LIKE = re.compile(r"\d{4}-\d{1,2}-\d{1,2}([T ].*)?\s*", re.DOTALL)
 
 
@@ -456,17 +460,32 @@ def name_of(output: Path) -> str:
     return output.stem if output.suffix in FORMATS else output.name
 
 
-def hold_out(starts, ends, ratio: float, seed: int) -> tuple:
-    """(samples to train on, samples for validation): whole trajectories, of which `ends` tells where they end in `starts`."""
-    of_trajectories = [(start, end) for start, end in itertools.pairwise(ends) if start < end]
-    if not ratio or not of_trajectories:
-        return starts, array.array("q")
-    number = max(1, round(ratio * len(of_trajectories)))
-    held_out = set(random.Random(seed).sample(range(len(of_trajectories)), number))
+def hold_out(starts, ends, held_out) -> tuple:
+    """(samples to train on, samples for validation), where the samples of each trajectory end at `ends` in `starts`.
+
+    `held_out` tells of each trajectory whether it is for validation.
+    """
     split = array.array("q"), array.array("q")
-    for trajectory, (start, end) in enumerate(of_trajectories):
-        split[trajectory in held_out].extend(starts[start:end])
+    for (start, end), side in zip(itertools.pairwise(ends), held_out):
+        split[side].extend(starts[start:end])
     return split
+
+
+def group_of(row: dict) -> tuple[str, str]:
+    """What is held out together with a row of step 1: (BY_TASK, the id of its task), or (BY_CONTENT, a digest) where it names none."""
+    task = row.get("task_info")
+    with contextlib.suppress(ValueError, RecursionError):
+        task = json.loads(task) if isinstance(task, str) else task
+    if isinstance(task, dict) and task.get("task_id") is not None:
+        return BY_TASK, str(task["task_id"])
+    messages = row["messages"] if isinstance(row["messages"], str) else orjson.dumps(row["messages"]).decode()
+    return BY_CONTENT, hashlib.sha256(messages.encode()).hexdigest()
+
+
+def is_held_out(group: tuple[str, str], ratio: float, seed: int) -> bool:
+    """By a hash of the group alone, so that no other row moves it to the other side."""
+    digest = hashlib.sha256("\n".join((str(seed), *group)).encode()).digest()
+    return int.from_bytes(digest[:8]) < ratio * 2**64
 
 
 def write_parquet(path: Path, tables) -> None:
@@ -632,11 +651,14 @@ def load_tokenizer(name: str):
     return tokenizer
 
 
-def convert_row(row: dict, index: int, options: Options, files: PackedFiles) -> tuple:
-    """A row of step 1 -> (where its samples are, see `PackedFiles.add`, and the rest of `row_samples`); raises TrajectoryError."""
+def convert_row(row: dict, place: Place, options: Options, files: PackedFiles) -> tuple:
+    """A row of step 1 -> (its group, where its samples are, see `PackedFiles.add`, and the rest of `row_samples`).
+
+    Raises TrajectoryError.
+    """
     samples, *rest = row_samples(row, options)
     try:
-        return files.add(samples), *rest
+        return group_of(row), files.add(samples), *rest
     except (UnicodeEncodeError, OverflowError) as error:
         raise TrajectoryError(f"the row is not one of step 1 ({error}); run step1_apply_tool_template.py first") from None
 
@@ -753,7 +775,7 @@ def main() -> None:
                         help=f"default: {shown(DEFAULT_OUTPUT)}")  # fmt: skip
     add_options(parser)
     parser.add_argument("--val-ratio", type=ratio, default=0.0, metavar="R",
-                        help="hold this part of the trajectories out, for validation: OUTPUT's name with _val")  # fmt: skip
+                        help="hold about this part of the tasks out, for validation: OUTPUT's name with _val")  # fmt: skip
     parser.add_argument("--no-shuffle", action="store_true", help="keep the order of trajectories and turns")
     parser.add_argument("--preview", type=positive_count, default=100, metavar="N", help="samples in the preview (default: 100)")
     parser.add_argument("--num-shards", type=positive_count, metavar="N", help="write OUTPUT as a folder of N Parquet files")
@@ -781,15 +803,18 @@ def main() -> None:
     totals, left_out, given, write_left_out = Counter(), Counter(), "", None
     replaced = ", in place of an earlier one" if args.output.exists() else ""
     with (
-        Rejects(args.input, args.output, args.strict) as rejects,
+        Rejects([args.input], args.output, args.strict) as rejects,
         contextlib.ExitStack() as stack,
     ):
         files = PackedFiles.in_folder_of(args.output, stack)
         convert = functools.partial(convert_row, options=args.options, files=files)
         starts, ends = array.array("q"), array.array("q", [0])  # the second: where those of each trajectory end in the first
-        for of_row, notes, row_left_out, row_given in rejects.convert(convert, "step 2", args.num_proc, load_text):
+        held_out, held_out_by = bytearray(), Counter()
+        for group, of_row, notes, row_left_out, row_given in rejects.convert(convert, "step 2", args.num_proc, load_text):
             starts.extend(of_row)
             ends.append(len(starts))
+            held_out.append(is_held_out(group, args.val_ratio, args.seed))
+            held_out_by[group[0]] += held_out[-1] and len(of_row) > 0
             totals.update(notes)
             given = given or row_given
             for turn in row_left_out:
@@ -797,11 +822,14 @@ def main() -> None:
                 write_left_out(turn)
                 left_out[turn["reason"]] += 1
         rejects.save()
-        starts, val_starts = hold_out(starts, ends, args.val_ratio, args.seed)
+        starts, val_starts = hold_out(starts, ends, held_out)
         if not starts:
             print_counts(totals, left_out, args.merge_turns, rejects.rows_in)
             beside = " beside the validation set" * bool(val_starts)
             sys.exit(f"{args.input}: no sample is left to train on{beside}; {shown(args.output)} is not written{still_there(args.output)}")
+        if args.val_ratio and not val_starts:
+            sys.exit(f"{args.input}: --val-ratio {args.val_ratio} holds none of its {totals['trajectories']} trajectories out; raise it, or "
+                     f"take another --seed. {shown(args.output)} is not written{still_there(args.output)}")  # fmt: skip
         for output, of_output in ((args.output, starts), (val_output, val_starts)):
             if of_output:
                 if not args.no_shuffle:
@@ -822,8 +850,9 @@ def main() -> None:
           f"the first samples: {shown(args.output.with_name(name_of(args.output) + PREVIEW))}")  # fmt: skip
     if val_starts:
         register(args.dataset_info, f"{args.dataset_name}_val", val_output)
-        print(f"{shown(val_output)}: {len(val_starts)} of the samples, for validation, of trajectories that no other sample "
-              f"is of; registered as {args.dataset_name}_val")  # fmt: skip
+        print(f"{shown(val_output)}: {len(val_starts)} of the samples, for validation; registered as {args.dataset_name}_val")
+        for by, trajectories in sorted(held_out_by.items()):
+            print(f"  of {trajectories} trajectories, held out by {by}")
     elif f"{args.dataset_name}_val" in read_dataset_info(args.dataset_info):
         print(f"{args.dataset_name}_val is of an earlier run, and its trajectories are trained on now: evaluate on it no more")
     print_next(args, given, not totals["without thinking"])

@@ -12,6 +12,7 @@ same on any cluster. A task that is lost with its worker runs again, and yields 
 """
 
 import argparse
+import functools
 import hashlib
 import io
 import itertools
@@ -30,7 +31,7 @@ import pyarrow.parquet
 
 import step1_apply_tool_template as step1
 import step2_to_alpaca_mask_history as step2
-from trajectories import LEFT_OUT_TURNS, READERS, REJECTS, ROOT, SHOWN_REASONS, convert_batch, shown
+from trajectories import LEFT_OUT_TURNS, READERS, REJECTS, ROOT, SHOWN_REASONS, Place, convert_batch, shown
 
 BATCH = 16  # trajectories whose samples are in memory at a time
 
@@ -60,9 +61,9 @@ def find_shards(system: pa.fs.FileSystem, path: str) -> list[str]:
     )  # fmt: skip
 
 
-def convert_row(row: dict, index: int, source: str, step2_options: step2.Options, **options) -> tuple:
+def convert_row(row: dict, place: Place, step2_options: step2.Options, **options) -> tuple:
     """One input row -> what step 1 notes of it, and what `row_samples` of step 2 returns; raises TrajectoryError."""
-    plain, notes = step1.convert_row(row, index, source, as_json=False, **options)
+    plain, notes = step1.convert_row(row, place, as_json=False, **options)
     return notes, *step2.row_samples(plain, step2_options)
 
 
@@ -79,17 +80,16 @@ def shard_samples(batch: pa.Table, system, output_system, summaries: str, seed: 
     schema = step2.sample_schema().append(pa.field("key", pa.int64()))
     totals, seen, left_out, rejected, given = Counter(), Counter(), [], [], ""
 
-    def convert(row: dict, index: int) -> tuple:
-        return convert_row(row, index, shard["path"], **options)
-
+    convert = functools.partial(convert_row, **options)
     with system.open_input_file(shard["path"]) as file:
-        rows = enumerate(READERS[PurePosixPath(shard["path"]).suffix](io.BufferedReader(file), shard["path"]))
+        rows = READERS[PurePosixPath(shard["path"]).suffix](io.BufferedReader(file), shard["path"])
+        rows = ((Place(shard["path"], index), row) for index, row in enumerate(rows))
         try:
             while rows_of_batch := list(itertools.islice(rows, BATCH)):
                 samples = []
-                for index, result, reason in convert_batch(convert, json.loads, rows_of_batch):
+                for place, result, reason in convert_batch(convert, json.loads, rows_of_batch):
                     if reason:
-                        rejected.append({"source": shard["path"], "row": index, "reason": reason, "trajectory": result})
+                        rejected.append({**place._asdict(), "reason": reason, "trajectory": result})
                         continue
                     notes, row_samples, row_totals, row_left_out, row_given = result
                     seen.update(notes)
@@ -120,8 +120,9 @@ def write_samples(shards: list[str], system, output_system, work: str, work_here
 
     code = Path(work_here, "code")  # the modules alone, for all workers
     code.mkdir()
-    for module in ROOT.glob("*.py"):
-        shutil.copy(module, code)
+    for module in [*ROOT.glob("*.py"), *ROOT.glob("served_tokens/*.py")]:
+        (code / module.relative_to(ROOT)).parent.mkdir(exist_ok=True)
+        shutil.copy(module, code / module.relative_to(ROOT))
     address = os.environ.get("RAY_ADDRESS", "local")  # without one, Ray would try a cluster that was here before
     try:
         ray.init(address, runtime_env={"working_dir": str(code)}, include_dashboard=False, logging_level="warning")

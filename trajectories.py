@@ -31,6 +31,8 @@ from typing import NamedTuple
 import orjson
 from tqdm import tqdm
 
+from served_tokens.hub_data_set import local_copy
+
 ROOT = Path(__file__).resolve().parent
 SAMPLE = ROOT / "data" / "envscaler_sample.jsonl"
 FORMATS = (".json", ".jsonl", ".parquet")
@@ -45,6 +47,7 @@ MEDIA = ("image", "image_url", "input_image", "video", "video_url", "audio", "au
 RENDER_SECONDS = 60  # the longest that a chat template may take for one rendering
 SHOWN_REASONS, SHOWN_REASON = 5, 1000  # reasons on the screen; characters of a reason that are kept
 GZIP = b"\x1f\x8b"
+FIRST_CHUNK = 1 << 13  # characters of a JSON array read at first: who wants the first row only need not download more
 JSON_CHUNK = 1 << 20  # characters of a JSON array read at a time, or bytes written
 BATCH, BATCH_BYTES = 32, 1 << 20  # the most rows, and about the most JSON, that a process works on at a time
 PARQUET_BUFFER = 1 << 20  # bytes of a Parquet file read at a time, where a row group may be as long as the file
@@ -291,9 +294,16 @@ def _kind(value) -> str:
 # ---------------------------------------------------------------- reading
 
 
-def local_files(source: str) -> list[Path]:
-    """The data files behind a path or a Hugging Face data set id; a data set is downloaded once, into the Hub's cache."""
-    path = Path(source)
+class Place(NamedTuple):
+    """Which row of which file, counted from 0."""
+
+    source: str
+    row: int
+
+
+def local_file(source: str) -> Path:
+    """The data file at a path, or at an address in a Hugging Face data set (see `hub_data_set`)."""
+    path = local_copy(source) or Path(source)
     if path.is_file():
         if path.suffix not in FORMATS:
             raise SystemExit(f"{source}: unknown file type {path.suffix!r}; known are {', '.join(FORMATS)}")
@@ -304,42 +314,31 @@ def local_files(source: str) -> list[Path]:
             raise SystemExit(f"{source}: cannot be read ({error})") from None
         if packed:
             raise SystemExit(f"{source}: is compressed by gzip; unpack it first")
-        return [path]
+        return path
     if path.is_dir():
         raise SystemExit(f"{source}: is a folder; give one of its {', '.join(FORMATS)} files")
-    if path.exists() or path.suffix in FORMATS or not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
-        raise SystemExit(f"{source}: no such file; give a {', '.join(FORMATS)} file or a Hugging Face data set id")
-    from huggingface_hub import snapshot_download
-
-    try:
-        folder = Path(snapshot_download(source, repo_type="dataset", allow_patterns=[f"*{suffix}" for suffix in FORMATS]))
-    except Exception as error:  # the Hub client raises many kinds; each means that the data set is out of reach
-        raise SystemExit(f"{source}: no such file, and not to be had from the Hugging Face Hub ({error})") from None
-    files = sorted(p for p in folder.rglob("*") if p.suffix in FORMATS and p.name != "dataset_infos.json")
-    splits = re.compile(r"(^|[/_.-])train([/_.-]|$)")  # where there are splits, train is the one
-    files = [p for p in files if splits.search(p.relative_to(folder).as_posix())] or files
-    if not files:
-        raise SystemExit(f"{source}: the data set has no {', '.join(FORMATS)} file")
-    return files
+    raise SystemExit(f"{source}: no such file; give a {', '.join(FORMATS)} file or a Hugging Face data set id")
 
 
 def read_rows(source: str, desc: str | None = None):
-    """Yield (index, row, None) for each row of the source, or (index, text, error) where a row cannot be read."""
-    for index, raw in read_raw(source, desc):
+    """Yield (index, row, None) for each row of a file, or (index, text, error) where a row cannot be read."""
+    for place, raw in read_raw([source], desc):
         raw = raw.read() if isinstance(raw, Line) else raw
         try:
-            yield index, parse_row(raw), None
+            yield place.row, parse_row(raw), None
         except TrajectoryError as error:
-            yield index, shown_raw(raw), error
+            yield place.row, shown_raw(raw), error
 
 
-def read_raw(source: str, desc: str | None = None):
-    """Yield (index, raw) for each row of the source: where its line is, or a row that is parsed already."""
-    files = local_files(source)
+def read_raw(sources: list[str], desc: str | None = None):
+    """Yield (place, raw) for each row of the files: where its line is, or a row that is parsed already."""
+    files = {source: local_file(source) for source in sources}
     try:
-        size = sum(path.stat().st_size for path in files)
+        size = sum(path.stat().st_size for path in files.values())
         with tqdm(total=size, desc=desc, unit="B", unit_scale=True, disable=desc is None) as bar:
-            yield from enumerate(row for path in files for row in _read_file(path, bar))
+            for source, path in files.items():
+                for index, raw in enumerate(_read_file(path, bar)):
+                    yield Place(source, index), raw
     except OSError as error:
         raise SystemExit(f"{source}: cannot be read ({error})") from None
 
@@ -442,7 +441,7 @@ def _read_json(file, path: Path | str):
 
     try:
         file = io.TextIOWrapper(file, encoding="utf-8-sig")
-        text, size, problem = file.read(JSON_CHUNK), JSON_CHUNK, "ends in the middle of the array"
+        text, size, problem = file.read(FIRST_CHUNK), FIRST_CHUNK, "ends in the middle of the array"
         at = skip(text).end() + 1
         if text[at - 1 : at] != "[":
             raise broken("not an array")
@@ -499,6 +498,16 @@ def open_parquet(file, path: Path | str):
         return pq.ParquetFile(file, buffer_size=PARQUET_BUFFER, pre_buffer=False)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise SystemExit(f"{path}: not a Parquet file that can be read ({error})") from None
+
+
+def first_columns(file, path: Path | str) -> list[str]:
+    """The columns of the first row of a file that is open; raises SystemExit or TrajectoryError where it has none."""
+    if Path(path).suffix == ".parquet":
+        with open_parquet(file, path) as file:
+            return file.schema_arrow.names
+    for raw in READERS[Path(path).suffix](file, path):
+        return [*parse_row(raw)]
+    raise SystemExit(f"{path}: has no row")
 
 
 READERS = {".jsonl": _read_jsonl, ".json": _read_json, ".parquet": _read_parquet}
@@ -682,7 +691,7 @@ def _handle_alarms() -> None:
 
 
 def _batches(items):
-    """Lists of (index, raw): of BATCH rows, fewer where they are long."""
+    """Lists of (place, raw): of BATCH rows, fewer where they are long."""
     batch, size = [], 0
     for item in items:
         batch.append(item)
@@ -695,17 +704,17 @@ def _batches(items):
 
 
 def convert_batch(function, loads, batch: list) -> list[tuple]:
-    """[(index, function(row, index), None)], or (index, row, reason) where it finds an error."""
+    """[(place, function(row, place), None)], or (place, row, reason) where it finds an error."""
     results = []
-    for index, raw in batch:
+    for place, raw in batch:
         raw = raw.read() if isinstance(raw, Line) else raw
         try:
-            results.append((index, function(parse_row(raw, loads), index), None))
+            results.append((place, function(parse_row(raw, loads), place), None))
         except TrajectoryError as error:
-            results.append((index, shown_raw(raw), str(error)))
+            results.append((place, shown_raw(raw), str(error)))
         except RecursionError:
             text = raw.decode("utf-8", "replace") if isinstance(raw, bytes) else None
-            results.append((index, text, "the row is nested too deeply"))
+            results.append((place, text, "the row is nested too deeply"))
     return results
 
 
@@ -726,8 +735,8 @@ def _picklable(result: tuple) -> tuple:
         pickle.dumps([[result]], pickle.HIGHEST_PROTOCOL)
         return result
     except RecursionError:
-        index, _, reason = result
-        return index, None, reason or "the row is nested too deeply"
+        place, _, reason = result
+        return place, None, reason or "the row is nested too deeply"
 
 
 def in_order(function, items, num_proc: int, here: int = 1):
@@ -794,10 +803,11 @@ class Rejects:
     A context: where it fails before `save`, the file of an earlier run stays. `rows_in` and `set_aside` are counts of rows.
     """
 
-    def __init__(self, source: str, output: Path, strict: bool):
+    def __init__(self, sources: list[str], output: Path, strict: bool):
         self.output, self.path = output, output.with_name(output.name + REJECTS)
-        refuse_input(source, output, self.path)
-        self.source, self.strict, self.rows_in, self.set_aside = source, strict, 0, 0
+        for source in sources:
+            refuse_input(source, output, self.path)
+        self.sources, self.strict, self.rows_in, self.set_aside = sources, strict, 0, 0
         self.reasons, self.file, self.stack = {}, None, contextlib.ExitStack()  # reasons: [rows, the first, its reason] by kind
 
     def __enter__(self):
@@ -807,29 +817,29 @@ class Rejects:
         return self.stack.__exit__(*error)
 
     def convert(self, function, desc: str, num_proc: int, loads=json.loads):
-        """Yield function(row, index) for each row of the source, in order; a row in which it finds an error is set aside.
+        """Yield function(row, place) for each row of the files, in order; a row in which it finds an error is set aside.
 
         The function and its results are pickled; the results come in files, of which each batch under way has its own.
         """
         files = [self.stack.enter_context(working_file(self.output)).fileno() for _ in range(under_way(num_proc))]
-        rows = read_raw(self.source, desc)
+        rows = read_raw(self.sources, desc)
         batches = zip(_batches(rows), itertools.cycle(files))
         lengths = in_order(functools.partial(_convert_batch_into, function, loads), batches, num_proc)
         for stopped in (rows, lengths):  # the processes and the progress bar end before an error is shown
             self.stack.callback(stopped.close)
         for length, file in zip(lengths, itertools.cycle(files)):
-            for index, result, reason in pickle.loads(read_at(file, length, 0)):
+            for place, result, reason in pickle.loads(read_at(file, length, 0)):
                 self.rows_in += 1
                 if reason is None:
                     yield result
                 elif self.strict:
-                    raise SystemExit(f"{self.source}: row {index}: {reason}; fix the row, or drop --strict to set it aside")
+                    raise SystemExit(f"{place.source}: row {place.row}: {reason}; fix the row, or drop --strict to set it aside")
                 else:
-                    self._set_aside(index, reason, result)
+                    self._set_aside(place, reason, result)
 
-    def _set_aside(self, index: int, reason: str, trajectory) -> None:
+    def _set_aside(self, place: Place, reason: str, trajectory) -> None:
         reason = reason[:SHOWN_REASON]
-        row = {"source": self.source, "row": index, "reason": reason}
+        row = {**place._asdict(), "reason": reason}
         try:  # ASCII, so that rows with lone surrogates can be written too
             line = json.dumps({**row, "trajectory": trajectory}, default=str)
         except (RecursionError, TypeError, ValueError):
@@ -840,7 +850,7 @@ class Rejects:
                 self.file = self.stack.enter_context(part.open("w", encoding="ascii"))
             self.file.write(line + "\n")
         self.set_aside += 1
-        self.reasons.setdefault(re.sub(r"\d+", "#", reason), [0, index, reason])[0] += 1
+        self.reasons.setdefault(re.sub(r"\d+", "#", reason), [0, place, reason])[0] += 1
 
     def save(self) -> None:
         """Give the file its name; say where it is and what the reasons are."""
@@ -850,8 +860,9 @@ class Rejects:
             return
         self.stack.close()
         print(f"{self.set_aside} rows set aside with their reasons: {self.path}", file=sys.stderr)
-        for number, row, reason in sorted(self.reasons.values(), key=lambda kind: -kind[0])[:SHOWN_REASONS]:
-            print(f"  {number} like row {row}: {reason}", file=sys.stderr)
+        for number, place, reason in sorted(self.reasons.values(), key=lambda kind: -kind[0])[:SHOWN_REASONS]:
+            file = f" of {place.source}" * (len(self.sources) > 1)
+            print(f"  {number} like row {place.row}{file}: {reason}", file=sys.stderr)
 
 
 def refuse_input(source: str, *outputs: Path) -> None:

@@ -93,6 +93,17 @@ def read_jsonl(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
+def fill_hub_cache(cache, kind: str, repo_id: str, files: dict[str, bytes]) -> None:
+    """What the Hub client leaves on disk after a download."""
+    repo = cache / f"{kind}s--{repo_id.replace('/', '--')}"
+    snapshot = repo / "snapshots" / ("0" * 40)
+    for name, content in files.items():
+        (snapshot / name).parent.mkdir(parents=True, exist_ok=True)
+        (snapshot / name).write_bytes(content)
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text("0" * 40)
+
+
 def call(name: str, arguments, **more) -> dict:
     return {"type": "function", "function": {"name": name, "arguments": arguments}, **more}
 

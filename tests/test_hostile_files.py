@@ -92,7 +92,7 @@ def test_file_without_permission_is_a_clear_error(tmp_path, suffix):  # which ro
     denied = PermissionError(13, "Permission denied")
     with mock.patch.object(Path, "open", side_effect=denied), mock.patch("pyarrow.parquet.ParquetFile", side_effect=denied):
         with pytest.raises(SystemExit, match="x.*cannot be read.*Permission denied"):
-            list(read_raw(str(path)))
+            list(read_raw([str(path)]))
     with mock.patch("pyarrow.parquet.ParquetFile", side_effect=denied), pytest.raises(SystemExit, match="Permission denied"):
         trajectories.open_parquet(path, path)
 
@@ -273,7 +273,7 @@ def test_file_that_is_replaced_while_it_is_read_is_an_error(tmp_path):
     """A process that gets to read its rows later must not take those of another file."""
     path = tmp_path / "x.jsonl"
     path.write_text('{"a": 1}\n\n{"a": 2}\n', encoding="utf-8")
-    lines = [line for _, line in read_raw(str(path))]
+    lines = [line for _, line in read_raw([str(path)])]
     (tmp_path / "other").write_text('{"b": 1}\n\n{"b": 2}\n', encoding="utf-8")
     os.replace(tmp_path / "other", path)
     with pytest.raises(SystemExit, match="x.jsonl: has been replaced while it was read"):
@@ -302,7 +302,7 @@ def test_folder_that_cannot_take_its_name_gives_the_earlier_one_back(tmp_path):
 
 def test_rejects_are_written_as_they_come_and_not_kept_in_memory(tmp_path):
     write_jsonl(tmp_path / "x.jsonl", [{"row": "x" * 1000}] * 100 + [ROW])
-    with Rejects(str(tmp_path / "x.jsonl"), tmp_path / "y.jsonl", False) as rejects:
+    with Rejects([str(tmp_path / "x.jsonl")], tmp_path / "y.jsonl", False) as rejects:
         rows = rejects.convert(fails, "", 1)
         assert next(rows) == ROW
         (part,) = tmp_path.glob(".y.jsonl.rejects.jsonl.*.part")

@@ -14,7 +14,7 @@ from unittest import mock
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import GOLDEN, ROOT, assistant, call, interruptible, read_jsonl, tool, user, write_jsonl
+from conftest import GOLDEN, ROOT, assistant, call, fill_hub_cache, interruptible, read_jsonl, tool, user, write_jsonl
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -375,7 +375,7 @@ def test_array_is_read_as_a_stream_whatever_the_size_of_the_pieces(rows, indent,
     with tempfile.TemporaryDirectory() as folder, mock.patch.object(trajectories, "JSON_CHUNK", chunk):
         path = Path(folder) / "x.json"
         path.write_text(json.dumps(rows, indent=indent, ensure_ascii=False), encoding="utf-8", newline="")
-        assert [row for _, row in trajectories.read_raw(str(path))] == rows
+        assert [row for _, row in trajectories.read_raw([str(path)])] == rows
 
 
 @pytest.mark.parametrize("text", ["[{}", "[{},", '[{"a": 1}, {"a"', "[{} {}]", "[{}] x", "[{}][{}]", "[,]", "", "[{\x00}]"])
@@ -386,39 +386,7 @@ def test_array_that_is_cut_or_broken_is_a_clear_error(run, tmp_path, text):
     assert "Traceback" not in process.stderr
 
 
-# ---------------------------------------------------------------- the Hub, the template, the start
-
-
-def fill_hub_cache(cache, kind: str, repo_id: str, files: dict[str, bytes]) -> None:
-    """What the Hub client leaves on disk after a download."""
-    repo = cache / f"{kind}s--{repo_id.replace('/', '--')}"
-    snapshot = repo / "snapshots" / ("0" * 40)
-    for name, content in files.items():
-        (snapshot / name).parent.mkdir(parents=True, exist_ok=True)
-        (snapshot / name).write_bytes(content)
-    (repo / "refs").mkdir()
-    (repo / "refs" / "main").write_text("0" * 40)
-
-
-def test_hub_data_set_id_is_read_from_the_train_files(run, tmp_path):
-    one, two = (json.dumps([row]).encode() for row in ROWS)
-    fill_hub_cache(tmp_path / "hub", "dataset", "me/some-traj", {"README.md": b"x", "data/train.json": one, "data/test.json": two})
-    run("step1_apply_tool_template.py", "me/some-traj", "y.jsonl", HF_HUB_CACHE=str(tmp_path / "hub"))
-    (row,) = read_jsonl(tmp_path / "y.jsonl")
-    assert row["id"] == 1 and row["served"]["source"] == "me/some-traj"
-
-
-def test_hub_data_set_in_folders_is_read_from_the_train_folder(run, tmp_path):
-    one, two = (json.dumps([row]).encode() for row in ROWS)
-    fill_hub_cache(tmp_path / "hub", "dataset", "me/t", {"constrained.json": two, "train/0.json": one, "test/0.json": two})
-    run("step1_apply_tool_template.py", "me/t", "y.jsonl", HF_HUB_CACHE=str(tmp_path / "hub"))
-    assert [row["id"] for row in read_jsonl(tmp_path / "y.jsonl")] == [1]
-
-
-def test_hub_data_set_that_cannot_be_reached_is_a_clear_error(run, tmp_path):
-    process = run("step1_apply_tool_template.py", "me/none", "y.jsonl", expect=1, HF_HUB_CACHE=str(tmp_path / "hub"))
-    assert "me/none: no such file, and not to be had from the Hugging Face Hub" in process.stderr
-    assert "Traceback" not in process.stderr
+# ---------------------------------------------------------------- the template, the start
 
 
 def test_chat_template_from_file_model_directory_and_hub_model_agree(run, tmp_path, tiny_model):

@@ -431,23 +431,66 @@ def test_trajectories_by_their_turns_and_turns_by_their_reasoning(run, step2, tm
     assert "1 turns left out: their trajectory has fewer turns than --min-turns" in process.stdout
 
 
+def numbered(number: int, messages: list = CONVERSATION) -> list:
+    return [*messages[:1], user(f"q{number}"), *messages[2:]]
+
+
+def tasks(*numbers: int) -> list[dict]:
+    """Two rows for each task, which differ."""
+    return [{"task_info": {"task_id": f"t{number}"}, "messages": numbered(copy, CONVERSATION[:5])} for copy in (0, 1) for number in numbers]
+
+
+@pytest.fixture
+def split(run, tmp_path):
+    """split(rows, *options) -> (training, held out): the samples of both sides."""
+
+    def split(rows: list[dict], *options, output: str = "out.parquet") -> tuple[list, list]:
+        write_jsonl(tmp_path / "rows.jsonl", rows)
+        run("step1_apply_tool_template.py", "rows.jsonl", "plain.jsonl")
+        process = run("step2_to_alpaca_mask_history.py", "plain.jsonl", output, "--dataset-dir", ".", *options)
+        split.said = process.stdout
+        return read_samples(tmp_path / output), read_samples(tmp_path / output.replace("out", "out_val"))
+
+    return split
+
+
 @pytest.mark.parametrize("output, options", [("out.parquet", ()), ("out.jsonl", ("--no-shuffle",)), ("out", ("--num-shards", "2"))])
-def test_validation_set_holds_whole_trajectories(run, step2, tmp_path, output, options):
-    rows = [CONVERSATION, CONVERSATION[:5]] * 10 + [CONVERSATION[:3]]
-    training = step2(rows, "--val-ratio", "0.25", *options, output=output)
-    validation = tmp_path / output.replace("out", "out_val")
-    held_out = read_samples(validation)
-    apart = {sample["trajectory"] for sample in training}, {sample["trajectory"] for sample in held_out}
-    assert not apart[0] & apart[1] and len(apart[0]) == 16 and len(apart[1]) == 5
-    assert turns_of([*training, *held_out]) == turns_of(step2(rows, output="all.parquet"))
+def test_validation_set_holds_whole_tasks(split, tmp_path, output, options):
+    training, held_out = split(tasks(*range(20)), "--val-ratio", "0.25", *options, output=output)
+    apart = {sample["trajectory"] % 20 for sample in training}, {sample["trajectory"] % 20 for sample in held_out}
+    assert not apart[0] & apart[1] and apart[0] | apart[1] == set(range(20)) and 2 <= len(apart[1]) <= 8
+    assert turns_of([*training, *held_out]) == [(trajectory, turn) for trajectory in range(40) for turn in (2, 4)]
     entries = json.loads((tmp_path / "dataset_info.json").read_text())
-    assert entries["out_val"] == {**entries["out"], "file_name": validation.name}
+    assert entries["out_val"] == {**entries["out"], "file_name": output.replace("out", "out_val")}
+    assert f"of {2 * len(apart[1])} trajectories, held out by task (rows with the same task_info.task_id fall on one side)" in split.said
 
 
-def test_validation_set_passes_the_check_as_eval_dataset(step2, check):
-    step2([CONVERSATION] * 5, "--val-ratio", "0.2")
+def test_added_rows_move_no_old_ones_to_the_other_side(split):
+    def held_out(*numbers: int, seed: int = 1) -> set[int]:
+        _, samples = split(tasks(*numbers), "--val-ratio", "0.4", "--seed", seed)
+        return {numbers[sample["trajectory"] % len(numbers)] for sample in samples}
+
+    few, many = held_out(*range(10)), held_out(*range(30), 9, 3)
+    assert few == {number for number in many if number < 10} and held_out(*range(10), seed=2) != few
+
+
+def test_rows_of_the_same_content_that_name_no_task_fall_on_one_side(split):
+    rows = [{"messages": numbered(number % 10)} for number in range(20)]
+    rows += [{"task_info": json.dumps({"task_id": 7}), "messages": numbered(number)} for number in range(20, 24)]
+    rows += [{"task_info": info, "messages": numbered(30)} for info in (None, "no JSON", {"task_id": None}, 3)]
+    training, held_out = split(rows, "--val-ratio", "0.4", "--seed", "1")
+    groups = [*range(10), *range(10), *[20] * 4, *[30] * 4]
+    apart = [{groups[sample["trajectory"]] for sample in samples} for samples in (training, held_out)]
+    assert not apart[0] & apart[1] and apart[0] | apart[1] == set(groups) and 20 in apart[1]
+    assert "of 4 trajectories, held out by task" in split.said
+    assert "trajectories, held out by content (rows with the same messages fall on one side; they name no task" in split.said
+
+
+def test_validation_set_passes_the_check_as_eval_dataset(split, check):
+    training, held_out = split(tasks(*range(10)), "--val-ratio", "0.4")
     output = check("out", "eval_dataset=out_val")
-    assert "out: 16 samples" in output and "out_val: 4 samples" in output and output.count("(100.00%)") == 2
+    assert f"out: {len(training)} samples" in output and f"out_val: {len(held_out)} samples" in output and output.count("(100.00%)") == 2
+    assert f"{len(held_out)}  of them: held out, to be evaluated" in output
 
 
 @pytest.mark.parametrize("options, reason", [
@@ -455,7 +498,8 @@ def test_validation_set_passes_the_check_as_eval_dataset(step2, check):
     (["--min-turns", "3", "--max-turns", "2"], "--max-turns is below --min-turns"),
     (["--val-ratio", "1"], "invalid ratio value: '1'"),
     (["--cutoff-len", "10", "--tokenizer", "none/such"], "none/such: no tokenizer to be had from this model"),
-    (["--val-ratio", "0.9"], "no sample is left to train on"),
+    (["--val-ratio", "0.999"], "no sample is left to train on"),
+    (["--val-ratio", "0.001"], "--val-ratio 0.001 holds none of its 1 trajectories out; raise it, or take another --seed"),
 ])  # fmt: skip
 def test_option_that_cannot_be_followed_is_a_clear_error(run, tmp_path, options, reason):
     write_jsonl(tmp_path / "x.jsonl", [step1_row(CONVERSATION)])
@@ -464,11 +508,19 @@ def test_option_that_cannot_be_followed_is_a_clear_error(run, tmp_path, options,
     assert process.returncode and reason in process.stderr and [path.name for path in tmp_path.iterdir()] == ["x.jsonl"]
 
 
-def test_trajectory_that_is_trained_on_and_evaluated_is_caught(step2, check):
-    step2([CONVERSATION] * 5, "--val-ratio", "0.2")
-    step2([CONVERSATION] * 5)
-    output = check("out", "eval_dataset=out_val", expect=1)
-    assert output.count("(100.00%)") == 2
+@pytest.mark.parametrize("trained, evaluated", [
+    ({"task_info": '{"task_id": "t1"}', "messages": numbered(1)}, {"task_info": {"task_id": "t1"}, "messages": numbered(2)}),
+    ({"messages": numbered(1)}, {"messages": json.dumps(numbered(1)), "tools": "[]"}),
+])  # fmt: skip
+def test_task_that_is_trained_on_and_evaluated_is_caught(run, tmp_path, tiny_model, trained, evaluated):
+    for name, row in (("one", trained), ("two", evaluated)):
+        write_jsonl(tmp_path / f"{name}.jsonl", [{"messages": numbered(9)} if name == "one" else {"messages": numbered(8)}, row])
+        run("step1_apply_tool_template.py", f"{name}.jsonl", f"{name}_plain.jsonl")
+        run("step2_to_alpaca_mask_history.py", f"{name}_plain.jsonl", f"{name}.parquet", "--dataset-dir", ".")
+    process = run("check_training_tokens.py", ROOT / "qwen3_full_sft.yaml", f"dataset_dir={tmp_path}", "dataset=one", "eval_dataset=two",
+                  f"model_name_or_path={tiny_model}", "preprocessing_num_workers=1", expect=1)  # fmt: skip
+    assert process.stdout.count("(100.00%)") == 2
+    assert "FAILED: 1 tasks are both trained on and evaluated; hold them out by step 2 --val-ratio" in process.stderr
 
 
 def test_check_says_why_turns_are_left_out_and_what_to_do_about_long_ones(step2, check):
@@ -476,13 +528,11 @@ def test_check_says_why_turns_are_left_out_and_what_to_do_about_long_ones(step2,
     assert "1  of them: their trajectory has fewer turns than --min-turns" in check("out")
     output = check("out", "cutoff_len=16", expect=1)
     assert "leave them out by step 2 --cutoff-len N --tokenizer MODEL, or raise cutoff_len" in output
-    step2([CONVERSATION] * 5, "--val-ratio", "0.2")
-    assert "4  of them: held out, to be evaluated" in check("out", "eval_dataset=out_val")
 
 
 def test_folders_with_dots_have_names_of_their_own(step2, tmp_path):
     for output in ("data.v1", "data.v2"):
-        step2([CONVERSATION] * 4, "--num-shards", "1", "--val-ratio", "0.25", output=output)
+        step2([numbered(number) for number in range(10)], "--num-shards", "1", "--val-ratio", "0.4", output=output)
     entries = json.loads((tmp_path / "dataset_info.json").read_text())
     assert {name: entry["file_name"] for name, entry in entries.items()} == {
         "data.v1": "data.v1", "data.v1_val": "data.v1_val", "data.v2": "data.v2", "data.v2_val": "data.v2_val"

@@ -1,0 +1,313 @@
+"""Step 1 reads of a data set on the Hub the files that hold trajectories, downloads no other, and reads none together with another."""
+
+import contextlib
+import hashlib
+import http.server
+import json
+import threading
+from collections import Counter
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from conftest import assistant, fill_hub_cache, read_jsonl, user, write_jsonl
+
+from step1_apply_tool_template import default_output
+
+STEP1, STEP2 = "step1_apply_tool_template.py", "step2_to_alpaca_mask_history.py"
+COMMIT, ENVSCALER = "0" * 40, "XXHStudyHard/EnvScaler-SFT-Traj-9K"
+
+
+def row(number: int, characters: int = 1) -> dict:
+    return {"id": number, "tools": "[]", "messages": json.dumps([user("q" * characters), assistant("a", "r")])}
+
+
+ALPACA = [{"instruction": f"q{number}", "input": "", "output": "a" * 200, "system": "s", "history": []} for number in range(5000)]
+TWO_FILES = {  # those of EnvScaler's repository
+    "README.md": b"# EnvScaler",
+    "envscaler_sft_traj_9k_metadata.json": json.dumps([row(number) for number in range(3)], indent=4).encode(),
+    "mask_history_all_traj-9K_apply_qwen3_template.json": json.dumps(ALPACA, indent=4).encode(),
+}
+
+
+def in_json(*numbers: int) -> bytes:
+    return json.dumps([row(number) for number in numbers]).encode()
+
+
+@pytest.fixture
+def step1(run, tmp_path):
+    """step1(files, *arguments) -> the finished process of step 1 on a data set me/t of which the cache has these files."""
+
+    def step1(files: dict[str, bytes], *arguments, data_set: str = "me/t", expect: int = 0):
+        fill_hub_cache(tmp_path / "hub", "dataset", "me/t", files)
+        return run(STEP1, data_set, "y.jsonl", *arguments, expect=expect, HF_HUB_CACHE=str(tmp_path / "hub"))
+
+    return step1
+
+
+def ids(path) -> list[int]:
+    return [row["id"] for row in read_jsonl(path)]
+
+
+# ---------------------------------------------------------------- which files, from the cache
+
+
+def test_file_of_trajectories_is_read_and_the_samples_made_of_them_are_not(step1, tmp_path):
+    output = step1(TWO_FILES).stdout
+    assert "3 rows in = 3 rows out + 0 set aside" in output
+    assert "reads\n  envscaler_sft_traj_9k_metadata.json (" in output
+    assert "and not\n  mask_history_all_traj-9K_apply_qwen3_template.json (" in output
+    assert "): its rows have no column messages, but instruction, input, output, system, history" in output
+    served = read_jsonl(tmp_path / "y.jsonl")[2]["served"]
+    assert served["source"] == f"hf://datasets/me/t@{COMMIT}/envscaler_sft_traj_9k_metadata.json" and served["trajectory"] == 2
+
+
+def test_what_is_no_file_of_trajectories_does_not_end_the_run(step1, tmp_path):
+    table = pa.BufferOutputStream()
+    pq.write_table(pa.table({"image": ["x"]}), table)
+    files = {
+        "README.md": b"# t", "images/0.png": b"\x89PNG", "stats.json": b'{"rows": 1}', "a.jsonl": b"not json\n", "b.json": b"",
+        "c.jsonl": b"3\n", "images/index.parquet": table.getvalue().to_pybytes(), "d.parquet": b"PAR1", "t.jsonl": json.dumps(row(1)).encode(),
+    }  # fmt: skip
+    output = step1(files).stdout
+    assert ids(tmp_path / "y.jsonl") == [1] and "reads\n  t.jsonl (" in output
+    assert "  stats.json (11.0B): not an array" in output and "  a.jsonl (9.00B): the row is not valid JSON" in output
+    assert "index.parquet (" in output and "): its rows have no column messages, but image" in output
+    assert "d.parquet (4.00B): not a Parquet file" in output and "README" not in output and "png" not in output
+
+
+def test_splits_are_never_read_together(step1, tmp_path):
+    files = {"train.json": in_json(1), "test.json": in_json(2), "all/traj.json": in_json(1, 2)}
+    errors = step1(files, expect=1).stderr
+    assert "me/t: several of its files hold trajectories, and they are not shards of one split" in errors
+    assert "name one, by --file NAME or --split NAME:\n  all/traj.json (" in errors and "  test.json (" in errors and "  train.json (" in errors
+    assert not (tmp_path / "y.jsonl").exists()
+
+
+@pytest.mark.parametrize("arguments, expected", [
+    (["--split", "train"], [1]), (["--split", "test"], [2]), (["--file", "test.json"], [2]), (["--file", "data/t?s*.json"], [2]),
+    (["--file", "*.json", "--split", "test"], [2]),
+])  # fmt: skip
+def test_split_or_file_chooses(step1, tmp_path, arguments, expected):
+    step1({"data/train.json": in_json(1), "data/test.json": in_json(2)}, *arguments)
+    assert ids(tmp_path / "y.jsonl") == expected
+
+
+def test_split_of_several_configs_is_not_read_together(step1):
+    files = {"retail/train.json": in_json(1), "airline/train.json": in_json(2)}
+    assert "not shards of one split" in step1(files, "--split", "train", expect=1).stderr
+
+
+@pytest.mark.parametrize("files, arguments, expected", [
+    (["data/train-00000-of-00002.json", "data/train-00001-of-00002.json"], [], [0, 1]),
+    (["train/0.json", "train/1.json"], [], [0, 1]),
+    (["part-1.json", "part-2.json"], ["--file", "part-*.json"], [0, 1]),
+    (["part-1.json", "part-2.json"], [], None),  # they may be versions
+    (["train/0.json", "test/0.json"], ["--split", "train"], [0]),
+    (["train/0.json", "train/1.json"], ["--file", "train/1.json"], [1]),
+    (["train-00000-of-00001.json", "test-00000-of-00001.json"], ["--file", "*.json"], None),
+])  # fmt: skip
+def test_shards_of_one_split_are_read_in_the_order_of_their_names(step1, tmp_path, files, arguments, expected):
+    process = step1({name: in_json(number) for number, name in enumerate(files)}, *arguments, expect=0 if expected else 1)
+    if expected:
+        rows = read_jsonl(tmp_path / "y.jsonl")
+        assert [row["id"] for row in rows] == expected
+        assert [row["served"]["trajectory"] for row in rows] == [0] * len(rows)
+        assert [row["served"]["source"] for row in rows] == [f"hf://datasets/me/t@{COMMIT}/{files[number]}" for number in expected]
+    else:
+        assert "not shards of one split" in process.stderr
+
+
+@pytest.mark.parametrize("files, arguments, reason", [
+    ({"a.json": b"[3]", "stats.json": b"{}"}, [], "none of its files holds trajectories:\n  a.json (3.00B): the row is not an object but a number\n  stats"),
+    ({"README.md": b""}, [], "me/t: the data set has no file for .json, .jsonl, .parquet"),
+    ({"a.json": b"[]"}, ["--file", "b.json", "--split", "x"], "has no file for --file b.json and --split x; it has\n  a.json (2.00B)"),
+])  # fmt: skip
+def test_data_set_without_such_a_file_is_a_clear_error(step1, files, arguments, reason):
+    errors = step1(files, *arguments, expect=1).stderr
+    assert reason in errors and "Traceback" not in errors
+
+
+def test_file_and_split_are_refused_for_a_file(run, tmp_path):
+    write_jsonl(tmp_path / "x.jsonl", [row(1)])
+    errors = run(STEP1, "x.jsonl", "y.jsonl", "--split", "train", expect=1).stderr
+    assert "x.jsonl: is no Hugging Face data set id; --file and --split choose among the files of one" in errors
+
+
+def test_row_of_a_shard_that_is_set_aside_is_named_with_its_file(step1, tmp_path):
+    errors = step1({"train/0.jsonl": json.dumps(row(0)).encode(), "train/1.jsonl": json.dumps(row(1)).encode() + b"\nbad\n"}).stderr
+    source = f"hf://datasets/me/t@{COMMIT}/train/1.jsonl"
+    assert f"1 like row 1 of {source}: the row is not valid JSON" in errors
+    [reject] = read_jsonl(tmp_path / "y.jsonl.rejects.jsonl")
+    assert (reject["source"], reject["row"]) == (source, 1)
+
+
+def test_samples_of_a_data_set_are_checked_against_its_files_in_the_cache(step1, run, check, tmp_path, monkeypatch):
+    step1({"data/train-00000-of-00002.json": in_json(1, 2), "data/train-00001-of-00002.json": in_json(3), "stats.json": b"{}"})
+    run(STEP2, "y.jsonl", "out.parquet", "--dataset-dir", ".")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    output = check("out")
+    assert "3  (100.00%)" in output and "3 rows in = 3 rows checked for samples + 0 set aside" in output
+
+
+def test_default_output_is_named_after_the_data_set():
+    for source in (ENVSCALER, f"{ENVSCALER}@v1.0", f"{ENVSCALER}@refs/pr/1"):
+        assert default_output(source).name == "EnvScaler-SFT-Traj-9K_apply_qwen3_template.jsonl"
+
+
+# ---------------------------------------------------------------- from a server that speaks the Hub's API
+
+
+class Hub(http.server.ThreadingHTTPServer):
+    """A stub of the Hub with one data set, which counts the bytes that it sends of each file.
+
+    breaks_after: bytes of a file after which its connections break; token: what a client must send; requests: their heads.
+    """
+
+    def __init__(self, data_set: str, files: dict[str, bytes]):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.data_set, self.files, self.sent, self.requests = data_set, files, Counter(), []
+        self.breaks_after, self.token = None, None
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *arguments) -> None:
+        pass
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        hub, path = self.server, self.path.partition("?")[0]
+        hub.requests.append((self.command, path, self.headers.get("Range")))
+        if hub.token and self.headers.get("Authorization") != f"Bearer {hub.token}":
+            return self.answer(401, b"{}", {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access to it is restricted"})
+        for start in (f"/api/datasets/{hub.data_set}", f"/datasets/{hub.data_set}/resolve/"):
+            if path == start or path.startswith(start.rstrip("/") + "/"):
+                break
+        else:
+            return self.answer(404, b"{}", {"X-Error-Code": "RepoNotFound"})
+        if path.startswith("/api/"):
+            revision = path.partition("/revision/")[2] or "main"
+            if revision not in ("main", "v1", COMMIT):
+                return self.answer(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
+            if "/tree/" in path:
+                tree = [{"type": "file", "oid": "0" * 40, "size": len(content), "path": name} for name, content in hub.files.items()]
+                return self.answer(200, json.dumps(tree).encode())
+            siblings = [{"rfilename": name, "size": len(content)} for name, content in hub.files.items()]
+            return self.answer(200, json.dumps({"id": hub.data_set, "sha": COMMIT, "siblings": siblings}).encode())
+        name = path.removeprefix(start).partition("/")[2]
+        content, status, headers = hub.files[name], 200, {"X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
+        headers["ETag"] = f'"{hashlib.sha256(content).hexdigest()}"'
+        if self.headers.get("Range"):
+            first, last = self.headers["Range"].removeprefix("bytes=").split("-")
+            size = len(content)
+            first, last = int(first), min(int(last or size), size - 1)
+            content, status = content[first : last + 1], 206
+            headers["Content-Range"] = f"bytes {first}-{last}/{size}"
+        self.answer(status, content, headers, name)
+
+    def answer(self, status: int, body: bytes, headers=(), name: str | None = None) -> None:
+        self.send_response(status)
+        for key, value in {**dict(headers), "Content-Length": str(len(body))}.items():
+            self.send_header(key, value)
+        self.end_headers()
+        if self.command == "HEAD":
+            return
+        left = len(body) if name is None or self.server.breaks_after is None else max(0, self.server.breaks_after - self.server.sent[name])
+        with contextlib.suppress(OSError):
+            self.server.sent[name] += self.wfile.write(body[:left])
+        self.close_connection = left < len(body)
+
+
+@pytest.fixture
+def hub():
+    with Hub(ENVSCALER, dict(TWO_FILES)) as hub:
+        threading.Thread(target=hub.serve_forever, daemon=True).start()
+        yield hub
+        hub.shutdown()
+
+
+@pytest.fixture
+def from_hub(run, hub, tmp_path):
+    """from_hub(*arguments) -> the finished process of step 1 on the stub's data set, with an empty cache at first."""
+
+    def from_hub(*arguments, data_set: str = ENVSCALER, expect: int = 0, **environment):
+        environment = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "home"), "HF_HUB_CACHE": str(tmp_path / "hub"), **environment}
+        return run(STEP1, data_set, "y.jsonl", *arguments, expect=expect, **environment)
+
+    return from_hub
+
+
+def test_only_the_file_of_trajectories_is_downloaded(from_hub, hub, tmp_path):
+    process = from_hub()
+    assert ids(tmp_path / "y.jsonl") == [0, 1, 2]
+    of_trajectories, of_samples = (name for name in TWO_FILES if name.endswith(".json"))
+    assert 0 < hub.sent[of_samples] < 33_000 < 1_000_000 < len(TWO_FILES[of_samples]) and hub.sent["README.md"] == 0
+    assert "and not\n  mask_history_all_traj-9K" in process.stdout
+    assert f"{of_trajectories}: 100%" in process.stderr  # the progress of the download
+
+    hub.sent.clear()
+    from_hub()  # nothing again
+    assert hub.sent[of_trajectories] == 0
+    hub.shutdown()
+    hub.server_close()
+    process = from_hub()  # the Hub is gone, but not the cache
+    assert "from the cache" in process.stdout and ids(tmp_path / "y.jsonl") == [0, 1, 2]
+
+
+def test_first_row_is_downloaded_as_far_as_it_goes_and_no_further(from_hub, hub):
+    table = pa.BufferOutputStream()
+    pq.write_table(pa.table({"image": [str(number) for number in range(200_000)]}), table)
+    hub.files = {
+        "long.json": json.dumps([{"instruction": "q" * 100_000}, *ALPACA]).encode(),
+        "long.jsonl": b"\n".join(json.dumps(sample).encode() for sample in [{"instruction": "q" * 100_000}, *ALPACA]),
+        "table.parquet": table.getvalue().to_pybytes(),
+    }
+    errors = from_hub(expect=1).stderr
+    assert errors.count("its rows have no column messages") == 3
+    for name, content in hub.files.items():
+        assert hub.sent[name] < (70_000 if name == "table.parquet" else 160_000) < len(content)
+
+
+def test_pinned_revision_is_asked_for_and_recorded(from_hub, hub, tmp_path):
+    from_hub(data_set=f"{ENVSCALER}@v1")
+    assert any(path.endswith("/revision/v1") for _, path, _ in hub.requests)
+    assert read_jsonl(tmp_path / "y.jsonl")[0]["served"]["source"].startswith(f"hf://datasets/{ENVSCALER}@{COMMIT}/")
+    errors = from_hub(data_set=f"{ENVSCALER}@v2", expect=1).stderr
+    assert "@v2: no such file, and not to be had from the Hugging Face Hub" in errors and "Traceback" not in errors
+
+
+def test_download_that_breaks_is_one_line_and_the_next_run_goes_on(from_hub, hub, tmp_path):
+    name = "envscaler_sft_traj_9k_metadata.json"
+    hub.files[name] = json.dumps([row(number, 10_000) for number in range(3000)]).encode()
+    hub.breaks_after = 20_000_000
+    errors = from_hub(expect=1).stderr
+    assert f"{name}: the download failed (" in errors and "run this again, and it goes on from where it ended" in errors
+    assert "Traceback" not in errors and not (tmp_path / "y.jsonl").exists()
+    hub.breaks_after = None
+    hub.requests.clear()
+    from_hub()
+    assert len(ids(tmp_path / "y.jsonl")) == 3000
+    starts = [int(asked.removeprefix("bytes=").split("-")[0]) for _, path, asked in hub.requests if path.endswith(name) and asked]
+    assert max(starts) > 10_000_000
+
+
+def test_token_of_the_environment_is_sent(from_hub, hub, tmp_path):
+    hub.token = "hf_secret"
+    errors = from_hub(expect=1).stderr
+    assert "not to be had from the Hugging Face Hub" in errors and "Traceback" not in errors and len(errors.splitlines()) == 1
+    from_hub(HF_TOKEN="hf_secret")
+    assert ids(tmp_path / "y.jsonl") == [0, 1, 2]
+
+
+def test_data_set_that_cannot_be_reached_is_a_clear_error(run, tmp_path):
+    process = run(STEP1, "me/none", "y.jsonl", expect=1, HF_HUB_CACHE=str(tmp_path / "hub"))
+    assert "me/none: no such file, and not to be had from the Hugging Face Hub" in process.stderr
+    assert "Traceback" not in process.stderr
