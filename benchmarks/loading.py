@@ -1,8 +1,8 @@
 """How long LlamaFactory's loader takes to read the samples of step 2, and in how much memory, format by format.
 
-    python benchmarks/loading.py [--trajectories 9000]
+    python benchmarks/loading.py [--rows 9022]
 
-Makes its own input, as benchmarks/speed.py does, of 12 turns each, and loads it as `llamafactory-cli train` does, up to
+Makes samples of as many rows as EnvScaler has (benchmarks/made_up.py), and loads them as `llamafactory-cli train` does, up to
 tokenization: `datasets` reads the file into its cache (which is empty before), LlamaFactory aligns the columns. The memory is
 what the process needs on top of its imports.
 """
@@ -19,7 +19,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from speed import make_input, run  # noqa: E402
+import made_up  # noqa: E402
+from speed import run  # noqa: E402
 
 
 def load(folder: str, name: str) -> None:
@@ -38,7 +39,7 @@ def load(folder: str, name: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trajectories", type=int, default=9000)
+    parser.add_argument("--rows", type=int, default=made_up.ROWS)
     parser.add_argument("--part", nargs=2, help=argparse.SUPPRESS)  # a process of the benchmark's own
     args = parser.parse_args()
     if args.part:
@@ -46,9 +47,9 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
-        make_input(folder / "rows.jsonl", args.trajectories, 12)
+        made_up.write(folder / "rows.jsonl", args.rows)
         run(ROOT / "step1_apply_tool_template.py", folder / "rows.jsonl", folder / "plain.jsonl")
-        print(f"{args.trajectories} trajectories of 12 turns\n  format  samples  file MB  loading s       MB")
+        print(f"{args.rows} trajectories\n  format  samples  file MB  loading s       MB")
         for name, options in (("a.json", ()), ("b.jsonl", ()), ("c.parquet", ()), ("shards", ("--num-shards", 4))):
             output = folder / name
             run(ROOT / "step2_to_alpaca_mask_history.py", folder / "plain.jsonl", output, "--dataset-dir", folder, *options)

@@ -1,9 +1,8 @@
 """How fast and in how much memory step 1 and step 2 run, beside the naive definition and the floor.
 
-    python benchmarks/speed.py [--turns 108000]
+    python benchmarks/speed.py [--rows 9022] [--turns N]
 
-Makes its own input: 9,000 trajectories of 12 turns, as many as EnvScaler has, and 2,700 of 40, no two alike; 50 at a time
-share an environment, which is tools and a system prompt. A user query comes every fourth turn. Prints for both
+Makes its own input, as large as EnvScaler and with its statistics (benchmarks/made_up.py), or with N turns in each row. Prints
   naive   transformers renders the served prompt and the target of every turn; json.dump with indent 4; one process
   ours    step 1 and step 2, as commands, to one Parquet file, and to as many as there are cores
   floor   parse the input once, render each trajectory once, encode and write the output once; all of it over all cores
@@ -18,7 +17,6 @@ import itertools
 import json
 import multiprocessing
 import os
-import random
 import statistics
 import subprocess
 import sys
@@ -27,44 +25,16 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
+import made_up  # noqa: E402
 from step1_apply_tool_template import QWEN3, prepared_template, read_chat_template, split_blocks  # noqa: E402
 from step2_to_alpaca_mask_history import ROW_GROUP, write_parquet  # noqa: E402
-from trajectories import SAMPLE, served_trajectory, without_reasoning  # noqa: E402
+from trajectories import read_rows, served_trajectory, without_reasoning  # noqa: E402
 
-QUERY_EVERY = 4
-OF_ENVIRONMENT = 50  # trajectories that share the tools and the system prompt of an environment
 COLUMNS = ("instruction", "input", "output", "system", "history")
 ROUNDS = 3
-LEAST = 500  # trajectories, of which peak memory is measured for 1, 4 and 16 times as many
-
-
-def make_input(path: Path, trajectories: int, turns: int, copies: int = 1) -> None:
-    """A .jsonl file of made-up trajectories with the tools of the embedded sample."""
-    source = random.Random(turns)
-    words = ["".join(source.choices("abcdefghijklmnopqrstuvwxyz", k=source.randint(2, 9))) for _ in range(5000)]
-    tools = [json.loads(line)["tools"] for line in SAMPLE.read_text(encoding="utf-8").splitlines()]
-
-    def text(length: int) -> str:
-        return " ".join(source.choices(words, k=length))
-
-    environments = [(text(300), source.choice(tools)) for _ in range(1 + trajectories * copies // OF_ENVIRONMENT)]
-    with path.open("w", encoding="utf-8") as file:
-        for _ in range(trajectories * copies):
-            policy, tools = source.choice(environments)
-            messages = [{"role": "system", "content": policy}]
-            for turn in range(turns):
-                if turn % QUERY_EVERY == 0:
-                    messages.append({"role": "user", "content": text(30)})
-                message = {"role": "assistant", "content": "", "reasoning_content": text(80)}
-                if turn % QUERY_EVERY == QUERY_EVERY - 1:
-                    messages.append({**message, "content": text(60)})
-                else:
-                    arguments = json.dumps({"id": text(1), "note": text(10), "count": turn})
-                    messages.append({**message, "tool_calls": [{"function": {"name": "get", "arguments": arguments}}]})
-                    messages.append({"role": "tool", "content": text(120)})
-            file.write(json.dumps({"tools": tools, "messages": json.dumps(messages)}) + "\n")
+LEAST = 250  # rows, of which peak memory is measured for 1, 4 and 16 times as many
 
 
 # ---------------------------------------------------------------- what is measured, each in a process of its own
@@ -81,17 +51,18 @@ def naive(source: str, target: str) -> None:
 
     start = time.perf_counter()
     with open(source, encoding="utf-8") as file:
-        for line in file:
-            messages, tools = served_trajectory(json.loads(line))
-            for turn, message in enumerate(messages):
-                if message["role"] == "assistant":
-                    prompt = render(without_reasoning(messages[:turn]), tools, add_generation_prompt=True)
-                    whole = render(messages[: turn + 1], tools)
-                    (_, system), *blocks = split_blocks(prompt)
-                    texts = [text for _, text in blocks]
-                    output = whole.rpartition("<|im_start|>assistant\n")[2].removesuffix("<|im_end|>\n")
-                    samples.append({"instruction": texts[-1], "input": "", "output": output, "system": system,
-                                    "history": [texts[at : at + 2] for at in range(0, len(texts) - 1, 2)]})  # fmt: skip
+        rows = json.load(file)
+    for row in rows:
+        messages, tools = served_trajectory(row)
+        for turn, message in enumerate(messages):
+            if message["role"] == "assistant":
+                prompt = render(without_reasoning(messages[:turn]), tools, add_generation_prompt=True)
+                whole = render(messages[: turn + 1], tools)
+                (_, system), *blocks = split_blocks(prompt)
+                texts = [text for _, text in blocks]
+                output = whole.rpartition("<|im_start|>assistant\n")[2].removesuffix("<|im_end|>\n")
+                samples.append({"instruction": texts[-1], "input": "", "output": output, "system": system,
+                                "history": [texts[at : at + 2] for at in range(0, len(texts) - 1, 2)]})  # fmt: skip
     with open(target, "w", encoding="utf-8") as file:
         json.dump(samples, file, ensure_ascii=False, indent=4)
     print(time.perf_counter() - start)
@@ -102,9 +73,9 @@ def digests(samples) -> list[str]:
     return sorted(hashlib.sha256(json.dumps([sample[column] for column in COLUMNS]).encode()).hexdigest() for sample in samples)
 
 
-def render_once(line: bytes) -> int:
+def render_once(row: dict) -> int:
     render, *_ = prepared_template(read_chat_template(str(QWEN3)))
-    return len(render(*served_trajectory(json.loads(line))))
+    return len(render(*served_trajectory(row)))
 
 
 def floor(source: str, samples: str) -> None:
@@ -116,8 +87,8 @@ def floor(source: str, samples: str) -> None:
     prepared_template(read_chat_template(str(QWEN3)))
     fork = multiprocessing.get_context("fork")
     start = time.perf_counter()
-    with open(source, "rb") as file, fork.Pool() as pool:
-        for _ in pool.imap(render_once, file, chunksize=16):
+    with fork.Pool() as pool:
+        for _ in pool.imap(render_once, (row for _, row, _ in read_rows(source)), chunksize=16):
             pass
     writers = [
         fork.Process(target=write_parquet, args=(f"{samples}.floor{at}", (table.slice(row, min(ROW_GROUP, to - row)) for row in range(at, to, ROW_GROUP))))
@@ -153,61 +124,57 @@ def run(*command) -> tuple[float, float, str]:
     return time.perf_counter() - start, usage.ru_maxrss / 1024, output
 
 
-def both_steps(source: Path, target: Path, *options) -> tuple[float, float]:
-    plain = target.with_name(f"{target.stem}_plain{source.suffix}")
+def both_steps(source: Path, target: Path, *options) -> tuple[float, float, float]:
+    """(seconds of step 1, of step 2, MB of the largest process)"""
+    plain = target.with_name(f"{target.stem}_plain{'.jsonl' if source.suffix == '.json' else source.suffix}")
     one = run(ROOT / "step1_apply_tool_template.py", source, plain)
     two = run(ROOT / "step2_to_alpaca_mask_history.py", plain, target, "--dataset-dir", target.parent, *options)
-    return one[0] + two[0], max(one[1], two[1])
+    return one[0], two[0], max(one[1], two[1])
+
+
+def size(path: Path) -> str:
+    return f"{sum(file.stat().st_size for file in (path.iterdir() if path.is_dir() else [path])) / 1e6:.0f} MB"
+
+
+def measure_speed(folder: Path, rows: int, turns: int | None) -> None:
+    cores, source, target, shards = os.cpu_count(), folder / "rows.json", folder / "samples.parquet", folder / "shards"
+    made_up.write(source, rows, turns)
+    rounds = []
+    for _ in range(ROUNDS):
+        one, many = both_steps(source, target), both_steps(source, shards, "--num-shards", cores)
+        rounds.append((*one, *many, float(run(__file__, "--part", "floor", source, target)[2])))
+    step1, step2, peak, _, step2_many, peak_many, least = map(statistics.median, zip(*rounds))
+    slow = float(run(__file__, "--part", "naive", source, folder / "naive.json")[2])
+    run(__file__, "--part", "compare", target, shards, folder / "naive.json")
+    print(f"{rows} rows, {size(source)}, {cores} cores: seconds, MB of the largest process, size of the samples")
+    print(f"naive         {slow:>6.1f}  {size(folder / 'naive.json')}\nfloor         {least:>6.1f}")
+    for name, two, memory, path in (("one file", step2, peak, target), (f"{cores} files", step2_many, peak_many, shards)):
+        print(f"{name:<12}  {step1 + two:>6.1f}  (step 1 {step1:.1f}, step 2 {two:.1f}); {memory:.0f} MB; {size(path)}; "
+              f"{slow / (step1 + two):.1f} times faster than naive, {(step1 + two) / least:.1f} times the floor", flush=True)  # fmt: skip
+
+
+def measure_memory(folder: Path, turns: int | None) -> None:
+    print(f"peak MB of the largest process, {LEAST} rows     1x     4x    16x")
+    for suffix_in, suffix_out in ((".jsonl", ".parquet"), (".jsonl", ""), (".jsonl", ".jsonl"), (".json", ".json"), (".parquet", ".parquet")):
+        peaks, options = [], () if suffix_out else ("--num-shards", os.cpu_count())
+        for times in (1, 4, 16):
+            source = made_up.write(folder / f"{times}x{suffix_in}", LEAST * times, turns)
+            peaks.append(both_steps(source, folder / f"out{suffix_out}", *options)[2])
+        print(f"{suffix_in[1:]:>8} to {suffix_out[1:] or 'shards':<8}                      " + "".join(f"{peak:>7.0f}" for peak in peaks), flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--turns", type=int, default=108_000, help="in all (default: 108000)")
+    parser.add_argument("--rows", type=int, default=made_up.ROWS)
+    parser.add_argument("--turns", type=int, metavar="N", help="in each row (default: as in EnvScaler)")
     parser.add_argument("--part", nargs="+", help=argparse.SUPPRESS)  # a process of the benchmark's own
     args = parser.parse_args()
     if args.part:
         {"naive": naive, "floor": floor, "compare": compare}[args.part[0]](*args.part[1:])
         return
-    with tempfile.TemporaryDirectory() as folder:
-        folder = Path(folder)
-        cores = os.cpu_count()
-        print(f"{args.turns} turns, {cores} cores; seconds, and MB of the largest process")
-        print(f"turns of a trajectory  naive  one file  {cores} files  floor  naive / one file  naive / {cores} files"
-              f"  one file / floor  {cores} files / floor  naive MB  ours MB")  # fmt: skip
-        for turns in (12, 40):
-            source, target, shards = folder / f"{turns}.jsonl", folder / f"{turns}.parquet", folder / f"{turns}"
-            make_input(source, args.turns // turns, turns)
-            rounds = []
-            for _ in range(ROUNDS):
-                ours = both_steps(source, target), both_steps(source, shards, "--num-shards", cores)
-                seconds, peaks = zip(*ours)
-                rounds.append((*seconds, float(run(__file__, "--part", "floor", source, target)[2]), max(peaks)))
-            one, many, least, peak = map(statistics.median, zip(*rounds))
-            _, slow_memory, slow = run(__file__, "--part", "naive", source, folder / "naive.json")
-            slow = float(slow)
-            run(__file__, "--part", "compare", target, shards, folder / "naive.json")
-            print(f"{turns:>21}  {slow:>5.1f}  {one:>8.1f}  {many:>7.1f}  {least:>5.1f}  {slow / one:>16.1f}  {slow / many:>15.1f}"
-                  f"  {one / least:>16.1f}  {many / least:>15.1f}  {slow_memory:>8.0f}  {peak:>7.0f}",
-                  flush=True)  # fmt: skip
-        print("\npeak MB of the largest process, 12 turns     1x     4x    16x")
-        for suffix_in, suffix_out in ((".jsonl", ".parquet"), (".jsonl", ""), (".jsonl", ".jsonl"), (".json", ".json"), (".parquet", ".parquet")):
-            peaks = []
-            for copies in (1, 4, 16):
-                source = folder / f"{copies}x.jsonl"
-                make_input(source, LEAST, 12, copies)
-                if suffix_in != ".jsonl":
-                    convert(source, source := source.with_suffix(suffix_in))
-                options = () if suffix_out else ("--num-shards", cores)
-                peaks.append(both_steps(source, folder / f"out{suffix_out}", *options)[1])
-            print(f"{suffix_in[1:]:>8} to {suffix_out[1:] or 'shards':<8}                      " + "".join(f"{peak:>7.0f}" for peak in peaks), flush=True)
-
-
-def convert(source: Path, target: Path) -> None:
-    from trajectories import read_rows, row_writer
-
-    with row_writer(target) as write:
-        for _, row, _ in read_rows(str(source)):
-            write(row)
+    for measure, options in ((measure_speed, (args.rows, args.turns)), (measure_memory, (args.turns,))):
+        with tempfile.TemporaryDirectory() as folder:
+            measure(Path(folder), *options)
 
 
 if __name__ == "__main__":
