@@ -23,12 +23,12 @@ OVERRIDES = ["bf16=false", "gradient_accumulation_steps=1", f"max_steps={STEPS}"
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory, tiny_model) -> Path:
-    """The shipped YAML and its parts, and the samples of the first trajectories of the embedded sample."""
+    """The shipped YAML and its parts, and the samples of two trajectories of the embedded sample."""
     folder = tmp_path_factory.mktemp("project")
     for name in ("qwen3_full_sft.yaml", "deepspeed_zero3.json", "dataset_info.json"):
         shutil.copy(ROOT / name, folder)
     rows = (ROOT / "data" / "envscaler_sample.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
-    (folder / "rows.jsonl").write_text("".join(rows[:2]), encoding="utf-8")
+    (folder / "rows.jsonl").write_text(rows[3] + rows[7], encoding="utf-8")  # short ones
     output = json.loads((ROOT / "dataset_info.json").read_text())["alpaca_mask_history_envscaler_sft_traj_9k"]["file_name"]
     for script, *arguments in (
         ("step1_apply_tool_template.py", "rows.jsonl", "plain.jsonl"),
