@@ -17,7 +17,7 @@ from llamafactory.hparams import DataArguments
 from check_training_tokens import IGNORE_INDEX, expected_sample, served_turn
 from step1_apply_tool_template import QWEN3, apply_despite_control_tokens, convert_row, load_chat_template, read_chat_template
 from step2_to_alpaca_mask_history import COLUMNS, step1_columns, to_samples, token_counter
-from trajectories import CONTROL_TOKENS, TrajectoryError, parse_row, served_trajectory
+from trajectories import CONTROL_TOKENS, Place, TrajectoryError, parse_row, served_trajectory
 
 RENDER, TEMPLATE = load_chat_template(str(QWEN3)), read_chat_template(str(QWEN3))
 PIECES = ["a", "Zug", "订单", "é", "e\u0301", "\u0301", "😀", "7", ".", '"', "{", " ", "  ", "\n", "\n\n", "\t", "\r\n", "\u3000",
@@ -72,7 +72,7 @@ def llamafactory(template: str, enable_thinking: bool, mask_history: bool = True
 
 def samples_of(messages, tools, mode, merge_turns=False):
     """(samples, reasons of left-out turns) through the rows that both scripts write and read; raises TrajectoryError."""
-    row, _ = convert_row({"messages": messages, "tools": tools}, 0, "x", TEMPLATE, True, allow_control_tokens=True)
+    row, _ = convert_row({"messages": messages, "tools": tools}, Place("x", 0), TEMPLATE, True, allow_control_tokens=True)
     return to_samples(*step1_columns(parse_row(row)), mode, merge_turns)
 
 
@@ -123,7 +123,7 @@ def test_merged_samples_supervise_each_turn_once_in_its_served_context(conversat
 def test_only_the_option_lets_control_tokens_through(conversation, tools):
     text = json.dumps([conversation, tools])
     try:
-        convert_row({"messages": conversation, "tools": tools}, 0, "x", TEMPLATE, True)
+        convert_row({"messages": conversation, "tools": tools}, Place("x", 0), TEMPLATE, True)
     except TrajectoryError:
         return
     assert not any(token in text for token in CONTROL_TOKENS)
