@@ -1,0 +1,87 @@
+"""LlamaFactory's side of the check: its own parser, template and data loader build the training set."""
+
+import contextlib
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+PROVENANCE = ("source", "trajectory", "turns", "served_as")
+# What the machine that trains has and the one that checks may lack. No data depends on these.
+ANY_MACHINE = {"deepspeed": None, "fsdp": None, "bf16": False, "fp16": False, "pure_bf16": False, "report_to": "none"}
+
+
+def parse_arguments(yaml: str, overrides: list[str]):
+    """(model, data, training) arguments, as LlamaFactory parses them, less what depends on the machine."""
+    from llamafactory.hparams import get_train_args
+    from llamafactory.hparams.parser import read_args
+
+    if not Path(yaml).is_file() or Path(yaml).suffix not in (".yaml", ".yml"):
+        sys.exit(f"{yaml}: no such .yaml file")
+    sys.argv = ["llamafactory-cli", yaml, *overrides]
+    with tempfile.TemporaryDirectory() as nowhere, refusals():
+        config = {**read_args(), **ANY_MACHINE, "output_dir": nowhere}
+        model_args, data_args, training_args, finetuning_args, _ = get_train_args(config)
+    if finetuning_args.stage != "sft":
+        sys.exit(f"{yaml}: stage is {finetuning_args.stage}; only sft samples can be checked")
+    return model_args, data_args, training_args
+
+
+@contextlib.contextmanager
+def refusals():
+    """What LlamaFactory and its libraries find wrong with the settings, as one line instead of a traceback."""
+    try:
+        yield
+    except Exception as error:
+        offline = "; is model_name_or_path a local folder, or the Hub within reach?" if isinstance(error, OSError) else ""
+        sys.exit(f"LlamaFactory refuses these settings: {type(error).__name__}: {error}{offline}")
+
+
+def settings_beyond_the_samples(data_args) -> list[str]:
+    """What is wrong with settings that act after the samples are built, where comparing samples cannot show it."""
+    from llamafactory.data.template import TEMPLATES
+
+    problems = []
+    if data_args.template in TEMPLATES and TEMPLATES[data_args.template].replace_jinja_template:
+        problems.append(f"template {data_args.template} puts a chat template of its own into the trained model")
+    if len(data_args.dataset or []) > 1 and data_args.mix_strategy != "concat":
+        problems.append(f"mix_strategy {data_args.mix_strategy} draws some samples more than once, or not at all")
+    if data_args.packing and not data_args.neat_packing:
+        problems.append("packing without neat_packing: samples see the tokens of other samples, which no served prompt has")
+    if not data_args.ignore_pad_token_for_loss:
+        problems.append("ignore_pad_token_for_loss is false: the padding after each sample has loss too")
+    return problems
+
+
+def training_sets(model_args, data_args, training_args):
+    """Yield (name, file or folder, provenance, built) for each data set of the YAML: two data sets with the same rows."""
+    from datasets import load_dataset
+    from llamafactory.data import get_dataset, get_template_and_fix_tokenizer
+    from llamafactory.data.parser import get_dataset_list
+    from llamafactory.extras.constants import FILEEXT2TYPE
+    from llamafactory.model import load_tokenizer
+
+    tokenizer_module = load_tokenizer(model_args)
+    template = get_template_and_fix_tokenizer(tokenizer_module["tokenizer"], data_args)
+    names = [*(data_args.dataset or []), *(data_args.eval_dataset or [])]
+    for name, attributes in zip(names, get_dataset_list(names, data_args.dataset_dir)):
+        if attributes.num_samples is not None:
+            raise ValueError(f"data set {name} has num_samples, which draws samples at random; check it without")
+        path = Path(data_args.dataset_dir, attributes.dataset_name)
+        if not path.exists():
+            raise ValueError(f"data set {name}: no file {path}; write it with step2_to_alpaca_mask_history.py")
+        files = [str(path / file) for file in os.listdir(path)] if path.is_dir() else [str(path)]  # LlamaFactory's order
+        kind = FILEEXT2TYPE[Path(files[0]).suffix[1:]]
+        provenance = load_dataset(kind, data_files=files, split=attributes.split, cache_dir=model_args.cache_dir)
+        missing = set(PROVENANCE) - set(provenance.column_names)
+        if missing:
+            raise ValueError(f"data set {name}: no column {', '.join(sorted(missing))}; write it with step 2")
+        provenance = provenance.select_columns(PROVENANCE)
+        if data_args.max_samples is not None:
+            provenance = provenance.select(range(min(data_args.max_samples, len(provenance))))
+        data_args.dataset, data_args.eval_dataset, data_args.val_size = [name], None, 0.0
+        built = get_dataset(template, model_args, data_args, training_args, stage="sft", **tokenizer_module)
+        built = built["train_dataset"]
+        if len(provenance) != len(built):
+            raise ValueError(f"data set {name}: it drops {len(provenance) - len(built)} samples that it finds invalid")
+        yield name, path, provenance, built
