@@ -8,11 +8,10 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-os.environ.update(HF_HUB_OFFLINE="1", LLAMAFACTORY_VERBOSITY="ERROR", TOKENIZERS_PARALLELISM="false")
+import tiny_qwen3
 
-import tiny_qwen3  # noqa: E402
+ROOT = Path(__file__).resolve().parent.parent
+os.environ.update(HF_HUB_OFFLINE="1", LLAMAFACTORY_VERBOSITY="ERROR", TOKENIZERS_PARALLELISM="false")
 
 GOLDEN = json.loads((ROOT / "tests" / "golden" / "qwen3_rendering.json").read_text(encoding="utf-8"))
 

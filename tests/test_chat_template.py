@@ -1,19 +1,22 @@
 """The embedded chat template and the environment it is rendered in."""
 
 import json
-import re
 
-import jinja2.sandbox
 import pytest
 from conftest import GOLDEN, ROOT, assistant, call, tool, user
 
-import step1_apply_tool_template
-from check_training_tokens import served_turn
-from step1_apply_tool_template import QWEN3, apply_chat_template, load_chat_template, renders_by_query
-from step2_to_alpaca_mask_history import to_samples
-from trajectories import TrajectoryError, served_trajectory
+from served_tokens.alpaca import to_samples
+from served_tokens.chat_template import QWEN3, load_chat_template, read_chat_template
+from served_tokens.plain_messages import apply_chat_template, renders_by_query
+from served_tokens.served_turn import served_turn
+from served_tokens.trajectory import TrajectoryError, served_trajectory
 
-RENDER = load_chat_template(str(QWEN3))
+
+def load(name):
+    return load_chat_template(read_chat_template(str(name)))
+
+
+RENDER = load(QWEN3)
 
 
 def served_text(sample: dict) -> tuple[str, str]:
@@ -70,7 +73,7 @@ def test_environment_has_what_templates_for_transformers_use(tmp_path):
         "{% generation %}{{ m.content }}{% endgeneration %}<|im_end|>\n{% endfor %}"
         "{{ tools | tojson(indent=1) if tools else '' }}{{ raise_exception('no') if messages | length > 2 else '' }}"
     )
-    render = load_chat_template(str(source))
+    render = load(source)
     assert render([user("é<"), tool("x")], None) == "<|im_start|>user\né<<|im_end|>\n"
     assert render([user("a")], [{"b": 1}]).endswith('[\n {\n  "b": 1\n }\n]')
     with pytest.raises(TrajectoryError, match="no"):
@@ -81,14 +84,14 @@ def test_template_cannot_reach_python_internals(tmp_path):
     source = tmp_path / "t.jinja"
     source.write_text("{{ messages.__class__.__mro__[1].__subclasses__() }}")
     with pytest.raises(SystemExit, match="unsafe"):
-        load_chat_template(str(source))
+        load(source)
 
 
 @pytest.mark.parametrize("rendered", ["[INST] q [/INST]", "<|im_start|>user<|im_sep|>q<|im_end|>", "<s><|im_start|>user\nq<|im_end|>\n"])
 def test_template_that_is_not_chatml_is_named_as_such(rendered, tmp_path):
     (tmp_path / "t.jinja").write_text(rendered)
     with pytest.raises(SystemExit, match="t.jinja: the chat template is not ChatML"):
-        load_chat_template(str(tmp_path / "t.jinja"))
+        load(tmp_path / "t.jinja")
 
 
 def test_template_in_which_no_prompt_begins_with_another_stays_exact(tmp_path):
@@ -96,7 +99,7 @@ def test_template_in_which_no_prompt_begins_with_another_stays_exact(tmp_path):
     numbered = QWEN3.read_text(encoding="utf-8").replace("'<|im_end|>\\n' -}}", "messages | length ~ '<|im_end|>\\n' -}}")
     assert "messages | length ~" in numbered
     (tmp_path / "numbered.jinja").write_text(numbered, encoding="utf-8")
-    render = load_chat_template(str(tmp_path / "numbered.jinja"))
+    render = load(tmp_path / "numbered.jinja")
     messages = [user("q"), assistant("", "r", [call("f", {})]), tool("1"), assistant("a", "s")]
     plain, served = apply_chat_template(messages, None, render)
     samples, _ = to_samples(plain, {**served, "source": "", "trajectory": 0}, "drop")
@@ -110,7 +113,7 @@ def test_template_that_looks_at_more_than_expected_is_rendered_prefix_by_prefix(
         "(loop.last or reasoning)", "(loop.last or reasoning) and '/no_think' not in messages[0].content"
     )
     (tmp_path / "switch.jinja").write_text(switch, encoding="utf-8")
-    render = load_chat_template(str(tmp_path / "switch.jinja"))
+    render = load(tmp_path / "switch.jinja")
     assert renders_by_query(render)
     messages = [{"role": "system", "content": "/no_think"}, user("q"), assistant("", "r", [call("f", {})]), tool("1"), assistant("a", "s")]
     fast, naive = (apply_chat_template(messages, None, render, linear=linear) for linear in (True, False))
@@ -122,37 +125,13 @@ def test_golden_cases_are_the_official_ones():
     assert json.loads((ROOT / "tests/golden/qwen3_rendering.json").read_text(encoding="utf-8")) == GOLDEN
 
 
-EXPRESSIONS = [
-    "message.role", "message.items()|list", "message.content.upper()", "message.missing is defined", "message.missing or 'none'",
-    "message['content'][1:]", "message._hidden", "message.__class__", "message.content.__class__", "message.content.format",
-    "message.content.format(1)", "message.update", "message.get('role')", "message.nested.items", "(message.nested or {}).deep",
-    "messages.append(1)", "message.content.split('o') | join('-')", "tools.x", "loop.index0 ~ loop.last", "loop._iterator",
-    "loop.previtem.role", "loop.nothing", "loop.cycle(1, 2)", "loop.changed(1)",
-    "' a '.strip() ~ message.content.lstrip('c')", "message.keys", "namespace(a=1).a", "unknown.role",
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("expression", EXPRESSIONS)
-def test_short_cuts_of_the_sandbox_find_what_jinja_finds(expression, tmp_path):
-    template = "{% for message in messages %}{{ " + expression + " }}{% endfor %}"
-    messages = [{"role": "user", "content": "co{}o", "_hidden": "h", "keys": "k", "nested": {"items": 1, "deep": [2]}}] * 2
-    results = []
-    for environment in (step1_apply_tool_template._Sandbox, jinja2.sandbox.ImmutableSandboxedEnvironment):
-        try:
-            results.append(re.sub("0x[0-9a-f]+", "", environment().from_string(template).render(messages=messages, tools=None)))
-        except Exception as error:
-            results.append((type(error), re.sub("0x[0-9a-f]+", "", str(error))))
-    assert results[0] == results[1]
-
-
 @pytest.mark.parametrize("options", ["", "indent=0", "indent=2", "separators=(',', ':')", "sort_keys=true", "ensure_ascii=true"])
 def test_tojson_writes_what_json_writes(options, tmp_path):
     (tmp_path / "x.jinja").write_text(
         "<|im_start|>x\n{% if tools %}{{ tools[0] | tojson(" + options + ") }}{% endif %}<|im_end|>\n\n", encoding="utf-8"
     )
-    render = load_chat_template(str(tmp_path / "x.jinja"))
+    render = load(tmp_path / "x.jinja")
     tool = {"name": "é", "b": [1, {"a": None}]}
-    _, tools = served_trajectory({"messages": [user("q"), assistant("a")], "tools": json.dumps([tool])})
     arguments = eval(f"dict({options})", {"true": True})
     expected = json.dumps(tool, **{"ensure_ascii": False, **arguments})
-    assert render([], tools) == render([], [tool]) == f"<|im_start|>x\n{expected}<|im_end|>\n"
+    assert render([], [tool]) == f"<|im_start|>x\n{expected}<|im_end|>\n"

@@ -47,16 +47,16 @@ def test_golden_cases_are_exact_in_every_mode(pipeline, check, options, override
 
 @pytest.mark.parametrize("suffix", [".json", ".jsonl", ".parquet"])
 def test_each_format_loads_through_llamafactory(pipeline, check, suffix):
-    assert "(100.00%)" in check(pipeline(GOLDEN, "--no-shuffle", suffix=suffix))
+    assert "(100.00%)" in check(pipeline(GOLDEN, suffix=suffix))
 
 
 def test_folder_of_shards_loads_through_llamafactory(pipeline, check):
-    assert "53  (100.00%)" in check(pipeline(GOLDEN, "--num-shards", "3", suffix=""))
+    assert "53  (100.00%)" in check(pipeline(GOLDEN, suffix=""))
 
 
 def test_json_whose_first_blocks_hold_no_history_loads_through_llamafactory(pipeline, check):
     single = {"messages": [user("q " * 5000), assistant("a", "r")]}  # 11 MB: datasets reads blocks of 10 MB
-    output = check(pipeline([single] * 1100 + GOLDEN[-1:], "--no-shuffle", suffix=".jsonl"), "preprocessing_num_workers=2")
+    output = check(pipeline([single] * 1100 + GOLDEN[-1:], suffix=".jsonl"), "preprocessing_num_workers=2")
     assert "1102  (100.00%)" in output
 
 

@@ -14,12 +14,17 @@ from llamafactory.data.parser import DatasetAttr
 from llamafactory.data.processor import SupervisedDatasetProcessor
 from llamafactory.hparams import DataArguments
 
-from check_training_tokens import IGNORE_INDEX, expected_sample, served_turn
-from step1_apply_tool_template import QWEN3, apply_despite_control_tokens, convert_row, load_chat_template, read_chat_template
-from step2_to_alpaca_mask_history import COLUMNS, step1_columns, to_samples, token_counter
-from trajectories import CONTROL_TOKENS, Place, TrajectoryError, parse_row, served_trajectory
+from served_tokens.alpaca import COLUMNS, step1_columns, to_samples
+from served_tokens.chat_template import QWEN3, load_chat_template, read_chat_template
+from served_tokens.lengths import token_counter
+from served_tokens.plain_messages import apply_despite_control_tokens
+from served_tokens.reading import Place, parse_row
+from served_tokens.served_turn import IGNORE_INDEX, expected_sample, served_turn
+from served_tokens.trajectory import CONTROL_TOKENS, TrajectoryError, served_trajectory
+from step1_apply_tool_template import convert_row
 
-RENDER, TEMPLATE = load_chat_template(str(QWEN3)), read_chat_template(str(QWEN3))
+TEMPLATE = read_chat_template(str(QWEN3))
+RENDER = load_chat_template(TEMPLATE)
 PIECES = ["a", "Zug", "订单", "é", "e\u0301", "\u0301", "😀", "7", ".", '"', "{", " ", "  ", "\n", "\n\n", "\t", "\r\n", "\u3000",
           "<think>", "</think>", "<think>\nx\n</think>\n\n", "<tool_response>", "</tool_response>", "<tool_call>",
           "<tool_response>\nr\n</tool_response>", "{{content}}", "{{idx}}", "{% x %}", "<image>", "2024-01-01", "\x00",
@@ -72,7 +77,7 @@ def llamafactory(template: str, enable_thinking: bool, mask_history: bool = True
 
 def samples_of(messages, tools, mode, merge_turns=False):
     """(samples, reasons of left-out turns) through the rows that both scripts write and read; raises TrajectoryError."""
-    row, _ = convert_row({"messages": messages, "tools": tools}, Place("x", 0), TEMPLATE, True, allow_control_tokens=True)
+    _, [(_, row)] = convert_row({"messages": messages, "tools": tools}, Place("x", 0), TEMPLATE, True, allow_control_tokens=True)
     return to_samples(*step1_columns(parse_row(row)), mode, merge_turns)
 
 

@@ -120,7 +120,7 @@ def test_think_tag_of_the_generation_prompt_is_given_and_not_a_part_of_the_outpu
     rows, _ = step1(run, tmp_path, THINKING_2507)
     assert rows[0]["served"]["given"] == "<think>\n"
     assert rows[0]["messages"][-1]["content"] == "<think>\nr6\n</think>\n\na3"
-    run("step2_to_alpaca_mask_history.py", "plain.jsonl", "out.jsonl", "--no-shuffle", "--dataset-dir", ".")
+    run("step2_to_alpaca_mask_history.py", "plain.jsonl", "out.jsonl", "--dataset-dir", ".")
     outputs = [json.loads(line)["output"] for line in (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()]
     assert "r6\n</think>\n\na3" in outputs
 

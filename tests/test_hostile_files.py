@@ -18,8 +18,10 @@ from conftest import ROOT, assistant, read_jsonl, user, write_jsonl
 from hypothesis import given
 from hypothesis import strategies as st
 
-import trajectories
-from trajectories import Rejects, parse_row, read_raw, read_rows, row_writer, whole_file
+from served_tokens.reading import Place, open_parquet, parse_row, read_rows, read_shards, rows_of, shown_raw
+from served_tokens.shards import REJECTS, SET_ASIDE, Work, convert_shard
+from served_tokens.trajectory import TrajectoryError
+from served_tokens.writing import inferred_schema, join, row_writer, whole_file
 
 STEP1, STEP2 = "step1_apply_tool_template.py", "step2_to_alpaca_mask_history.py"
 ROW = {"messages": [user("q é"), assistant("a", "r")]}
@@ -57,9 +59,11 @@ def test_damaged_line_is_set_aside_and_the_rest_goes_on(run, tmp_path, content, 
     ("x.jsonl", b"", "x.jsonl: no trajectory is left"),
     ("x.json", b"", "x.json: not an array"),
     ("x.parquet", b"", "x.parquet: not a Parquet file"),
-    ("x.jsonl", gzip.compress(LINE), "x.jsonl: is compressed by gzip; unpack it first"),
-    ("x.json", gzip.compress(LINE), "x.json: is compressed by gzip; unpack it first"),
-    ("x.jsonl.gz", gzip.compress(LINE), "x.jsonl.gz: unknown file type '.gz'"),
+    ("x.jsonl", gzip.compress(LINE), "x.jsonl: is compressed by gzip; only a .jsonl.gz file is"),
+    ("x.json", gzip.compress(LINE), "x.json: is compressed by gzip; only a .jsonl.gz file is"),
+    ("x.jsonl.gz", LINE, "x.jsonl.gz: is not compressed by gzip; only a .jsonl.gz file is"),
+    ("x.jsonl.gz", gzip.compress(LINE)[:-9], "x.jsonl.gz: cannot be unpacked"),
+    ("x.json.gz", gzip.compress(LINE), "x.json.gz: unknown file type '.gz'"),
     ("x.jsonl", b"\xef\xbb\xbf[\n" + LINE + b"\n]\n", "x.jsonl: holds a JSON array over several lines; name it .json"),
     ("x.json", b"[" + LINE + b"," + LINE[:-3], "x.json: not valid JSON"),
     ("x.json", b"[" + LINE.replace("é".encode(), b"\xe9") + b"]", "x.json: not valid JSON"),
@@ -92,9 +96,9 @@ def test_file_without_permission_is_a_clear_error(tmp_path, suffix):  # which ro
     denied = PermissionError(13, "Permission denied")
     with mock.patch.object(Path, "open", side_effect=denied), mock.patch("pyarrow.parquet.ParquetFile", side_effect=denied):
         with pytest.raises(SystemExit, match="x.*cannot be read.*Permission denied"):
-            list(read_raw([str(path)]))
+            list(read_rows(str(path)))
     with mock.patch("pyarrow.parquet.ParquetFile", side_effect=denied), pytest.raises(SystemExit, match="Permission denied"):
-        trajectories.open_parquet(path, path)
+        open_parquet(path, path)
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".json", ".parquet"])
@@ -103,9 +107,12 @@ def test_reader_of_mutated_bytes_gives_rows_or_errors_of_one_line(tmp_path_facto
     folder = tmp_path_factory.getbasetemp()
     whole = folder / f"whole{suffix}"
     if not whole.exists():
-        with row_writer(whole) as write:
-            for number in range(3):
-                write({"id": number, "messages": json.dumps(ROW["messages"]), "é": None if number else 1.5})
+        rows = [{"id": number, "messages": json.dumps(ROW["messages"]), "é": None if number else 1.5} for number in range(3)]
+        part = folder / f"part{'.parquet' if suffix == '.parquet' else '.jsonl'}"
+        with row_writer(part, inferred_schema(rows)) as write:
+            for row in rows:
+                write(row)
+        join([part], whole)
     content = bytearray(whole.read_bytes())
     place, byte = st.integers(0, len(content)), st.sampled_from(b'\x00\xff\xef"\\{}[],:\n\r\t eu09P') | st.integers(0, 255)
     for kind, at, value, length in data.draw(st.lists(st.tuples(st.integers(0, 3), place, byte, st.integers(0, 40)), min_size=1, max_size=6)):
@@ -130,9 +137,9 @@ def test_reader_of_mutated_bytes_gives_rows_or_errors_of_one_line(tmp_path_facto
 def test_any_line_is_a_row_or_set_aside(line):
     try:
         assert isinstance(parse_row(line), dict)
-    except trajectories.TrajectoryError as error:
+    except TrajectoryError as error:
         assert "\n" not in str(error)
-    json.dumps(trajectories.shown_raw(line))
+    json.dumps(shown_raw(line))
 
 
 # ---------------------------------------------------------------- writing
@@ -175,12 +182,11 @@ def test_full_disk_while_rejects_are_written_names_their_file(tmp_path):
     assert names(tmp_path) == ["x.jsonl"]
 
 
-@pytest.mark.parametrize("options, size", [([], 20_000), (["--num-shards", "2"], 90_000), ([], 300_000)], ids=["unnamed file", "shard", "file"])
-def test_full_disk_in_step_2_is_a_clear_error_and_leaves_nothing(run, tmp_path, options, size):
+@pytest.mark.parametrize("output, size", [("out", 90_000), ("out.parquet", 90_000), ("out.jsonl", 300_000)])
+def test_full_disk_in_step_2_is_a_clear_error_and_leaves_nothing(run, tmp_path, output, size):
     write_jsonl(tmp_path / "x.jsonl", many())
     run(STEP1, "x.jsonl", "y.jsonl")
-    output = "out" if options else "out.jsonl"
-    process = limited(STEP2, "y.jsonl", output, "--dataset-dir", ".", *options, folder=tmp_path, size=size)
+    process = limited(STEP2, "y.jsonl", output, "--dataset-dir", ".", folder=tmp_path, size=size)
     assert process.returncode == 1 and f"{output}: cannot be written" in process.stderr and "Traceback" not in process.stderr
     assert names(tmp_path) == ["x.jsonl", "y.jsonl"]
 
@@ -226,7 +232,7 @@ def stopped(folder, number: int) -> subprocess.Popen:
     for name in ("y.jsonl", "y.jsonl.rejects.jsonl"):
         (folder / name).write_text("earlier")
     process = start(folder, "x.jsonl", "y.jsonl", "--num-proc", "2")
-    while not any(part.stat().st_size for part in folder.glob(".y.jsonl.*.part")):
+    while not any(part.stat().st_size for part in folder.glob(".y.jsonl.*.parts/*")):
         assert process.poll() is None
         time.sleep(0.01)
     (os.kill if number == signal.SIGTERM else os.killpg)(process.pid, number)
@@ -238,7 +244,7 @@ def stopped(folder, number: int) -> subprocess.Popen:
 def test_kill_in_mid_write_leaves_the_earlier_output_and_nothing_that_looks_like_data(run, tmp_path):
     assert stopped(tmp_path, signal.SIGKILL).returncode == -signal.SIGKILL
     left = [path for path in tmp_path.iterdir() if path.name not in ("x.jsonl", "y.jsonl", "y.jsonl.rejects.jsonl")]
-    assert left and all(path.name.startswith(".") and path.suffix == ".part" for path in left)
+    assert left and all(path.name.startswith(".") and path.suffix == ".parts" for path in left)
     run(STEP1, "x.jsonl", "y.jsonl")  # and they are in nobody's way
     assert len(read_jsonl(tmp_path / "y.jsonl")) == 15000
 
@@ -248,36 +254,28 @@ def test_sigterm_cleans_up_as_an_interrupt_does(tmp_path):
     assert names(tmp_path) == ["x.jsonl", "y.jsonl", "y.jsonl.rejects.jsonl"]
 
 
-def test_shards_get_their_suffix_last_and_an_earlier_folder_stays_where_that_fails(tmp_path):
-    code = (
-        "import os, sys, signal\n"
-        f"sys.path.insert(0, {str(ROOT)!r})\n"
-        "import step2_to_alpaca_mask_history as step2\n"
-        "whole = step2.write_parquet\n"
-        "def killed(path, tables):\n"
-        "    whole(path, tables)\n"
-        "    if path.name.startswith('00001'): os.killpg(0, signal.SIGKILL)\n"
-        "step2.write_parquet = killed\n"
-        "step2.main()\n"
-    )
-    write_jsonl(tmp_path / "x.jsonl", many(20))
-    subprocess.run([sys.executable, str(ROOT / STEP1), "x.jsonl", "y.jsonl"], cwd=tmp_path, check=True, capture_output=True)
-    command = [sys.executable, "-c", code, "y.jsonl", "out", "--dataset-dir", ".", "--num-shards", "2"]
-    process = subprocess.run(command, cwd=tmp_path, capture_output=True, start_new_session=True)
-    assert process.returncode == -signal.SIGKILL
-    left = [path for path in tmp_path.rglob("*") if path.name not in ("x.jsonl", "y.jsonl")]
-    assert len(left) >= 2 and all(path.suffix != ".parquet" for path in left)
+def test_kill_of_step_2_leaves_no_folder_that_looks_like_samples(run, tmp_path):
+    write_jsonl(tmp_path / "x.jsonl", [ROW] * 30000)
+    run(STEP1, "x.jsonl", "y.jsonl")
+    command = [sys.executable, str(ROOT / STEP2), "y.jsonl", "out", "--dataset-dir", "."]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL, start_new_session=True)
+    while not list(tmp_path.glob(".out.*.parts/*.parquet")):
+        assert process.poll() is None
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert [path.name for path in tmp_path.iterdir() if not path.name.startswith(".")] == ["x.jsonl", "y.jsonl"]
 
 
 def test_file_that_is_replaced_while_it_is_read_is_an_error(tmp_path):
     """A process that gets to read its rows later must not take those of another file."""
     path = tmp_path / "x.jsonl"
     path.write_text('{"a": 1}\n\n{"a": 2}\n', encoding="utf-8")
-    lines = [line for _, line in read_raw([str(path)])]
+    [shard] = read_shards([str(path)])
     (tmp_path / "other").write_text('{"b": 1}\n\n{"b": 2}\n', encoding="utf-8")
     os.replace(tmp_path / "other", path)
     with pytest.raises(SystemExit, match="x.jsonl: has been replaced while it was read"):
-        lines[0].read()
+        list(rows_of(shard))
 
 
 def test_folder_that_cannot_take_its_name_gives_the_earlier_one_back(tmp_path):
@@ -301,20 +299,15 @@ def test_folder_that_cannot_take_its_name_gives_the_earlier_one_back(tmp_path):
 
 
 def test_rejects_are_written_as_they_come_and_not_kept_in_memory(tmp_path):
-    write_jsonl(tmp_path / "x.jsonl", [{"row": "x" * 1000}] * 100 + [ROW])
-    with Rejects([str(tmp_path / "x.jsonl")], tmp_path / "y.jsonl", False) as rejects:
-        rows = rejects.convert(fails, "", 1)
-        assert next(rows) == ROW
-        (part,) = tmp_path.glob(".y.jsonl.rejects.jsonl.*.part")
-        assert part.stat().st_size > 50_000 and len(repr(rejects.reasons)) < 200
-        rejects.save()
-    assert len(read_jsonl(tmp_path / "y.jsonl.rejects.jsonl")) == 100 and (rejects.rows_in, rejects.set_aside) == (101, 100)
+    def fails(row: dict, place: Place):
+        if "row" in row:
+            raise TrajectoryError(f"message {place.row}: bad")
+        return {}, [("", row)]
 
-
-def fails(row: dict, index: int) -> dict:
-    if "row" in row:
-        raise trajectories.TrajectoryError(f"message {index}: bad")
-    return row
+    rows = [{"row": "x" * 1000}] * 100 + [ROW]
+    totals = convert_shard(Work(fails, tmp_path, ".jsonl"), 7, ((Place("x", at), row) for at, row in enumerate(rows)))
+    assert totals.counts[SET_ASIDE] == 100 and len(repr(totals.reasons)) < 200
+    assert len(read_jsonl(tmp_path / f"000007{REJECTS}")) == 100 and read_jsonl(tmp_path / "000007.jsonl") == [ROW]
 
 
 def test_reasons_that_differ_in_numbers_are_counted_together(run, tmp_path):

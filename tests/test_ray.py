@@ -1,5 +1,6 @@
 """The steps on Ray, on a real local one."""
 
+import gzip
 import json
 import os
 import signal
@@ -16,7 +17,7 @@ import pytest
 from conftest import ROOT, read_jsonl, write_jsonl
 
 import steps_on_ray
-from trajectories import SAMPLE
+from step1_apply_tool_template import SAMPLE
 
 
 def start(*arguments, cwd: Path, **environment) -> subprocess.Popen:
@@ -46,28 +47,29 @@ def test_same_samples_as_the_scripts_though_a_worker_is_killed(run, tmp_path):
     write_jsonl(shards / "sub" / "c.jsonl", [bad, *rows])
     pq.write_table(pa.Table.from_pylist([{"messages": row["messages"], "tools": row["tools"]} for row in rows]), shards / "b.parquet")
     (shards / "d.json").write_text(json.dumps(rows))
+    (shards / "e.jsonl.gz").write_bytes(gzip.compress((shards / "a.jsonl").read_bytes()))
 
     process = start(f"local://{shards}", "out", "--dataset-dir", ".", cwd=tmp_path)
-    while not (working := workers_of("MapBatches(shard_samples)")):
+    while not (working := workers_of("convert_file")):
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.02)
     time.sleep(0.3)
-    assert working[0] in workers_of("MapBatches(shard_samples)")
+    assert working[0] in workers_of("convert_file")
     os.kill(working[0], signal.SIGKILL)
     stdout, stderr = process.communicate(timeout=240)
     assert process.returncode == 0, stderr
 
     samples = [sample for path in sorted((tmp_path / "out").iterdir()) for sample in pq.read_table(path).to_pylist()]
     expected = []
-    for name in ("a.jsonl", "b.parquet", "sub/c.jsonl", "d.json"):
+    for name in ("a.jsonl", "b.parquet", "d.json", "e.jsonl.gz", "sub/c.jsonl"):
         run("step1_apply_tool_template.py", f"shards/{name}", "plain.jsonl")
-        run("step2_to_alpaca_mask_history.py", "plain.jsonl", "samples.parquet", "--dataset-dir", ".", "--no-shuffle")
+        run("step2_to_alpaca_mask_history.py", "plain.jsonl", "samples.parquet", "--dataset-dir", ".")
         of_shard = pq.read_table(tmp_path / "samples.parquet").to_pylist()
         expected += [{**sample, "source": str(shards / name)} for sample in of_shard]
-    assert samples == sorted(expected, key=lambda sample: steps_on_ray.key(42, sample))
-    assert f"{4 * len(rows)} trajectories, {len(samples)} turns: {len(samples)} samples" in stdout
+    assert samples == expected
+    assert f"{5 * len(rows)} trajectories, {len(samples)} turns: {len(samples)} samples" in stdout
     rejected = read_jsonl(tmp_path / "out.rejects.jsonl")
-    assert [(Path(row["source"]).name, row["row"]) for row in rejected] == [("a.jsonl", len(rows)), ("c.jsonl", 0)]
+    assert [(Path(row["source"]).name, row["row"]) for row in rejected] == [("a.jsonl", len(rows)), ("e.jsonl.gz", len(rows)), ("c.jsonl", 0)]
     assert json.loads((tmp_path / "dataset_info.json").read_text())["out"]["file_name"] == "out"
     assert {path.name for path in tmp_path.iterdir() if path.name.startswith(".")} == set()
 
@@ -95,7 +97,7 @@ def test_joins_the_cluster_that_ray_address_names(tmp_path):
 def test_cluster_that_cannot_be_joined_is_named(monkeypatch, tmp_path):
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     with mock.patch("ray.init", side_effect=ConnectionError("no answer")), pytest.raises(SystemExit, match="RAY_ADDRESS=10.0.0.1:6379: no answer"):
-        steps_on_ray.write_samples([], None, None, "work", tmp_path)
+        steps_on_ray.convert_files([], None, "work", None)
 
 
 def test_shard_that_cannot_be_read_is_named_and_leaves_nothing(tmp_path):
@@ -113,8 +115,8 @@ def test_wrong_argument_is_a_clear_error_before_ray_starts(tmp_path):
     (tmp_path / "there").mkdir()
     write_jsonl(tmp_path / "x.jsonl", [])
     for arguments, reason in (
-        (("empty", "out"), "empty: no .jsonl, .json, .parquet file there"),
-        (("none", "out"), "none: no .jsonl, .json, .parquet file there"),
+        (("empty", "out"), "empty: no .json, .jsonl, .jsonl.gz, .parquet file there"),
+        (("none", "out"), "none: no .json, .jsonl, .jsonl.gz, .parquet file there"),
         (("x.jsonl", "there"), "there: is there already; remove it, or name another folder"),
     ):
         process = start(*arguments, "--dataset-dir", ".", cwd=tmp_path)

@@ -18,11 +18,12 @@ from conftest import GOLDEN, ROOT, assistant, call, fill_hub_cache, interruptibl
 from hypothesis import given
 from hypothesis import strategies as st
 
-import trajectories
-from step1_apply_tool_template import QWEN3, apply_chat_template, load_chat_template
-from trajectories import TrajectoryError, served_trajectory
+from served_tokens import reading
+from served_tokens.chat_template import QWEN3, load_chat_template, read_chat_template
+from served_tokens.plain_messages import apply_chat_template
+from served_tokens.trajectory import TrajectoryError, served_trajectory
 
-RENDER = load_chat_template(str(QWEN3))
+RENDER = load_chat_template(read_chat_template(str(QWEN3)))
 ROW = {"id": 7, "tools": None, "messages": [user("q"), assistant("a", "r")]}
 EMPTY_THINK = "<think>\n\n</think>\n\n"
 
@@ -196,7 +197,7 @@ def write_rows(path, rows: list[dict]) -> None:
 
 
 def read_rows(path) -> list[dict]:
-    rows = [row for _, row, error in trajectories.read_rows(str(path))]
+    rows = [row for _, row, error in reading.read_rows(str(path))]
     return [{key: json.loads(value) if isinstance(value, str) and value[0] in "[{" else value for key, value in row.items()} for row in rows]
 
 
@@ -372,10 +373,10 @@ def alive(pid: int) -> bool:
     indent=st.sampled_from([None, 4]), chunk=st.integers(1, 40),
 )  # fmt: skip
 def test_array_is_read_as_a_stream_whatever_the_size_of_the_pieces(rows, indent, chunk):
-    with tempfile.TemporaryDirectory() as folder, mock.patch.object(trajectories, "JSON_CHUNK", chunk):
+    with tempfile.TemporaryDirectory() as folder, mock.patch.multiple(reading, FIRST_CHUNK=chunk, JSON_CHUNK=chunk):
         path = Path(folder) / "x.json"
         path.write_text(json.dumps(rows, indent=indent, ensure_ascii=False), encoding="utf-8", newline="")
-        assert [row for _, row in trajectories.read_raw([str(path)])] == rows
+        assert [row for shard in reading.read_shards([str(path)]) for _, row in reading.rows_of(shard)] == rows
 
 
 @pytest.mark.parametrize("text", ["[{}", "[{},", '[{"a": 1}, {"a"', "[{} {}]", "[{}] x", "[{}][{}]", "[,]", "", "[{\x00}]"])

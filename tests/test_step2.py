@@ -1,29 +1,25 @@
 """Step 2 through the command a user types: options, formats, what is left out and what is said."""
 
-import contextlib
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
-import tempfile
 import time
-from pathlib import Path
-from unittest import mock
 
 import pyarrow.parquet as pq
 import pytest
 from conftest import ROOT, assistant, call, interruptible, read_jsonl, tool, user, write_jsonl
-from hypothesis import assume, given, settings
-from hypothesis import strategies as st
 
-import step2_to_alpaca_mask_history
-from step1_apply_tool_template import QWEN3, apply_chat_template, load_chat_template
-from step2_to_alpaca_mask_history import PackedFiles, gather, step1_columns, to_samples, training_settings
-from trajectories import served_trajectory
+from served_tokens import writing
+from served_tokens.alpaca import sample_schema, step1_columns, to_samples, training_settings
+from served_tokens.chat_template import QWEN3, load_chat_template, read_chat_template
+from served_tokens.plain_messages import apply_chat_template
+from served_tokens.trajectory import served_trajectory
+from served_tokens.writing import row_writer
 
-RENDER = load_chat_template(str(QWEN3))
+RENDER = load_chat_template(read_chat_template(str(QWEN3)))
 CONVERSATION = [
     {"role": "system", "content": "P"}, user("q1"), assistant("", "r1", [call("f", {})]), tool("t1"), assistant("a1", "r2"),
     user("q2"), assistant("", "r3", [call("f", {})]), tool("t2"), assistant("a2", "r4"), user("bye"),
@@ -136,133 +132,74 @@ def test_formats_hold_the_same_samples_in_the_same_order(step2, tmp_path):
     assert parquet == jsonl == array and len(parquet) == 6
 
 
+LONG = [{"role": "system", "content": "P" * 30_000}, *CONVERSATION[1:]]  # 300 rows of step 1 are more than one shard
+
+
 def test_many_processes_write_what_one_writes(run, tmp_path):
-    write_jsonl(tmp_path / "x.jsonl", [step1_row(CONVERSATION), {"served": 1}, *[step1_row(CONVERSATION[:5])] * 150])
-    for output in ("1.parquet", "3.parquet", "1.jsonl", "3.jsonl"):
+    rows = [step1_row(CONVERSATION), {"served": 1}, *[step1_row(LONG)] * 300, *[step1_row(CONVERSATION[:5])] * 150]
+    write_jsonl(tmp_path / "x.jsonl", rows)
+    for output in ("1.parquet", "3.parquet", "1.jsonl", "3.jsonl", "1", "3"):
         run("step2_to_alpaca_mask_history.py", "x.jsonl", output, "--dataset-dir", ".", "--num-proc", output[0])
     for suffix in (".parquet", ".jsonl", "_preview.json", ".parquet.rejects.jsonl"):
         assert (tmp_path / f"1{suffix}").read_bytes() == (tmp_path / f"3{suffix}").read_bytes()
+    folders = [{path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in "13"]
+    assert folders[0] == folders[1] and sorted(folders[0]) == ["00000-of-00002.parquet", "00001-of-00002.parquet"]
+    samples = read_samples(tmp_path / "1.parquet")
+    assert samples == read_samples(tmp_path / "1.jsonl") == read_samples(tmp_path / "1")
+    assert samples[0]["trajectory"] == 0 and len(samples) == 4 * 301 + 2 * 150
 
 
-def test_shards_are_the_one_file_cut_in_pieces(step2, tmp_path):
-    rows = [CONVERSATION] * 3 + [CONVERSATION[:5]]
-    samples = step2(rows)
-    step2([CONVERSATION], "--num-shards", "2", output="out")
-    step2(rows, "--num-shards", "4", output="out")
-    shards = sorted((tmp_path / "out").iterdir())
-    assert [path.name for path in shards] == [f"0000{number}-of-00004.parquet" for number in range(4)]
-    assert [sample for path in shards for sample in read_samples(path)] == samples
-    assert sorted(len(read_samples(path)) for path in shards) == [3, 3, 4, 4]
-    assert json.loads((tmp_path / "dataset_info.json").read_text())["out"]["file_name"] == "out"
+def test_default_output_is_a_folder_of_parquet_files_that_dataset_info_names(run, tmp_path):
+    import step2_to_alpaca_mask_history as script
+
+    assert script.DEFAULT_OUTPUT == ROOT / "data" / "alpaca_mask_history_envscaler_sft_traj_9k"
+    entries = json.loads((ROOT / "dataset_info.json").read_text())
+    assert entries[script.DEFAULT_OUTPUT.name]["file_name"] == "data/alpaca_mask_history_envscaler_sft_traj_9k"
 
 
-def test_more_shards_than_samples_leave_some_empty(step2, tmp_path):
-    step2([CONVERSATION], "--num-shards", "9", output="out")
-    tables = [pq.read_table(path) for path in sorted((tmp_path / "out").iterdir())]
-    assert len(tables) == 9 and min(map(len, tables)) == 0 and len({str(table.schema) for table in tables}) == 1
-    assert sum(map(len, tables)) == len(pq.read_table(tmp_path / "out"))
+def test_samples_come_in_the_order_of_rows_and_turns(step2):
+    samples = step2([CONVERSATION] * 3, output="out")
+    assert [(sample["trajectory"], sample["turns"]) for sample in samples] == [(row, [turn]) for row in range(3) for turn in (2, 4, 6, 8)]
+
+
+def test_folder_of_step_1_is_read(run, tmp_path):
+    write_jsonl(tmp_path / "rows.jsonl", [{"messages": CONVERSATION}] * 2)
+    run("step1_apply_tool_template.py", "rows.jsonl", "plain")
+    run("step2_to_alpaca_mask_history.py", "plain", "out", "--dataset-dir", ".")
+    assert len(read_samples(tmp_path / "out")) == 8
 
 
 def test_folder_with_other_files_is_left_alone(step2, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("")
-    assert "out: holds more than Parquet files" in step2([CONVERSATION], "--num-shards", "2", output="out", expect=1).stderr
-    assert "out.parquet: names a file" in step2([CONVERSATION], "--num-shards", "2", expect=1).stderr
+    assert "out: holds more than Parquet files" in step2([CONVERSATION], output="out", expect=1).stderr
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.txt"]
 
 
-TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
-
-
-@settings(max_examples=100, deadline=None)
-@given(st.lists(st.lists(st.tuples(TEXT, TEXT, TEXT, st.lists(st.tuples(TEXT, TEXT), max_size=3)), max_size=4), max_size=4), st.randoms())
-def test_gathered_samples_are_those_that_were_packed(trajectories, random):
-    assume(any(trajectories))
-    expected, starts = [], []
-    with contextlib.ExitStack() as stack, tempfile.TemporaryDirectory() as folder:
-        files = PackedFiles.in_folder_of(Path(folder) / "x", stack)
-        for trajectory, contents in enumerate(trajectories):
-            samples = [
-                {"instruction": user, "input": "", "output": output, "system": system, "history": [list(pair) for pair in history],
-                 "source": "x", "trajectory": trajectory, "turns": list(range(turn + 1)), "served_as": "drop"}
-                for turn, (user, output, system, history) in enumerate(contents)
-            ]  # fmt: skip
-            starts += files.add(samples)
-            expected += samples
-        order = random.sample(range(len(expected)), len(expected))
-        gathered = gather(files, [starts[at] for at in order])
-        assert [sample for table in gathered for sample in table.to_pylist()] == [expected[at] for at in order]
-
-
-def test_files_do_not_tell_in_which_order_processes_packed_the_samples(tmp_path):
-    """Nor how often they stored a system text, which decides whether all samples may stay mapped."""
-    several_pages = [user("q" * 50000), assistant("a"), *CONVERSATION]
-    rows = [step1_row([{"role": "system", "content": f"s{at % 5}"}, *several_pages]) for at in range(40)]
-    of_rows = [to_samples(*step1_columns(row))[0] for row in rows]
-    written = set()
-    for order, mapped in ((range(40), 1 << 28), (reversed(range(40)), 1 << 28), (range(40), 0)):
-        with contextlib.ExitStack() as stack:
-            files, starts = PackedFiles.in_folder_of(tmp_path / "x", stack), {}
-            for at in order:
-                step2_to_alpaca_mask_history.SYSTEMS.pop(b"s3", None)  # as a process that has not met it yet
-                starts[at] = files.add(of_rows[at])
-            with mock.patch.multiple(step2_to_alpaca_mask_history, MAPPED_BYTES=mapped, FEW=3):
-                [table] = gather(files, [start for at in range(40) for start in starts[at]])
-            step2_to_alpaca_mask_history.write_parquet(tmp_path / "x.parquet", iter([table]))
-            written.add((tmp_path / "x.parquet").read_bytes())
-            assert len(table["system"].chunk(0).dictionary) == 5
-    assert len(written) == 1
-
-
-@pytest.mark.parametrize("mapped", [0, 1 << 28])
-def test_samples_are_gathered_in_tables_of_bounded_size(mapped):
+def test_samples_are_written_in_row_groups_of_bounded_size(tmp_path, monkeypatch):
     """Answers that open with whitespace cannot close a pair, so each sample spells its whole prompt out in one text."""
     messages = [message for turn in range(60) for message in (user(f"q{turn}"), assistant(f"\n\na{turn}", "r"))]
     samples, _ = to_samples(*step1_columns(step1_row(messages)))
-    with contextlib.ExitStack() as stack, tempfile.TemporaryDirectory() as folder:
-        files = PackedFiles.in_folder_of(Path(folder) / "x", stack)
-        starts = files.add(samples)
-        with mock.patch.multiple(step2_to_alpaca_mask_history, GATHERED_BYTES=10000, MAPPED_BYTES=mapped, FEW=3):
-            tables = [*gather(files, starts)]
-    assert [sample for table in tables for sample in table.to_pylist()] == samples
-    assert len(tables) > 5 and max(table.nbytes for table in tables) < 20000
-
-
-def test_tables_of_different_long_system_texts_are_of_bounded_size(tmp_path):
-    rows = [step1_row([{"role": "system", "content": f"{at % 50:04}" * 500}, *CONVERSATION]) for at in range(100)]
-    of_rows = [to_samples(*step1_columns(row))[0] for row in rows]
-    with contextlib.ExitStack() as stack:
-        files = PackedFiles.in_folder_of(tmp_path / "x", stack)
-        starts = [start for samples in of_rows for start in files.add(samples)]
-        with mock.patch.object(step2_to_alpaca_mask_history, "GATHERED_BYTES", 10000):
-            tables = [*gather(files, starts)]
-    assert [sample for table in tables for sample in table.to_pylist()] == [sample for samples in of_rows for sample in samples]
-    assert max(len(table["system"].chunk(0).dictionary) for table in tables) <= 4
+    monkeypatch.setattr(writing, "ROW_GROUP_CHARACTERS", 10_000)
+    with row_writer(tmp_path / "x.parquet", sample_schema()) as write:
+        for sample in samples:
+            write(sample)
+    groups = pq.ParquetFile(tmp_path / "x.parquet")
+    assert pq.read_table(tmp_path / "x.parquet").to_pylist() == samples
+    assert groups.num_row_groups > 5 and max(groups.read_row_group(at).nbytes for at in range(groups.num_row_groups)) < 20_000
 
 
 def test_interrupt_leaves_nothing_behind(tmp_path):
-    write_jsonl(tmp_path / "x.jsonl", [step1_row(CONVERSATION)] * 20000)
-    for output, options in (("y.parquet", ()), ("y", ("--num-shards", "2"))):
-        command = [sys.executable, str(ROOT / "step2_to_alpaca_mask_history.py"), "x.jsonl", output, "--dataset-dir", ".", *options]
+    write_jsonl(tmp_path / "x.jsonl", [step1_row(CONVERSATION)] * 40000)
+    for output in ("y.parquet", "y"):
+        command = [sys.executable, str(ROOT / "step2_to_alpaca_mask_history.py"), "x.jsonl", output, "--dataset-dir", "."]
         process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, start_new_session=True, preexec_fn=interruptible)
-        while not list(tmp_path.glob(f".{output}.*.part*")):
+        while not list(tmp_path.glob(f".{output}.*.parts/*")):
             assert process.poll() is None
             time.sleep(0.005)
         os.killpg(process.pid, signal.SIGINT)
         process.communicate(timeout=60)
         assert process.returncode != 0 and [path.name for path in tmp_path.iterdir()] == ["x.jsonl"]
-
-
-def test_shuffle_is_seeded_and_can_be_left_out(step2):
-    rows = [CONVERSATION] * 3
-
-    def order(*options):
-        return [(sample["trajectory"], sample["turns"][-1]) for sample in step2(rows, *options)]
-
-    in_order = [(trajectory, turn) for trajectory in range(3) for turn in (2, 4, 6, 8)]
-    assert order("--no-shuffle") == in_order
-    assert order() == order("--seed", "42") != in_order
-    assert order("--seed", "7") != order() and sorted(order("--seed", "7")) == in_order
 
 
 def test_preview_holds_the_first_samples(step2, tmp_path):
@@ -327,7 +264,7 @@ def test_no_thinking_and_template_history_exclude_each_other(run):
 
 def test_json_starts_with_a_sample_that_has_a_history(step2, tmp_path):
     single = [user("q"), assistant("a", "r")]
-    samples = step2([single] * 3 + [CONVERSATION], "--no-shuffle", output="out.jsonl")
+    samples = step2([single] * 3 + [CONVERSATION], output="out.jsonl")
     assert samples[0]["history"] != [] and len(samples) == 7
 
 
@@ -336,11 +273,6 @@ def test_json_of_dates_is_refused(step2):
     assert "every instruction looks like a date" in process.stderr and "write .parquet instead" in process.stderr
     history = [user("2024-01-01"), assistant("2024-01-02", "r"), user("x"), assistant("b", "r")]
     assert "every history looks like a date" in step2([history], output="out.json", expect=1).stderr
-
-
-def test_shipped_dataset_info_names_the_default_output():
-    entries = json.loads((ROOT / "dataset_info.json").read_text())
-    assert entries["alpaca_mask_history_envscaler_sft_traj_9k"]["file_name"] == "data/alpaca_mask_history_envscaler_sft_traj_9k.parquet"
 
 
 def test_step_2_ends_with_the_command_that_checks_its_samples(run, tmp_path):
@@ -361,7 +293,7 @@ def test_merging_says_what_it_saves_and_why_it_needs_the_template_history(run, t
     write_jsonl(tmp_path / "rows.jsonl", [{"messages": CONVERSATION}])
     run("step1_apply_tool_template.py", "rows.jsonl", "plain.jsonl")
     process = run("step2_to_alpaca_mask_history.py", "plain.jsonl", "out.jsonl", "--dataset-dir", ".",
-                  "--history-thinking", "template", "--merge-turns", "--no-shuffle")  # fmt: skip
+                  "--history-thinking", "template", "--merge-turns")  # fmt: skip
     samples = read_samples(tmp_path / "out.jsonl")
     assert [sample["turns"] for sample in samples] == [[2, 4], [6, 8]]
     assert "4 turns merged into 2 samples: 1.3 times less text to train on" in process.stdout
@@ -454,9 +386,9 @@ def split(run, tmp_path):
     return split
 
 
-@pytest.mark.parametrize("output, options", [("out.parquet", ()), ("out.jsonl", ("--no-shuffle",)), ("out", ("--num-shards", "2"))])
-def test_validation_set_holds_whole_tasks(split, tmp_path, output, options):
-    training, held_out = split(tasks(*range(20)), "--val-ratio", "0.25", *options, output=output)
+@pytest.mark.parametrize("output", ["out.parquet", "out.jsonl", "out"])
+def test_validation_set_holds_whole_tasks(split, tmp_path, output):
+    training, held_out = split(tasks(*range(20)), "--val-ratio", "0.25", output=output)
     apart = {sample["trajectory"] % 20 for sample in training}, {sample["trajectory"] % 20 for sample in held_out}
     assert not apart[0] & apart[1] and apart[0] | apart[1] == set(range(20)) and 2 <= len(apart[1]) <= 8
     assert turns_of([*training, *held_out]) == [(trajectory, turn) for trajectory in range(40) for turn in (2, 4)]
@@ -532,7 +464,7 @@ def test_check_says_why_turns_are_left_out_and_what_to_do_about_long_ones(step2,
 
 def test_folders_with_dots_have_names_of_their_own(step2, tmp_path):
     for output in ("data.v1", "data.v2"):
-        step2([numbered(number) for number in range(10)], "--num-shards", "1", "--val-ratio", "0.4", output=output)
+        step2([numbered(number) for number in range(10)], "--val-ratio", "0.4", output=output)
     entries = json.loads((tmp_path / "dataset_info.json").read_text())
     assert {name: entry["file_name"] for name, entry in entries.items()} == {
         "data.v1": "data.v1", "data.v1_val": "data.v1_val", "data.v2": "data.v2", "data.v2_val": "data.v2_val"

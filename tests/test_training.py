@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import ROOT, assistant, call, tool, user, write_jsonl
 
-from check_training_tokens import IGNORE_INDEX, parse_arguments
+from served_tokens.llamafactory import parse_arguments
+from served_tokens.served_turn import IGNORE_INDEX
 
 STEPS = 3
 ATTEMPTS = 3
@@ -96,7 +97,7 @@ def prefix_and_merged(run, tmp_path):
     made = []
     for name, *options in (("prefix",), ("merged", "--merge-turns")):
         run("step2_to_alpaca_mask_history.py", "plain.jsonl", f"{name}.parquet", "--history-thinking", "template",
-            "--no-shuffle", "--dataset-dir", ".", *options)  # fmt: skip
+            "--dataset-dir", ".", *options)  # fmt: skip
         made.append(pq.read_table(tmp_path / f"{name}.parquet").to_pylist())
     return made
 
