@@ -1,6 +1,6 @@
 """Made-up trajectories with the statistics of EnvScaler's rows, for all benchmarks.
 
-    python benchmarks/made_up.py FILE [--rows 9022]
+    python -m benchmarks.made_up FILE [--rows 9022]
 
 EnvScaler-SFT-Traj-9K has 9,022 rows and 163,165 turns in 701 MB: 4,372 conversations (22.1 turns on average, 39 at most, 9.75 user
 messages) and 4,650 non-conversations (14.3 turns, 29 at most, one query and the closing message), of 4,684 tasks, most of which have
@@ -13,13 +13,10 @@ import functools
 import json
 import math
 import random
-import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from trajectories import SAMPLE, row_writer  # noqa: E402
+from served_tokens.writing import inferred_schema, join, part_suffix, row_writer
+from step1_apply_tool_template import SAMPLE
 
 ROWS = 9022
 ONLY_CONVERSATION, ONLY_OTHER = 34 / 4684, 312 / 4684  # tasks with one row
@@ -113,9 +110,12 @@ def _environment(number: int) -> tuple[list[dict], str]:
 
 def write(path: Path, number: int, turns: int | None = None) -> Path:
     """The first rows as a file, whose name says the format."""
-    with row_writer(path) as add:
+    part = path.with_name(f"{path.stem}_part{part_suffix(path)}")
+    with row_writer(part, inferred_schema([row(0, "conversation")])) as add:
         for made in rows(number, turns):
             add(made)
+    join([part], path)
+    part.unlink(missing_ok=True)
     return path
 
 

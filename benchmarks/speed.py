@@ -1,21 +1,20 @@
-"""How fast and in how much memory step 1 and step 2 run, beside the naive definition and the floor.
+"""How fast and in how much memory step 1 and step 2 run, beside the ways that others go.
 
-    python benchmarks/speed.py [--rows 9022] [--turns N]
+    python -m benchmarks.speed [--rows 9000]
 
-Makes its own input, as large as EnvScaler and with its statistics (benchmarks/made_up.py), or with N turns in each row. Prints
-  naive   transformers renders the served prompt and the target of every turn; json.dump with indent 4; one process
-  ours    step 1 and step 2, as commands, to one Parquet file, and to as many as there are cores
-  floor   parse the input once, render each trajectory once, encode and write the output once; all of it over all cores
-and the peak memory of the largest process for 1, 4 and 16 times the input, format by format. Imports of naive and floor
-are not counted, those of ours are. Ours and the floor run in turn, three times; the medians are shown. The samples of all
-are compared.
+Makes its own input (benchmarks/made_up.py), a JSON array as EnvScaler's: rows of 12 turns, then three tenths as many of 40. Prints
+  ours       step 1 and step 2, as commands with their start-up, to the default folder of Parquet files
+  reference  as published scripts do it: the array loaded whole, each trajectory rendered once by transformers, a JSON array
+             between the steps and one of samples at the end, indented; one process. Its samples are not exact.
+  naive      the definition: transformers renders the served prompt and the target of every turn; one process
+each alone and, at 12 turns, with LlamaFactory's loading of what comes out, which is what stands between the data and the
+tokenizer. Imports of reference and naive are not counted. Then the peak memory of the largest process of ours for 1, 4 and 16
+times 250 rows with EnvScaler's statistics, format by format. Ours is run three times, in turn with nothing; the median is shown.
 """
 
 import argparse
 import hashlib
-import itertools
 import json
-import multiprocessing
 import os
 import statistics
 import subprocess
@@ -24,35 +23,45 @@ import tempfile
 import time
 from pathlib import Path
 
+from benchmarks import loading, made_up
+from served_tokens.chat_template import QWEN3, split_blocks
+from served_tokens.reading import find_files, read_rows
+from served_tokens.trajectory import served_trajectory, without_reasoning
+
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
-
-import made_up  # noqa: E402
-from step1_apply_tool_template import QWEN3, prepared_template, read_chat_template, split_blocks  # noqa: E402
-from step2_to_alpaca_mask_history import ROW_GROUP, write_parquet  # noqa: E402
-from trajectories import read_rows, served_trajectory, without_reasoning  # noqa: E402
-
 COLUMNS = ("instruction", "input", "output", "system", "history")
-ROUNDS = 3
-LEAST = 250  # rows, of which peak memory is measured for 1, 4 and 16 times as many
+ROUNDS, LEAST = 3, 250
+FORMATS = ((".jsonl", ""), (".jsonl", ".parquet"), (".jsonl", ".jsonl"), (".json", ".json"), (".parquet", ".parquet"))
 
 
-# ---------------------------------------------------------------- what is measured, each in a process of its own
+def render(messages: list, tools, **options) -> str:
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    chat_template = QWEN3.read_text(encoding="utf-8")
+    [rendered], _ = render_jinja_template([messages], tools=tools, chat_template=chat_template, **options)
+    return rendered
+
+
+def reference(source: str, target: str) -> None:
+    rows = json.loads(Path(source).read_text(encoding="utf-8"))
+    for row in rows:
+        messages, tools = served_trajectory(row)
+        row["messages"] = [{"role": role, "content": text} for role, text in split_blocks(render(messages, tools))]
+    between = Path(f"{target}.between")
+    with between.open("w", encoding="utf-8") as file:
+        json.dump(rows, file, ensure_ascii=False, indent=4)
+    samples = []
+    for row in json.loads(between.read_text(encoding="utf-8")):
+        system, *texts = [message["content"] for message in row["messages"]]
+        for turn in range(1, len(texts), 2):
+            history = [texts[at : at + 2] for at in range(0, turn - 1, 2)]
+            samples.append(sample(texts[turn - 1], texts[turn], system, history))
+    dump(samples, target)
 
 
 def naive(source: str, target: str) -> None:
-    from transformers.utils.chat_template_utils import render_jinja_template
-
-    chat_template, samples = QWEN3.read_text(encoding="utf-8"), []
-
-    def render(messages: list, tools, **options) -> str:
-        [rendered], _ = render_jinja_template([messages], tools=tools, chat_template=chat_template, **options)
-        return rendered
-
-    start = time.perf_counter()
-    with open(source, encoding="utf-8") as file:
-        rows = json.load(file)
-    for row in rows:
+    samples = []
+    for row in json.loads(Path(source).read_text(encoding="utf-8")):
         messages, tools = served_trajectory(row)
         for turn, message in enumerate(messages):
             if message["role"] == "assistant":
@@ -60,63 +69,40 @@ def naive(source: str, target: str) -> None:
                 whole = render(messages[: turn + 1], tools)
                 (_, system), *blocks = split_blocks(prompt)
                 texts = [text for _, text in blocks]
+                history = [texts[at : at + 2] for at in range(0, len(texts) - 1, 2)]
                 output = whole.rpartition("<|im_start|>assistant\n")[2].removesuffix("<|im_end|>\n")
-                samples.append({"instruction": texts[-1], "input": "", "output": output, "system": system,
-                                "history": [texts[at : at + 2] for at in range(0, len(texts) - 1, 2)]})  # fmt: skip
+                samples.append(sample(texts[-1], output, system, history))
+    dump(samples, target)
+
+
+def sample(instruction: str, output: str, system: str, history: list) -> dict:
+    return {"instruction": instruction, "input": "", "output": output, "system": system, "history": history}
+
+
+def dump(samples: list[dict], target: str) -> None:
     with open(target, "w", encoding="utf-8") as file:
         json.dump(samples, file, ensure_ascii=False, indent=4)
-    print(time.perf_counter() - start)
-    Path(f"{target}.digests").write_text("\n".join(digests(samples)), encoding="ascii")
 
 
-def digests(samples) -> list[str]:
-    return sorted(hashlib.sha256(json.dumps([sample[column] for column in COLUMNS]).encode()).hexdigest() for sample in samples)
-
-
-def render_once(row: dict) -> int:
-    render, *_ = prepared_template(read_chat_template(str(QWEN3)))
-    return len(render(*served_trajectory(row)))
-
-
-def floor(source: str, samples: str) -> None:
-    """`samples` is the Parquet file that step 2 wrote: what is read from it is not a part of the floor, writing it is."""
-    import pyarrow.parquet as pq
-
-    table, cores = pq.read_table(samples), os.cpu_count()
-    bounds = [len(table) * core // cores for core in range(cores + 1)]
-    prepared_template(read_chat_template(str(QWEN3)))
-    fork = multiprocessing.get_context("fork")
+def timed(part: str, *arguments: str) -> None:
+    """What a process of this benchmark's own does; the last line that it prints are the seconds."""
+    render([{"role": "user", "content": "q"}], None)  # the imports
     start = time.perf_counter()
-    with fork.Pool() as pool:
-        for _ in pool.imap(render_once, (row for _, row, _ in read_rows(source)), chunksize=16):
-            pass
-    writers = [
-        fork.Process(target=write_parquet, args=(f"{samples}.floor{at}", (table.slice(row, min(ROW_GROUP, to - row)) for row in range(at, to, ROW_GROUP))))
-        for at, to in itertools.pairwise(bounds)
-    ]
-    for writer in writers:
-        writer.start()
-    for writer in writers:
-        writer.join()
+    {"reference": reference, "naive": naive}[part](*arguments)
     print(time.perf_counter() - start)
 
 
-def compare(samples: str, shards: str, naive_samples: str) -> None:
-    """Whether all three hold the same samples."""
-    import pyarrow.parquet as pq
-
-    def read(*paths):
-        return (row for path in paths for batch in pq.ParquetFile(path).iter_batches(512, columns=[*COLUMNS]) for row in batch.to_pylist())
-
-    if not digests(read(samples)) == digests(read(*Path(shards).iterdir())) == Path(f"{naive_samples}.digests").read_text().split():
-        sys.exit("the samples differ")
+def digests(path: Path) -> list[str]:
+    rows = (row for file in find_files(str(path)) for _, row, _ in read_rows(file))
+    return sorted(hashlib.sha256(json.dumps([row[name] for name in COLUMNS]).encode()).hexdigest() for row in rows)
 
 
 def run(*command) -> tuple[float, float, str]:
     """(seconds, MB of the largest process, output) of a command."""
     os.sync()  # none has to wait for what an earlier one wrote
     start = time.perf_counter()
-    process = subprocess.Popen([sys.executable, *map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    command = [sys.executable, *map(str, command)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=ROOT)
     output = process.stdout.read()
     _, status, usage = os.wait4(process.pid, 0)
     if status:
@@ -124,57 +110,61 @@ def run(*command) -> tuple[float, float, str]:
     return time.perf_counter() - start, usage.ru_maxrss / 1024, output
 
 
-def both_steps(source: Path, target: Path, *options) -> tuple[float, float, float]:
+def both_steps(source: Path, target: Path) -> tuple[float, float, float]:
     """(seconds of step 1, of step 2, MB of the largest process)"""
     plain = target.with_name(f"{target.stem}_plain{'.jsonl' if source.suffix == '.json' else source.suffix}")
-    one = run(ROOT / "step1_apply_tool_template.py", source, plain)
-    two = run(ROOT / "step2_to_alpaca_mask_history.py", plain, target, "--dataset-dir", target.parent, *options)
+    one = run("step1_apply_tool_template.py", source, plain)
+    two = run("step2_to_alpaca_mask_history.py", plain, target, "--dataset-dir", target.parent)
     return one[0], two[0], max(one[1], two[1])
 
 
-def size(path: Path) -> str:
-    return f"{sum(file.stat().st_size for file in (path.iterdir() if path.is_dir() else [path])) / 1e6:.0f} MB"
+def measure_speed(folder: Path, rows: int, turns: int, others: tuple) -> None:
+    source, target = made_up.write(folder / "rows.json", rows, turns), folder / "samples"
+    step1, step2, peak = map(statistics.median, zip(*(both_steps(source, target) for _ in range(ROUNDS))))
+    ours, loads = step1 + step2, loading.measure(target) if "reference" in others else None
+    print(f"{rows} rows of {turns} turns, {source.stat().st_size / 1e6:.0f} MB, {os.cpu_count()} cores")
+    print(f"  ours       {ours:>6.1f} s (step 1 {step1:.1f}, step 2 {step2:.1f}), {peak:.0f} MB" + loaded(ours, loads))
+    for name in others:
+        output = folder / f"{name}.json"
+        _, memory, printed = run("-m", "benchmarks.speed", "--part", name, source, output)
+        seconds = float(printed.split()[-1])
+        exact = "" if name == "reference" else f"; the same samples: {digests(target) == digests(output)}"
+        line = f"  {name:<10} {seconds:>6.1f} s, {memory:.0f} MB: ours is {seconds / ours:.1f} times faster{exact}"
+        if name == "reference":
+            theirs = loading.measure(output)
+            ratio = (seconds + theirs[0]) / (ours + loads[0])
+            line += f"{loaded(seconds, theirs)}: ours is {ratio:.1f} times faster"
+        print(line, flush=True)
 
 
-def measure_speed(folder: Path, rows: int, turns: int | None) -> None:
-    cores, source, target, shards = os.cpu_count(), folder / "rows.json", folder / "samples.parquet", folder / "shards"
-    made_up.write(source, rows, turns)
-    rounds = []
-    for _ in range(ROUNDS):
-        one, many = both_steps(source, target), both_steps(source, shards, "--num-shards", cores)
-        rounds.append((*one, *many, float(run(__file__, "--part", "floor", source, target)[2])))
-    step1, step2, peak, _, step2_many, peak_many, least = map(statistics.median, zip(*rounds))
-    slow = float(run(__file__, "--part", "naive", source, folder / "naive.json")[2])
-    run(__file__, "--part", "compare", target, shards, folder / "naive.json")
-    print(f"{rows} rows, {size(source)}, {cores} cores: seconds, MB of the largest process, size of the samples")
-    print(f"naive         {slow:>6.1f}  {size(folder / 'naive.json')}\nfloor         {least:>6.1f}")
-    for name, two, memory, path in (("one file", step2, peak, target), (f"{cores} files", step2_many, peak_many, shards)):
-        print(f"{name:<12}  {step1 + two:>6.1f}  (step 1 {step1:.1f}, step 2 {two:.1f}); {memory:.0f} MB; {size(path)}; "
-              f"{slow / (step1 + two):.1f} times faster than naive, {(step1 + two) / least:.1f} times the floor", flush=True)  # fmt: skip
+def loaded(seconds: float, loads: tuple | None) -> str:
+    return f"; with LlamaFactory's loading {seconds + loads[0]:.1f} s, {loads[1]:.0f} MB" if loads else ""
 
 
-def measure_memory(folder: Path, turns: int | None) -> None:
+def measure_memory(folder: Path) -> None:
     print(f"peak MB of the largest process, {LEAST} rows     1x     4x    16x")
-    for suffix_in, suffix_out in ((".jsonl", ".parquet"), (".jsonl", ""), (".jsonl", ".jsonl"), (".json", ".json"), (".parquet", ".parquet")):
-        peaks, options = [], () if suffix_out else ("--num-shards", os.cpu_count())
+    for suffix_in, suffix_out in FORMATS:
+        peaks = []
         for times in (1, 4, 16):
-            source = made_up.write(folder / f"{times}x{suffix_in}", LEAST * times, turns)
-            peaks.append(both_steps(source, folder / f"out{suffix_out}", *options)[2])
-        print(f"{suffix_in[1:]:>8} to {suffix_out[1:] or 'shards':<8}                      " + "".join(f"{peak:>7.0f}" for peak in peaks), flush=True)
+            source = made_up.write(folder / f"{times}x{suffix_in}", LEAST * times)
+            peaks.append(both_steps(source, folder / f"out{suffix_out}")[2])
+        what = f"{suffix_in[1:]:>8} to {suffix_out[1:] or 'a folder':<8}"
+        print(f"{what}                      " + "".join(f"{peak:>7.0f}" for peak in peaks), flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=made_up.ROWS)
-    parser.add_argument("--turns", type=int, metavar="N", help="in each row (default: as in EnvScaler)")
+    parser.add_argument("--rows", type=int, default=9000)
     parser.add_argument("--part", nargs="+", help=argparse.SUPPRESS)  # a process of the benchmark's own
     args = parser.parse_args()
     if args.part:
-        {"naive": naive, "floor": floor, "compare": compare}[args.part[0]](*args.part[1:])
+        timed(*args.part)
         return
-    for measure, options in ((measure_speed, (args.rows, args.turns)), (measure_memory, (args.turns,))):
+    for rows, turns, others in ((args.rows, 12, ("reference", "naive")), (args.rows * 3 // 10, 40, ("naive",))):
         with tempfile.TemporaryDirectory() as folder:
-            measure(Path(folder), *options)
+            measure_speed(Path(folder), rows, turns, others)
+    with tempfile.TemporaryDirectory() as folder:
+        measure_memory(Path(folder))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What a data set like EnvScaler costs to train: tokens of prefix samples and of merged chains, and hours.
 
-    python benchmarks/training_tokens.py MODEL [--rows 400]
+    python -m benchmarks.training_tokens MODEL [--rows 400]
 
 Takes made-up rows with EnvScaler's statistics (benchmarks/made_up.py), splits them each way and counts tokens as LlamaFactory
 makes them, with the tokenizer of MODEL (a folder or a Hub id; Qwen/Qwen3-4B is meant). The counts are scaled to EnvScaler's 9,022
@@ -9,19 +9,16 @@ for each parameter and token, and the attention of each token to those before it
 """
 
 import argparse
-import sys
 from collections import Counter
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+from tqdm import tqdm
 
-import made_up  # noqa: E402
-from tqdm import tqdm  # noqa: E402
-
-from step1_apply_tool_template import QWEN3, apply_chat_template, load_chat_template  # noqa: E402
-from step2_to_alpaca_mask_history import load_tokenizer, to_samples, token_counter  # noqa: E402
-from trajectories import served_trajectory  # noqa: E402
+from benchmarks import made_up
+from served_tokens.alpaca import to_samples
+from served_tokens.chat_template import QWEN3, load_chat_template, read_chat_template
+from served_tokens.lengths import load_tokenizer, token_counter
+from served_tokens.plain_messages import apply_chat_template
+from served_tokens.trajectory import served_trajectory
 
 WAYS = (("prefix samples, drop", "drop", False), ("prefix samples, template", "template", False), ("merged chains, template", "template", True))
 PARAMETERS, ATTENTION_WIDTH = 4.0e9, 36 * 32 * 128  # Qwen3-4B: layers, heads, width of a head
@@ -41,7 +38,7 @@ def main() -> None:
     parser.add_argument("model", metavar="MODEL")
     parser.add_argument("--rows", type=int, default=400)
     args = parser.parse_args()
-    render, tokenizer = load_chat_template(str(QWEN3)), load_tokenizer(args.model)
+    render, tokenizer = load_chat_template(read_chat_template(str(QWEN3))), load_tokenizer(args.model)
     lengths, once, turns = {name: Counter() for name, *_ in WAYS}, 0, 0
     for row in tqdm(made_up.rows(args.rows), total=args.rows, unit=" rows"):
         messages, tools = served_trajectory(row)
