@@ -158,7 +158,7 @@ def test_exit_code_says_when_nothing_is_left_and_an_earlier_output_stays(run, tm
         ("a.txt", b"x", "a.txt: unknown file type '.txt'"),
         ("a.json", b"[{", "a.json: not valid JSON"),
         ("a.jsonl", b'[\n{"messages": []}\n]', "a.jsonl: holds a JSON array over several lines; name it .json"),
-        ("folder", None, "folder: is a folder"),
+        ("folder", None, "folder: the folder holds no .json, .jsonl, .jsonl.gz, .parquet file"),
         ("a.json", b'{"a": 1}', "a.json: not an array; a .json file holds one array of rows"),
         ("a.parquet", b"PAR0", "a.parquet: not a Parquet file"),
     ],
@@ -320,11 +320,12 @@ def test_many_processes_write_what_one_writes(run, tmp_path, suffix):
 
 
 def test_interrupt_leaves_nothing_behind(tmp_path):
-    write_jsonl(tmp_path / "x.jsonl", MANY * 100)
+    write_jsonl(tmp_path / "x.jsonl", MANY * 800)  # several shards
     command = [sys.executable, str(ROOT / "step1_apply_tool_template.py"), "x.jsonl", "y.jsonl", "--num-proc", "2"]
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, start_new_session=True, preexec_fn=interruptible)
-    while not list(tmp_path.glob(".y.jsonl.*.part")):
-        time.sleep(0.01)
+    while not list(tmp_path.glob(".y.jsonl.*.parts/*")):
+        assert process.poll() is None
+        time.sleep(0.005)
     os.killpg(process.pid, signal.SIGINT)
     process.communicate(timeout=60)
     assert process.returncode != 0 and [path.name for path in tmp_path.iterdir()] == ["x.jsonl"]
@@ -332,7 +333,7 @@ def test_interrupt_leaves_nothing_behind(tmp_path):
 
 def with_workers(folder) -> tuple[subprocess.Popen, list[int]]:
     """Step 1 in the middle of its work, and its worker processes."""
-    write_jsonl(folder / "x.jsonl", MANY * 100)
+    write_jsonl(folder / "x.jsonl", MANY * 800)  # several shards
     command = [sys.executable, str(ROOT / "step1_apply_tool_template.py"), "x.jsonl", "y.jsonl", "--num-proc", "2"]
     process = subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
