@@ -31,8 +31,21 @@ from pathlib import Path
 
 import jinja2
 
-import training_report
-from training_report import IGNORE_INDEX, Findings, Sample
+from served_tokens.charts import plots
+from served_tokens.findings import (
+    IGNORE_INDEX,
+    MISMATCHES_KEPT,
+    PLACES_KEPT,
+    REASONS_KEPT,
+    SAMPLES_IN_PAGE,
+    Findings,
+    Sample,
+    Schedule,
+    choice_of_samples,
+    training_cost,
+)
+from served_tokens.report import Checked, report_page
+from served_tokens.token_view import terminal_view
 from trajectories import (
     CONTROL_TOKENS,
     LEFT_OUT_TURNS,
@@ -236,7 +249,7 @@ def check_dataset(found: Findings, provenance, built, trajectories: str | None, 
     def mismatch(position: int, kind: str, at: int | None, text: str) -> None:
         counts["mismatched"] += 1
         found.kinds[kind] += 1
-        if len(found.mismatches) < training_report.MISMATCHES_KEPT:
+        if len(found.mismatches) < MISMATCHES_KEPT:
             found.mismatches[position] = (at, text)
 
     wanted = defaultdict(lambda: defaultdict(list))  # source -> trajectory -> [(position, turns, served_as)]
@@ -260,7 +273,7 @@ def check_dataset(found: Findings, provenance, built, trajectories: str | None, 
                 messages, tools = served_trajectory(row, () if index in by_trajectory else CONTROL_TOKENS)
             except TrajectoryError as error:
                 counts["rows set aside"] += 1
-                new = str(error) not in found.reasons and len(found.reasons) >= training_report.REASONS_KEPT
+                new = str(error) not in found.reasons and len(found.reasons) >= REASONS_KEPT
                 found.reasons["other reasons" if new else str(error)] += 1
                 continue
             samples = by_trajectory.pop(index, [])
@@ -273,7 +286,7 @@ def check_dataset(found: Findings, provenance, built, trajectories: str | None, 
             found.turns[roles.count("assistant")] += 1
             sampled = {turn for _, turns, _ in samples for turn in turns}
             left_out = [turn for turn, role in enumerate(roles) if role == "assistant" and turn not in sampled]
-            found.left_out += [f"{index}:{turn}" for turn in left_out][: training_report.PLACES_KEPT - len(found.left_out)]
+            found.left_out += [f"{index}:{turn}" for turn in left_out][: PLACES_KEPT - len(found.left_out)]
             unsaid = HELD_OUT if found.trains and (source, index) in held_out else NOT_SAID
             found.why_left_out.update(why.get((source, index, turn), unsaid) for turn in left_out)
             if samples:
@@ -357,7 +370,7 @@ def print_findings(found: Findings, max_samples: int | None) -> None:
 def samples_to_show(found: Findings, provenance, built, limit: int) -> list[tuple[str, Sample]]:
     """(name of the data set, sample) for a bounded choice: each reason to show it in turn, by trajectory and turn."""
     reasons, samples = [], []
-    for position, why in training_report.choice_of_samples(found, limit).items():
+    for position, why in choice_of_samples(found, limit).items():
         reasons += [why] * (why not in reasons)
         sample = sample_at(provenance, built, position)
         by_length = {"longest": -found.lengths[position], "shortest": found.lengths[position]}.get(why, 0)
@@ -412,7 +425,7 @@ def cost_of(training: list[Findings], schedule: dict, gpus: int, cutoff_len: int
     if schedule.pop("packing"):
         samples = math.ceil(tokens / cutoff_len)
         said += "; packed samples count as if each was full, so there will be some more steps"
-    return training_report.training_cost(samples, tokens, supervised, **schedule, gpus=gpus), said
+    return training_cost(samples, tokens, supervised, Schedule(**schedule, gpus=gpus)), said
 
 
 def trajectory_and_turn(text: str) -> tuple[int, int]:
@@ -444,8 +457,8 @@ def main() -> None:
         args.yaml, args.overrides = parser.get_default("yaml"), [args.yaml, *args.overrides]
     if args.show and (args.report or args.plots):
         parser.error("--show checks nothing, so there is nothing to draw; run it without --report and --plots")
-    if args.plots and not importlib.util.find_spec("matplotlib"):
-        parser.error("--plots needs matplotlib; python -m pip install -r requirements.txt")
+    if (args.report or args.plots) and not importlib.util.find_spec("matplotlib"):
+        parser.error("--report and --plots need matplotlib; python -m pip install -r requirements.txt")
 
     os.environ.setdefault("LLAMAFACTORY_VERBOSITY", "ERROR")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -476,7 +489,7 @@ def main() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
         colour = wants_colour(sys.stdout, os.environ)
         for sample in samples_of_turn(sets, *args.show):
-            print(training_report.terminal_view(sample, tokenizer.decode, special, colour))
+            print(terminal_view(sample, tokenizer.decode, special, colour))
         return
     if not tokenizer.chat_template:
         sys.exit(f"{model_args.model_name_or_path}: the tokenizer has no chat template to compare with")
@@ -488,7 +501,7 @@ def main() -> None:
                     f"{str(data_args.mask_history).lower()}, cutoff_len {data_args.cutoff_len}")  # fmt: skip
         if data_args.max_samples is not None:
             settings += f", max_samples {data_args.max_samples}"
-        findings.append(found := Findings(name, trains, settings, array("q", [0]) * len(built), bytearray(len(built))))
+        findings.append(found := Findings(name, trains, settings, array("q", [0]) * len(built), bytearray(len(built)), path))
         why = reasons_of(path)
         supervised, its_tasks = check_dataset(found, provenance, built, args.trajectories, tokenizer, data_args.cutoff_len, why, held_out)
         tasks[trains].update(its_tasks)
@@ -498,22 +511,22 @@ def main() -> None:
             problems.append(f"{name}: the model would not be trained on what it is served with")
         print_findings(found, data_args.max_samples)
         if args.report:
-            samples += samples_to_show(found, provenance, built, max(1, training_report.SAMPLES_IN_PAGE // len(sets)))
+            samples += samples_to_show(found, provenance, built, max(1, SAMPLES_IN_PAGE // len(sets)))
     if repeated := sum(times > 1 for times in trained.values()):
         problems.append(f"{repeated} turns are trained more than once")
     if both := tasks[0] & tasks[1]:
         problems.append(f"{len(both)} tasks are both trained on and evaluated; hold them out by step 2 --val-ratio")
     if args.report:
         cost, said = cost_of(findings[:to_train], schedule, args.gpus, data_args.cutoff_len)
-        page = training_report.report_page({"command": command, "cost": said}, problems, findings, samples, cost,
-                                           data_args.cutoff_len, tokenizer.decode, special)  # fmt: skip
+        checked = Checked(command, model_args.model_name_or_path, data_args.cutoff_len, cost, said)
         with whole_file(args.report) as part:
-            part.write_text(page, encoding="utf-8")
+            part.write_text(report_page(checked, problems, findings, samples, tokenizer.decode, special), encoding="utf-8")
         print(f"report: {shown(args.report)}")
     for found in findings if args.plots else ():
-        charts = training_report.histograms(found, data_args.cutoff_len)
-        for path in training_report.write_plots(charts, args.plots, found.name):
-            print(f"plot: {shown(path)}")
+        for name, png in plots(found, data_args.cutoff_len).items():
+            with whole_file(args.plots / name) as part:
+                part.write_bytes(png)
+            print(f"plot: {shown(args.plots / name)}")
     sys.exit("FAILED: " + "\nFAILED: ".join(problems) if problems else None)
 
 
