@@ -7,9 +7,9 @@ from typing import NamedTuple
 import jinja2
 
 from served_tokens.chat_template import time_limit
-from served_tokens.findings import MISMATCHES_KEPT, PLACES_KEPT, REASONS_KEPT, Findings
+from served_tokens.findings import IGNORE_INDEX, MISMATCHES_KEPT, PLACES_KEPT, REASONS_KEPT, Findings
 from served_tokens.reading import LEFT_OUT, read_rows
-from served_tokens.served_turn import IGNORE_INDEX, SERVED_AS, expected_sample, served_turn, task_of
+from served_tokens.served_turn import SERVED_AS, expected_sample, served_turn, task_of
 from served_tokens.trajectory import CONTROL_TOKENS, TrajectoryError, served_trajectory
 
 HELD_OUT, NOT_SAID = "held out, to be evaluated", "step 2 does not say why"

@@ -7,9 +7,9 @@ import contextlib
 import hashlib
 import json
 
+from served_tokens.findings import IGNORE_INDEX
 from served_tokens.trajectory import TrajectoryError, with_stand_ins, without_reasoning
 
-IGNORE_INDEX = -100  # LlamaFactory's extras/constants.py: no loss on this token
 ASSISTANT = "<|im_start|>assistant\n"
 SERVED_AS = ("drop", "template", "no-thinking")
 

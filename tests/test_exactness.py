@@ -19,7 +19,8 @@ from served_tokens.chat_template import QWEN3, load_chat_template, read_chat_tem
 from served_tokens.lengths import token_counter
 from served_tokens.plain_messages import apply_despite_control_tokens
 from served_tokens.reading import Place, parse_row
-from served_tokens.served_turn import IGNORE_INDEX, expected_sample, served_turn
+from served_tokens.findings import IGNORE_INDEX
+from served_tokens.served_turn import expected_sample, served_turn
 from served_tokens.trajectory import CONTROL_TOKENS, TrajectoryError, served_trajectory
 from step1_apply_tool_template import convert_row
 

@@ -13,7 +13,8 @@ from served_tokens.alpaca import to_samples
 from served_tokens.chat_template import QWEN3, load_chat_template, read_chat_template
 from served_tokens.plain_messages import apply_chat_template
 from served_tokens.reading import Place
-from served_tokens.served_turn import IGNORE_INDEX, served_turn
+from served_tokens.findings import IGNORE_INDEX
+from served_tokens.served_turn import served_turn
 from served_tokens.trajectory import CONTROL_TOKENS, TrajectoryError, served_trajectory
 from step1_apply_tool_template import convert_row
 

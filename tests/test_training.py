@@ -13,7 +13,7 @@ import pytest
 from conftest import ROOT, assistant, call, tool, user, write_jsonl
 
 from served_tokens.llamafactory import parse_arguments
-from served_tokens.served_turn import IGNORE_INDEX
+from served_tokens.findings import IGNORE_INDEX
 
 STEPS = 3
 ATTEMPTS = 3

@@ -1,0 +1,123 @@
+"""What the check learns of a data set: numbers of every sample, texts of a bounded choice of samples.
+
+So neither the page nor the memory grows with the data.
+"""
+
+import heapq
+import math
+import random
+import statistics
+from array import array
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+IGNORE_INDEX = -100  # LlamaFactory's extras/constants.py: no loss on this token
+SAMPLES_IN_PAGE = 200
+MISMATCHES_KEPT, PLACES_KEPT, REASONS_KEPT = 50, 20, 20
+EXTREMES = 20  # samples that are in the page for being the longest, and as many for being the shortest
+
+
+@dataclass
+class Findings:
+    """What the check learns of one data set: numbers of all samples, texts of the first few mismatches only.
+
+    counts: "exact", "mismatched", "cut", "trajectories", "turns", "supervised turns", "rows set aside"; "tokens" and
+        "supervised tokens" as LlamaFactory trains on them.
+    """
+
+    name: str
+    trains: bool  # else it is for evaluation
+    settings: str  # what its samples are served as and built with
+    lengths: array  # tokens of each sample as it is served, by its position in the data set
+    exact: bytearray  # 1 for each sample that is exact, by its position
+    path: Path | None = None  # its file, or folder of files
+    counts: Counter = field(default_factory=Counter)
+    kinds: Counter = field(default_factory=Counter)  # what differs -> samples
+    reasons: Counter = field(default_factory=Counter)  # why it cannot be read -> trajectories
+    turns: Counter = field(default_factory=Counter)  # turns of a trajectory -> trajectories
+    targets: Counter = field(default_factory=Counter)  # tokens of a target -> turns
+    mismatches: dict = field(default_factory=dict)  # position of a sample -> (first token that differs or None, text)
+    left_out: list = field(default_factory=list)  # the first turns without a sample, as text
+    why_left_out: Counter = field(default_factory=Counter)  # reason -> turns without a sample
+
+
+class Sample(NamedTuple):
+    """A sample that is shown: token ids and labels as LlamaFactory trains on them."""
+
+    source: str
+    trajectory: int
+    turns: list
+    input_ids: list
+    labels: list
+    why: str = ""
+    served: int = 0  # tokens, before any are cut
+    mismatch: tuple = (None, "")
+
+    @property
+    def place(self) -> str:
+        shown = [*self.turns[:3], "…", *self.turns[-2:]] if len(self.turns) > 6 else self.turns
+        return f"trajectory {self.trajectory}, turn{'s' * (len(shown) > 1)} {', '.join(map(str, shown))}"
+
+    @property
+    def supervised(self) -> int:
+        return len(self.labels) - self.labels.count(IGNORE_INDEX)
+
+
+class Schedule(NamedTuple):
+    """How long a training takes: `max_steps` where that is over 0, else `epochs`; batches are of one GPU."""
+
+    epochs: float
+    max_steps: int
+    batch: int
+    accumulation: int
+    gpus: int
+
+
+def choice_of_samples(findings: Findings, limit: int) -> dict[int, str]:
+    """{position: why it is shown}: those with a mismatch, the longest, the shortest, and an even choice of the rest."""
+    length, every = findings.lengths.__getitem__, range(len(findings.lengths))
+    chosen = {}
+    for why, positions in (
+        ("mismatch", findings.mismatches),
+        ("longest", heapq.nlargest(EXTREMES, every, key=length)),
+        ("shortest", heapq.nsmallest(EXTREMES, every, key=length)),
+        ("even choice", random.Random(0).sample(every, min(limit, len(every)))),
+    ):
+        for position in positions:
+            if len(chosen) < limit:
+                chosen.setdefault(position, why)
+    return chosen
+
+
+def length_statistics(lengths: array) -> dict[str, float]:
+    """Of lengths in tokens, zeros for none; the 95th percentile is by nearest rank, so a sample has that length."""
+    ordered = sorted(lengths) or [0]
+    return {
+        "shortest": ordered[0],
+        "mean": round(statistics.fmean(ordered), 1),
+        "median": statistics.median(ordered),
+        "95th percentile": ordered[-(-95 * len(ordered) // 100) - 1],
+        "longest": ordered[-1],
+    }
+
+
+def training_cost(samples: int, tokens: int, supervised: int, schedule: Schedule) -> dict[str, float]:
+    """Steps, epochs and tokens of a training, counted as transformers' Trainer does (5.x, set_initial_training_values).
+
+    Args: samples, tokens and supervised tokens of one epoch.
+    """
+    batches = math.ceil(samples / (schedule.batch * schedule.gpus))
+    per_epoch = max(1, math.ceil(batches / schedule.accumulation))
+    limited = schedule.max_steps > 0
+    steps = schedule.max_steps if limited else math.ceil(schedule.epochs * per_epoch)
+    epochs = steps / per_epoch if limited else schedule.epochs
+    return {
+        "steps": steps,
+        "steps per epoch": per_epoch,
+        "epochs": epochs,
+        "samples per step": schedule.batch * schedule.accumulation * schedule.gpus,
+        "tokens": round(tokens * epochs),
+        "supervised tokens": round(supervised * epochs),
+    }
