@@ -53,7 +53,7 @@ def check_sets(sets: list, to_train: int, truth: Truth, data_args) -> tuple[list
         if data_args.max_samples is not None:
             settings += f", max_samples {data_args.max_samples}"
         found.append(Findings(name, trains, settings, array("q", [0]) * len(built), bytearray(len(built)), path))
-        supervised, its_tasks = check_dataset(found[-1], provenance, built, truth)
+        supervised, its_tasks = check_dataset(found[-1], path, provenance, built, truth)
         tasks[trains].update(its_tasks)
         if trains:
             trained.update(supervised)

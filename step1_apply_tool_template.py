@@ -189,7 +189,7 @@ def main() -> None:
     convert = functools.partial(convert_row, chat_template=chat_template, as_json=as_json,
                                 allow_control_tokens=args.allow_control_tokens, validate_tools=args.validate_tools)
     with work_folder(output) as parts:
-        totals = convert_files(files, Work(convert, parts, part_suffix(output), schema, args.strict), args.num_proc, "step 1")
+        totals = convert_files(files, Work(convert, output, parts, part_suffix(output), schema, args.strict), args.num_proc, "step 1")
         print_reasons(totals, save_beside(parts, REJECTS, output))
         if not totals.counts[ROWS_OUT]:
             sys.exit(f"{args.input}: no trajectory is left; {shown(output)} is not written{still_there(output)}")

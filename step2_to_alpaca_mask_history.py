@@ -289,7 +289,7 @@ def main() -> None:
     replaced = ", in place of an earlier one" if output.exists() else ""
     with work_folder(output) as parts:
         convert = functools.partial(convert_row, options=args.options)
-        work = Work(convert, parts, part_suffix(output), sample_schema(), args.strict, load_text)
+        work = Work(convert, output, parts, part_suffix(output), sample_schema(), args.strict, load_text)
         totals = convert_files(files, work, args.num_proc, "step 2")
         print_reasons(totals, save_beside(parts, REJECTS, output))
         refuse_nothing(args, counts := totals.counts)

@@ -75,7 +75,7 @@ def convert_file(number: int, path: str, systems: tuple, work: str, convert) -> 
     """A task: what `convert_shard` writes of one file, moved to the folder `work` of the output's file system."""
     system, output_system = systems
     with tempfile.TemporaryDirectory() as folder:
-        here = Work(convert, Path(folder), ".parquet", sample_schema())
+        here = Work(convert, Path(path), Path(folder), ".parquet", sample_schema())
         with system.open_input_file(path) as file:
             rows = stream_rows(io.BufferedReader(file), path)
             try:

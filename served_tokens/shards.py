@@ -37,6 +37,7 @@ class Work(NamedTuple):
 
     convert: convert(row, place) -> (counts, [(stream, row), …]); it raises TrajectoryError where the row is to be set aside. A
         stream is what its parts end with: "" is the output, another one goes beside it.
+    output: what the streams are of, for messages.
     folder: where the parts are written, as NUMBER + stream + suffix.
     suffix, schema: of the rows of the output, see `row_writer`; a stream that ends with .jsonl is written so.
     strict: stop at the first row that is to be set aside.
@@ -44,6 +45,7 @@ class Work(NamedTuple):
     """
 
     convert: Callable
+    output: Path
     folder: Path
     suffix: str
     schema: object = None
@@ -82,6 +84,7 @@ def convert_shard(work: Work, number: int, rows) -> Totals:
         @functools.cache
         def writer(stream: str):
             suffix = "" if stream.endswith(".jsonl") else work.suffix
+            stack.enter_context(written(Path(f"{work.output}{stream}")))
             return stack.enter_context(row_writer(work.folder / f"{number:06}{stream}{suffix}", work.schema))
 
         for place, raw in rows:

@@ -100,13 +100,12 @@ def whole_file(path: Path):
 @contextlib.contextmanager
 def row_writer(path: Path, schema=None):
     """Yield write(row) for a `.jsonl` or a `.parquet` file, of `schema` (pyarrow). A row is a dict, or for .jsonl its JSON."""
-    with written(path):
-        if path.suffix == ".parquet":
-            with _parquet_writer(path, schema) as write:
-                yield write
-        else:
-            with path.open("wb", BUFFER) as file:
-                yield lambda row: file.write((row if isinstance(row, bytes) else json_row(row)) + b"\n")
+    if path.suffix == ".parquet":
+        with _parquet_writer(path, schema) as write:
+            yield write
+    else:
+        with path.open("wb", BUFFER) as file:
+            yield lambda row: file.write((row if isinstance(row, bytes) else json_row(row)) + b"\n")
 
 
 def json_row(row: dict, texts=()) -> bytes:

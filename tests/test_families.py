@@ -50,7 +50,7 @@ XML_CALL = """{{- '<tool_call>\\n<function=' ~ call.name ~ '>' -}}
 JSON_CALL = QWEN3[QWEN3.index("            {{- '<tool_call>") : QWEN3.index("        {%- endfor -%}\n        {{- '<|im_end|>")]
 QWEN35 = (
     QWEN3.replace(JSON_CALL, "            " + XML_CALL)
-    .replace("message.content if message.content is string else ''", "message.content | trim")
+    .replace("message['content'] if message['content'] is string else ''", "message.content | trim")
     .replace(GENERATION_PROMPT, GENERATION_PROMPT + " is not defined or enable_thinking -%}\n{{- '<think>\\n' -}}{%- elif enable_thinking")
 )
 NEEDS_QUERY = "{%- if query.last == messages | length -%}{{- raise_exception('No user query found.') -}}{%- endif -%}\n"

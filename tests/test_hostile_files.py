@@ -264,7 +264,7 @@ def test_kill_of_step_2_leaves_no_folder_that_looks_like_samples(run, tmp_path):
         time.sleep(0.005)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    assert [path.name for path in tmp_path.iterdir() if not path.name.startswith(".")] == ["x.jsonl", "y.jsonl"]
+    assert [name for name in names(tmp_path) if not name.startswith(".")] == ["x.jsonl", "y.jsonl"]
 
 
 def test_file_that_is_replaced_while_it_is_read_is_an_error(tmp_path):
@@ -305,7 +305,7 @@ def test_rejects_are_written_as_they_come_and_not_kept_in_memory(tmp_path):
         return {}, [("", row)]
 
     rows = [{"row": "x" * 1000}] * 100 + [ROW]
-    totals = convert_shard(Work(fails, tmp_path, ".jsonl"), 7, ((Place("x", at), row) for at, row in enumerate(rows)))
+    totals = convert_shard(Work(fails, tmp_path / "y", tmp_path, ".jsonl"), 7, ((Place("x", at), row) for at, row in enumerate(rows)))
     assert totals.counts[SET_ASIDE] == 100 and len(repr(totals.reasons)) < 200
     assert len(read_jsonl(tmp_path / f"000007{REJECTS}")) == 100 and read_jsonl(tmp_path / "000007.jsonl") == [ROW]
 
