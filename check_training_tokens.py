@@ -45,11 +45,18 @@ def check_sets(sets: list, to_train: int, truth: Truth, data_args) -> tuple[list
     Args:
         sets: see `llamafactory.training_sets`; those behind the first `to_train` are for evaluation.
     """
-    trained, tasks, found, problems = Counter(), (set(), set()), [], []  # tasks: that are evaluated, that are trained on
+    trained, tasks, found, problems = (
+        Counter(),
+        (set(), set()),
+        [],
+        [],
+    )  # tasks: that are evaluated, that are trained on
     for number, (name, path, provenance, built) in enumerate(sets):
         trains = number < to_train
-        settings = (f"served as {', '.join(sorted(set(provenance['served_as'])))}; template {data_args.template}, mask_history "
-                    f"{str(data_args.mask_history).lower()}, cutoff_len {data_args.cutoff_len}")
+        settings = (
+            f"served as {', '.join(sorted(set(provenance['served_as'])))}; template {data_args.template}, mask_history "
+            f"{str(data_args.mask_history).lower()}, cutoff_len {data_args.cutoff_len}"
+        )
         if data_args.max_samples is not None:
             settings += f", max_samples {data_args.max_samples}"
         found.append(Findings(name, trains, settings, array("q", [0]) * len(built), bytearray(len(built)), path))
@@ -85,14 +92,24 @@ def print_findings(found: Findings, max_samples: int | None) -> None:
     for why, number in found.why_left_out.most_common():
         print(f"                   {number:>8}  of them: {why}")
     if counts["rows set aside"]:
-        print(f"  set aside        {counts['rows set aside']:>8}  trajectories that cannot be read or hold control tokens")
-    print(f"  {counts['rows']} rows in = {counts['trajectories']} rows checked for samples + {counts['rows set aside']} set aside")
-    print(f"  {counts['turns']} turns in = {counts['supervised turns']} turns in samples + "
-          f"{counts['turns'] - counts['supervised turns']} left out")
+        print(
+            f"  set aside        {counts['rows set aside']:>8}  trajectories that cannot be read or hold control tokens"
+        )
+    print(
+        f"  {counts['rows']} rows in = {counts['trajectories']} rows checked for samples + {counts['rows set aside']} set aside"
+    )
+    print(
+        f"  {counts['turns']} turns in = {counts['supervised turns']} turns in samples + "
+        f"{counts['turns'] - counts['supervised turns']} left out"
+    )
     if counts["cut"]:
-        print("  those over cutoff_len would be cut: leave them out by step 2 --cutoff-len N --tokenizer MODEL, or raise cutoff_len")
+        print(
+            "  those over cutoff_len would be cut: leave them out by step 2 --cutoff-len N --tokenizer MODEL, or raise cutoff_len"
+        )
     if counts["mismatched"]:
-        print("  are the settings those that step 2 ended with, and the chat template and trajectories those of step 1?")
+        print(
+            "  are the settings those that step 2 ended with, and the chat template and trajectories those of step 1?"
+        )
 
 
 def samples_to_show(found: Findings, provenance, built, limit: int) -> list[tuple[str, Sample]]:
@@ -124,11 +141,15 @@ def samples_of_turn(sets: list, trajectory: int, turn: int) -> list[Sample]:
                 others.update(sample.turns)
                 found += [sample] if turn in sample.turns else []
     if not found and others:
-        sys.exit(f"--show {trajectory}:{turn}: no sample supervises message {turn} of trajectory {trajectory}, counted from 0; those "
-                 f"that are supervised: {', '.join(map(str, sorted(others)))}")
+        sys.exit(
+            f"--show {trajectory}:{turn}: no sample supervises message {turn} of trajectory {trajectory}, counted from 0; those "
+            f"that are supervised: {', '.join(map(str, sorted(others)))}"
+        )
     if not found:
-        sys.exit(f"--show {trajectory}:{turn}: trajectory {trajectory} has no sample in {', '.join(name for name, *_ in sets)}; "
-                 "rows are counted from 0; one that cannot be read has none, nor one whose turns are all left out")
+        sys.exit(
+            f"--show {trajectory}:{turn}: trajectory {trajectory} has no sample in {', '.join(name for name, *_ in sets)}; "
+            "rows are counted from 0; one that cannot be read has none, nor one whose turns are all left out"
+        )
     return found
 
 
@@ -196,8 +217,10 @@ def build_sets(model_args, data_args, training_args, max_samples: int | None) ->
     data_args.packing = data_args.neat_packing = data_args.streaming = False
     data_args.max_samples = data_args.max_samples if max_samples is None else max_samples
     if data_args.tokenized_path is not None and Path(data_args.tokenized_path).exists():
-        sys.exit(f"tokenized_path: LlamaFactory trains on what it tokenized into {data_args.tokenized_path} earlier; "
-                 "remove that folder, then check")
+        sys.exit(
+            f"tokenized_path: LlamaFactory trains on what it tokenized into {data_args.tokenized_path} earlier; "
+            "remove that folder, then check"
+        )
     data_args.tokenized_path = None
 
     from llamafactory.model import load_tokenizer
@@ -258,7 +281,9 @@ def main() -> None:
 
     def page() -> str:
         limit = max(1, SAMPLES_IN_PAGE // len(sets))
-        samples = [shown for findings, (_, _, *rows) in zip(found, sets) for shown in samples_to_show(findings, *rows, limit)]
+        samples = [
+            shown for findings, (_, _, *rows) in zip(found, sets) for shown in samples_to_show(findings, *rows, limit)
+        ]
         cost = cost_of(found[:to_train], schedule, args.gpus, data_args.cutoff_len)
         checked = Checked(command, model_args.model_name_or_path, data_args.cutoff_len, *cost)
         return report_page(checked, problems, found, samples, tokenizer.decode, set(tokenizer.added_tokens_decoder))

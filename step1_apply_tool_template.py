@@ -32,7 +32,17 @@ import orjson
 from served_tokens import hub_data_set, unusual
 from served_tokens.chat_template import QWEN3, ChatTemplate, read_chat_template
 from served_tokens.plain_messages import apply_chat_template, apply_despite_control_tokens, prepared_template
-from served_tokens.reading import FORMATS, REJECTS, Place, find_files, first_columns, format_of, local_file, open_parquet, read_rows
+from served_tokens.reading import (
+    FORMATS,
+    REJECTS,
+    Place,
+    find_files,
+    first_columns,
+    format_of,
+    local_file,
+    open_parquet,
+    read_rows,
+)
 from served_tokens.shards import (
     ROWS_IN,
     SET_ASIDE,
@@ -67,8 +77,14 @@ UNSEEN = "turns have reasoning that this chat template does not render; their ta
 ROWS_OF_SCHEMA = 512  # that decide the types of a Parquet file
 
 
-def convert_row(row: dict, place: Place, chat_template: ChatTemplate, as_json: bool, allow_control_tokens: bool = False,
-                validate_tools: bool = False) -> tuple[Counter, list]:
+def convert_row(
+    row: dict,
+    place: Place,
+    chat_template: ChatTemplate,
+    as_json: bool,
+    allow_control_tokens: bool = False,
+    validate_tools: bool = False,
+) -> tuple[Counter, list]:
     """One input row -> (what the user should know of it, counted; [("", output row or its JSON)]); raises TrajectoryError."""
     if "served" in row:
         raise TrajectoryError("the row has a column `served`: it is one of step 1 already")
@@ -90,11 +106,15 @@ def lone_surrogates_refused():
         raise TrajectoryError("the text holds a lone surrogate, which no tokenizer can read") from None
 
 
-def plain_row(row: dict, place: Place, chat_template: ChatTemplate, allow_control_tokens: bool, validate_tools: bool) -> tuple:
+def plain_row(
+    row: dict, place: Place, chat_template: ChatTemplate, allow_control_tokens: bool, validate_tools: bool
+) -> tuple:
     """(counts, the plain messages of a row, what is served of it: see `apply_chat_template`)"""
     as_given = decoded_messages(row)
     render, linear = prepared_template(chat_template)
-    messages, tools = served_trajectory({**row, "messages": as_given}, () if allow_control_tokens else chat_template.control_tokens)
+    messages, tools = served_trajectory(
+        {**row, "messages": as_given}, () if allow_control_tokens else chat_template.control_tokens
+    )
     counts = unusual.unusual(as_given, messages, tools)
     if validate_tools:
         counts += unusual.schema_breaks(messages, tools)
@@ -120,13 +140,15 @@ def default_output(source: str) -> Path:
     if is_on_hub(source):
         return ROOT / "data" / (hub_data_set.name_of(source) + SUFFIX + ".jsonl")
     kind = format_of(source) or Path(source).suffix
-    return Path(source).with_name(Path(source).name.removesuffix(kind) + SUFFIX + (kind.removesuffix(".gz") or ".jsonl"))
+    return Path(source).with_name(
+        Path(source).name.removesuffix(kind) + SUFFIX + (kind.removesuffix(".gz") or ".jsonl")
+    )
 
 
 def input_files(source: str, pattern: str | None, split: str | None) -> list[str]:
     """The files behind INPUT, or the addresses of those that hold trajectories in a data set of the Hub."""
     if is_on_hub(source):
-        readers = {suffix: first_columns for suffix in FORMATS}
+        readers = dict.fromkeys(FORMATS, first_columns)
         return hub_data_set.download_trajectories(source, pattern, split, readers)
     if pattern or split:
         raise SystemExit(f"{source}: is no Hugging Face data set id; --file and --split choose among the files of one")
@@ -146,12 +168,23 @@ def output_schema(source: str):
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--chat-template", default=str(QWEN3), metavar="FILE_OR_MODEL",
-        help="a .jinja file, a model directory or a Hub model id (default: the embedded Qwen3 template)")
-    add("--allow-control-tokens", action="store_true", help="keep trajectories whose texts hold control tokens such as "
-        "<|im_start|>, which the model reads as such when it is served and trained (default: set them aside)")
-    add("--validate-tools", action="store_true",
-        help="set trajectories aside whose tool calls name an unknown tool or break its JSON schema")
+    add(
+        "--chat-template",
+        default=str(QWEN3),
+        metavar="FILE_OR_MODEL",
+        help="a .jinja file, a model directory or a Hub model id (default: the embedded Qwen3 template)",
+    )
+    add(
+        "--allow-control-tokens",
+        action="store_true",
+        help="keep trajectories whose texts hold control tokens such as "
+        "<|im_start|>, which the model reads as such when it is served and trained (default: set them aside)",
+    )
+    add(
+        "--validate-tools",
+        action="store_true",
+        help="set trajectories aside whose tool calls name an unknown tool or break its JSON schema",
+    )
 
 
 def print_notes(counts: Counter) -> None:
@@ -169,7 +202,9 @@ def parsed_arguments() -> argparse.Namespace:
     add("--file", metavar="NAME", help="of a data set, read this file only, or those that this glob matches")
     add("--split", metavar="NAME", help="of a data set, read the files of this split only")
     add_options(parser)
-    add("--num-proc", type=positive_count, default=os.cpu_count(), metavar="N", help="processes (default: one per core)")
+    add(
+        "--num-proc", type=positive_count, default=os.cpu_count(), metavar="N", help="processes (default: one per core)"
+    )
     add("--strict", action="store_true", help="stop at the first bad row instead of setting it aside")
     return parser.parse_intermixed_args()
 
@@ -186,17 +221,26 @@ def main() -> None:
     refuse_inputs(files, output, output.with_name(output.name + REJECTS))
     as_json = part_suffix(output) == ".jsonl"
     schema = None if as_json else output_schema(files[0])
-    convert = functools.partial(convert_row, chat_template=chat_template, as_json=as_json,
-                                allow_control_tokens=args.allow_control_tokens, validate_tools=args.validate_tools)
+    convert = functools.partial(
+        convert_row,
+        chat_template=chat_template,
+        as_json=as_json,
+        allow_control_tokens=args.allow_control_tokens,
+        validate_tools=args.validate_tools,
+    )
     with work_folder(output) as parts:
-        totals = convert_files(files, Work(convert, output, parts, part_suffix(output), schema, args.strict), args.num_proc, "step 1")
+        totals = convert_files(
+            files, Work(convert, output, parts, part_suffix(output), schema, args.strict), args.num_proc, "step 1"
+        )
         print_reasons(totals, save_beside(parts, REJECTS, output))
         if not totals.counts[ROWS_OUT]:
             sys.exit(f"{args.input}: no trajectory is left; {shown(output)} is not written{still_there(output)}")
         join(parts_of(parts), output)
     counts = totals.counts
     print(f"{counts[ROWS_IN]} rows in = {counts[ROWS_OUT]} rows out + {counts[SET_ASIDE]} set aside: {shown(output)}")
-    print(f"{counts[TURNS]} turns in = {counts[TURNS] - counts[LEFT_OUT]} turns for samples + {counts[LEFT_OUT]} left out")
+    print(
+        f"{counts[TURNS]} turns in = {counts[TURNS] - counts[LEFT_OUT]} turns for samples + {counts[LEFT_OUT]} left out"
+    )
     print_notes(counts)
     print(f"next: python step2_to_alpaca_mask_history.py {shown(output)}")
 

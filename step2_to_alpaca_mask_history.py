@@ -30,7 +30,16 @@ from typing import NamedTuple
 
 import orjson
 
-from served_tokens.alpaca import COLUMNS, dates, history_first, reasoning_of, sample_schema, step1_columns, to_samples, training_settings
+from served_tokens.alpaca import (
+    COLUMNS,
+    dates,
+    history_first,
+    reasoning_of,
+    sample_schema,
+    step1_columns,
+    to_samples,
+    training_settings,
+)
 from served_tokens.data_sets import BY_CONTENT, BY_TASK, group_of, is_held_out, name_of, read_dataset_info, register
 from served_tokens.lengths import load_tokenizer, token_counter
 from served_tokens.reading import LEFT_OUT, PREVIEW, REJECTS, Place, find_files, read_rows
@@ -45,14 +54,29 @@ from served_tokens.shards import (
     print_reasons,
     save_beside,
 )
-from served_tokens.writing import check_output, join, part_suffix, refuse_inputs, shown, still_there, whole_file, work_folder
+from served_tokens.writing import (
+    check_output,
+    join,
+    part_suffix,
+    refuse_inputs,
+    shown,
+    still_there,
+    whole_file,
+    work_folder,
+)
 
 ROOT = Path(__file__).resolve().parent
 DEFAULT_INPUT = ROOT / "data" / "envscaler_sample_apply_qwen3_template.jsonl"
 DEFAULT_OUTPUT = ROOT / "data" / "alpaca_mask_history_envscaler_sft_traj_9k"
 VALIDATION = "_val"
 # What is counted.
-TRAJECTORIES, WITHOUT_SAMPLES, TURNS, SAMPLES, SUPERVISED = "trajectories", "without samples", "turns", "samples", "supervised"
+TRAJECTORIES, WITHOUT_SAMPLES, TURNS, SAMPLES, SUPERVISED = (
+    "trajectories",
+    "without samples",
+    "turns",
+    "samples",
+    "supervised",
+)
 NOT_THINKING, UNMERGED, MERGED, DATED, UNDATED = "without thinking", "unmerged", "merged", "dated", "undated"
 # Why turns are left out.
 OTHER_LENGTH = "their trajectory has fewer turns than --min-turns or more than --max-turns"
@@ -82,9 +106,11 @@ def convert_row(row: dict, place: Place, options: Options) -> tuple[Counter, lis
     by, _ = group = group_of(row.get("task_info"), messages)
     held_out = is_held_out(group, options.val_ratio, options.seed)
     counts = counted(messages, served, samples, options)
-    counts.update((left_out_as(turn["reason"]) for turn in left_out))
+    counts.update(left_out_as(turn["reason"]) for turn in left_out)
     if options.as_json:
-        counts.update((DATED if dated else UNDATED, column) for sample in samples for column, dated in dates(sample).items())
+        counts.update(
+            (DATED if dated else UNDATED, column) for sample in samples for column, dated in dates(sample).items()
+        )
     if samples and held_out:
         counts.update({VALIDATION: len(samples), (VALIDATION, by): 1})
     made = [*((VALIDATION * held_out, sample) for sample in samples), *((LEFT_OUT, turn) for turn in left_out)]
@@ -136,7 +162,9 @@ def row_samples(messages: list, served: dict, options: Options) -> tuple[list, l
 def counted(messages: list, served: dict, samples: list, options: Options) -> Counter:
     once = {turn for sample in samples for turn in sample["turns"]}
     targets = [messages[turn["message"]]["content"] for turn in served["turns"] if not turn["left_out"]]
-    counts = Counter({TRAJECTORIES: 1, WITHOUT_SAMPLES: not samples, TURNS: len(served["turns"]), SAMPLES: len(samples)})
+    counts = Counter(
+        {TRAJECTORIES: 1, WITHOUT_SAMPLES: not samples, TURNS: len(served["turns"]), SAMPLES: len(samples)}
+    )
     counts[SUPERVISED] = len(once)
     counts[NOT_THINKING] = sum(not target.startswith("<think>") for target in targets)
     counts["given", served["given"]] += 1
@@ -149,7 +177,12 @@ def counted(messages: list, served: dict, samples: list, options: Options) -> Co
 
 def characters(sample: dict) -> int:
     """The length of a sample's text, without its role marks."""
-    texts = (sample["system"], *(text for pair in sample["history"] for text in pair), sample["instruction"], sample["output"])
+    texts = (
+        sample["system"],
+        *(text for pair in sample["history"] for text in pair),
+        sample["instruction"],
+        sample["output"],
+    )
     return sum(map(len, texts))
 
 
@@ -163,23 +196,47 @@ def ratio(text: str) -> float:
 def add_options(parser: argparse.ArgumentParser) -> None:
     """What samples are made, and under which name LlamaFactory finds them."""
     add = parser.add_argument
-    add("--history-thinking", choices=("drop", "template"), default="drop", help="the reasoning of earlier turns: dropped, as for "
-        "an agent that does not send it back (default), or kept where the chat template keeps it")
+    add(
+        "--history-thinking",
+        choices=("drop", "template"),
+        default="drop",
+        help="the reasoning of earlier turns: dropped, as for "
+        "an agent that does not send it back (default), or kept where the chat template keeps it",
+    )
     add("--no-thinking", action="store_true", help="targets without reasoning, for a non-thinking model")
-    add("--merge-turns", action="store_true", help="train each token once: one sample for all turns whose served prompts begin with "
-        "one another (with --history-thinking template)")
+    add(
+        "--merge-turns",
+        action="store_true",
+        help="train each token once: one sample for all turns whose served prompts begin with "
+        "one another (with --history-thinking template)",
+    )
     add("--min-turns", type=positive_count, default=1, metavar="N", help="leave shorter trajectories out")
     add("--max-turns", type=positive_count, metavar="N", help="leave longer trajectories out")
     add("--require-reasoning", action="store_true", help="leave turns without reasoning out")
-    add("--cutoff-len", type=positive_count, metavar="TOKENS", help="leave samples out that LlamaFactory would cut at this "
-        "cutoff_len; they must be shorter, as it may cut one of exactly this length")
+    add(
+        "--cutoff-len",
+        type=positive_count,
+        metavar="TOKENS",
+        help="leave samples out that LlamaFactory would cut at this "
+        "cutoff_len; they must be shorter, as it may cut one of exactly this length",
+    )
     add("--tokenizer", metavar="MODEL", help="counts the tokens: a model directory or a Hub model id")
-    add("--val-ratio", type=ratio, default=0.0, metavar="R", help="hold about this part of the tasks out, for validation: OUTPUT's "
-        "name with _val")
+    add(
+        "--val-ratio",
+        type=ratio,
+        default=0.0,
+        metavar="R",
+        help="hold about this part of the tasks out, for validation: OUTPUT's name with _val",
+    )
     add("--seed", type=int, default=42, help="of the validation set (default: 42)")
     add("--dataset-name", help="the name in dataset_info.json (default: OUTPUT's name)")
-    add("--dataset-dir", type=Path, default=ROOT, metavar="FOLDER",
-        help="where dataset_info.json is, LlamaFactory's dataset_dir (default: here)")
+    add(
+        "--dataset-dir",
+        type=Path,
+        default=ROOT,
+        metavar="FOLDER",
+        help="where dataset_info.json is, LlamaFactory's dataset_dir (default: here)",
+    )
 
 
 def check_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
@@ -187,15 +244,19 @@ def check_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> 
     if args.no_thinking and args.history_thinking == "template":
         parser.error("--no-thinking leaves no reasoning for --history-thinking template to keep; drop one of the two")
     if args.merge_turns and args.history_thinking != "template":
-        parser.error("--merge-turns needs --history-thinking template: where the history drops the reasoning of a turn, "
-                     "no later served prompt begins with that turn as the model wrote it, so no sample can hold both")
+        parser.error(
+            "--merge-turns needs --history-thinking template: where the history drops the reasoning of a turn, "
+            "no later served prompt begins with that turn as the model wrote it, so no sample can hold both"
+        )
     if (args.cutoff_len is None) != (args.tokenizer is None):
         parser.error("--cutoff-len and --tokenizer go together: tokens are counted to see what would be cut")
     if args.max_turns and args.max_turns < args.min_turns:
         parser.error("--max-turns is below --min-turns, so nothing would be left")
     args.dataset_name = args.dataset_name or name_of(args.output)
     if "," in args.dataset_name:
-        parser.error(f"{args.dataset_name}: LlamaFactory separates data sets by commas; name it without by --dataset-name")
+        parser.error(
+            f"{args.dataset_name}: LlamaFactory separates data sets by commas; name it without by --dataset-name"
+        )
     if args.tokenizer:
         os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are parallel already
         load_tokenizer(args.tokenizer)  # before the work, so that a bad one costs nothing
@@ -210,12 +271,16 @@ def print_counts(counts: Counter) -> None:
     """Where all rows and turns went."""
     left_out = {what[1]: number for what, number in counts.items() if what[0] == LEFT_OUT}
     print(f"{counts[TRAJECTORIES]} trajectories, {counts[TURNS]} turns: {counts[SAMPLES]} samples")
-    print(f"{counts[ROWS_IN]} rows in = {counts[TRAJECTORIES] - counts[WITHOUT_SAMPLES]} rows out as samples + {counts[SET_ASIDE]} set aside"
-          + f" + {counts[WITHOUT_SAMPLES]} of which all turns are left out" * bool(counts[WITHOUT_SAMPLES]))
+    print(
+        f"{counts[ROWS_IN]} rows in = {counts[TRAJECTORIES] - counts[WITHOUT_SAMPLES]} rows out as samples + {counts[SET_ASIDE]} set aside"
+        + f" + {counts[WITHOUT_SAMPLES]} of which all turns are left out" * bool(counts[WITHOUT_SAMPLES])
+    )
     print(f"{counts[TURNS]} turns in = {counts[SUPERVISED]} turns in samples + {sum(left_out.values())} left out")
     if counts[UNMERGED]:
-        print(f"{counts[SUPERVISED]} turns merged into {counts[SAMPLES]} samples: "
-              f"{counts[UNMERGED] / max(1, counts[MERGED]):.1f} times less text to train on")
+        print(
+            f"{counts[SUPERVISED]} turns merged into {counts[SAMPLES]} samples: "
+            f"{counts[UNMERGED] / max(1, counts[MERGED]):.1f} times less text to train on"
+        )
     for reason, number in left_out.items():
         print(f"{number} turns left out: {reason}")
 
@@ -244,7 +309,9 @@ def refuse_nothing(args: argparse.Namespace, counts: Counter) -> None:
     elif args.val_ratio and not counts[VALIDATION]:
         reason = f"--val-ratio {args.val_ratio} holds none of its {counts[TRAJECTORIES]} trajectories out; raise it, or take another --seed"
     elif only_dates := [column for column in COLUMNS.values() if counts[DATED, column] and not counts[UNDATED, column]]:
-        sys.exit(f"every {only_dates[0]} looks like a date, which JSON readers turn into a timestamp; write .parquet instead")
+        sys.exit(
+            f"every {only_dates[0]} looks like a date, which JSON readers turn into a timestamp; write .parquet instead"
+        )
     else:
         return
     sys.exit(f"{args.input}: {reason}; {shown(args.output)} is not written{still_there(args.output)}")
@@ -263,10 +330,19 @@ def parsed_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("input", nargs="?", default=shown(DEFAULT_INPUT), metavar="INPUT")
-    add("output", nargs="?", type=Path, default=Path(shown(DEFAULT_OUTPUT)), metavar="OUTPUT", help=f"default: {shown(DEFAULT_OUTPUT)}")
+    add(
+        "output",
+        nargs="?",
+        type=Path,
+        default=Path(shown(DEFAULT_OUTPUT)),
+        metavar="OUTPUT",
+        help=f"default: {shown(DEFAULT_OUTPUT)}",
+    )
     add_options(parser)
     add("--preview", type=positive_count, default=100, metavar="N", help="samples in the preview (default: 100)")
-    add("--num-proc", type=positive_count, default=os.cpu_count(), metavar="N", help="processes (default: one per core)")
+    add(
+        "--num-proc", type=positive_count, default=os.cpu_count(), metavar="N", help="processes (default: one per core)"
+    )
     add("--strict", action="store_true", help="stop at the first bad row instead of setting it aside")
     args = parser.parse_intermixed_args()
     check_options(parser, args)
@@ -302,16 +378,22 @@ def main() -> None:
     print_counts(counts)
     if left_out:
         print(f"each of them, with its reason: {shown(left_out)}")
-    print(f"{shown(output)}{replaced}, registered as {args.dataset_name} in {shown(args.dataset_info)}; "
-          f"the first samples: {shown(output.with_name(name + PREVIEW))}")
+    print(
+        f"{shown(output)}{replaced}, registered as {args.dataset_name} in {shown(args.dataset_info)}; "
+        f"the first samples: {shown(output.with_name(name + PREVIEW))}"
+    )
     if counts[VALIDATION]:
         register(args.dataset_info, args.dataset_name + VALIDATION, val_output)
-        print(f"{shown(val_output)}: {counts[VALIDATION]} of the samples, for validation; registered as {args.dataset_name}{VALIDATION}")
+        print(
+            f"{shown(val_output)}: {counts[VALIDATION]} of the samples, for validation; registered as {args.dataset_name}{VALIDATION}"
+        )
         for by in (BY_CONTENT, BY_TASK):
             if counts[VALIDATION, by]:
                 print(f"  of {counts[VALIDATION, by]} trajectories, held out by {by}")
     elif args.dataset_name + VALIDATION in read_dataset_info(args.dataset_info):
-        print(f"{args.dataset_name}{VALIDATION} is of an earlier run, and its trajectories are trained on now: evaluate on it no more")
+        print(
+            f"{args.dataset_name}{VALIDATION} is of an earlier run, and its trajectories are trained on now: evaluate on it no more"
+        )
     print_next(args, counts)
 
 

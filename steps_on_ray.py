@@ -59,7 +59,11 @@ def find_files(system: pa.fs.FileSystem, path: str) -> list[str]:
     infos = [info] if info.is_file else []
     if info.type == pa.fs.FileType.Directory:
         infos = [info for info in system.get_file_info(pa.fs.FileSelector(path, recursive=True)) if info.is_file]
-    return sorted(info.path for info in infos if is_data(PurePosixPath(info.path.removeprefix(path) or info.base_name).relative_to("/")))
+    return sorted(
+        info.path
+        for info in infos
+        if is_data(PurePosixPath(info.path.removeprefix(path) or info.base_name).relative_to("/"))
+    )
 
 
 def convert_row(row: dict, place: Place, options: step2.Options, step1_options: dict) -> tuple[Counter, list]:
@@ -155,7 +159,11 @@ def main() -> None:
         sys.exit(f"{args.address}: names a file; OUTPUT is a folder")
     if output_system.get_file_info(output).type != pa.fs.FileType.NotFound:
         sys.exit(f"{args.address}: is there already; remove it, or name another folder")
-    step1_options = {"chat_template": chat_template, "allow_control_tokens": args.allow_control_tokens, "validate_tools": args.validate_tools}
+    step1_options = {
+        "chat_template": chat_template,
+        "allow_control_tokens": args.allow_control_tokens,
+        "validate_tools": args.validate_tools,
+    }
     convert = functools.partial(convert_row, options=args.options, step1_options=step1_options)
     parent, name = posixpath.split(output)
     work = f"{parent}/.{name}.{os.getpid()}.work"

@@ -64,11 +64,21 @@ def main() -> None:
         print(f"{args.rows} trajectories\n  format  samples  file MB  loading s       MB")
         for name in ("out.json", "out.jsonl", "out.parquet", "folder"):
             output = folder / name
-            run = [sys.executable, "step2_to_alpaca_mask_history.py", folder / "plain.jsonl", output, "--dataset-dir", folder]
+            run = [
+                sys.executable,
+                "step2_to_alpaca_mask_history.py",
+                folder / "plain.jsonl",
+                output,
+                "--dataset-dir",
+                folder,
+            ]
             subprocess.run(run, cwd=ROOT, check=True, capture_output=True)
             size = sum(path.stat().st_size for path in (output.iterdir() if output.is_dir() else [output])) / 1e6
             seconds, memory, samples = measure(output)
-            print(f"{output.suffix[1:] or name:>8}  {samples:>7}  {size:>7.0f}  {seconds:>9.1f}  {memory:>7.0f}", flush=True)
+            print(
+                f"{output.suffix[1:] or name:>8}  {samples:>7}  {size:>7.0f}  {seconds:>9.1f}  {memory:>7.0f}",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

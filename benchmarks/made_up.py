@@ -11,7 +11,6 @@ at most. The words are those of the embedded sample, in phrases, so a token has 
 import argparse
 import functools
 import json
-import math
 import random
 from pathlib import Path
 
@@ -36,7 +35,11 @@ def rows(number: int, turns: int | None = None):
         kind = random.Random(f"kind {task}").random()
         for traj_type in ("conversation", "non_conversation"):
             only_other = traj_type == "conversation" and kind < ONLY_OTHER
-            if made < number and not only_other and not (traj_type == "non_conversation" and kind > 1 - ONLY_CONVERSATION):
+            if (
+                made < number
+                and not only_other
+                and not (traj_type == "non_conversation" and kind > 1 - ONLY_CONVERSATION)
+            ):
                 yield row(task, traj_type, turns)
                 made += 1
         task += 1
@@ -61,14 +64,33 @@ def row(task: int, traj_type: str, turns: int | None = None) -> dict:
         else:
             arguments = {"record_id": _identity(source), "changes": {"note": text(source, 10), "amount": turn}}
             call = {"function": {"name": source.choice(tools)["function"]["name"], "arguments": json.dumps(arguments)}}
-            data = {"record_id": _identity(source), "status": "open", "email": None, "total": round(source.uniform(1, 900), 2)}
-            data["items"] = [{"id": _identity(source), "name": text(source, 10), "left": source.randint(0, 40)} for _ in range(2)]
-            messages += [{**reply, "tool_calls": [call]}, {"role": "tool", "content": str({"success": True, "data": data})}]
-    task_info = {"env_id": f"env_{environment}", "task_id": f"env_{environment}-task_{task}", "task": text(source, 150),
-                 "init_config": json.dumps({_identity(source): text(source, 20) for _ in range(130)})}  # fmt: skip
+            data = {
+                "record_id": _identity(source),
+                "status": "open",
+                "email": None,
+                "total": round(source.uniform(1, 900), 2),
+            }
+            data["items"] = [
+                {"id": _identity(source), "name": text(source, 10), "left": source.randint(0, 40)} for _ in range(2)
+            ]
+            messages += [
+                {**reply, "tool_calls": [call]},
+                {"role": "tool", "content": str({"success": True, "data": data})},
+            ]
+    task_info = {
+        "env_id": f"env_{environment}",
+        "task_id": f"env_{environment}-task_{task}",
+        "task": text(source, 150),
+        "init_config": json.dumps({_identity(source): text(source, 20) for _ in range(130)}),
+    }
     user_messages = [message for message in messages if message["role"] == "user"]
     columns = {"tools": tools, "messages": messages, "user_messages": user_messages}
-    return {"traj_type": traj_type, "task_info": task_info, **{name: json.dumps(value) for name, value in columns.items()}, "steps": turns}
+    return {
+        "traj_type": traj_type,
+        "task_info": task_info,
+        **{name: json.dumps(value) for name, value in columns.items()},
+        "steps": turns,
+    }
 
 
 def text(source: random.Random, tokens: float) -> str:
@@ -104,7 +126,9 @@ def _environment(number: int) -> tuple[list[dict], str]:
         description = "\n".join(text(source, 17) for _ in range(3))
         parameters = {"type": "object", "properties": properties, "required": names[:1]}
         name = f"{source.choice(('get', 'find', 'update', 'create'))}_{names[0]}"
-        tools.append({"type": "function", "function": {"name": name, "description": description, "parameters": parameters}})
+        tools.append(
+            {"type": "function", "function": {"name": name, "description": description, "parameters": parameters}}
+        )
     return tools, text(source, 250)
 
 

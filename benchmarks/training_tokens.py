@@ -20,7 +20,11 @@ from served_tokens.lengths import load_tokenizer, token_counter
 from served_tokens.plain_messages import apply_chat_template
 from served_tokens.trajectory import served_trajectory
 
-WAYS = (("prefix samples, drop", "drop", False), ("prefix samples, template", "template", False), ("merged chains, template", "template", True))
+WAYS = (
+    ("prefix samples, drop", "drop", False),
+    ("prefix samples, template", "template", False),
+    ("merged chains, template", "template", True),
+)
 PARAMETERS, ATTENTION_WIDTH = 4.0e9, 36 * 32 * 128  # Qwen3-4B: layers, heads, width of a head
 OPERATIONS_A_SECOND = 8 * 989e12 * 0.4
 
@@ -51,7 +55,9 @@ def main() -> None:
         turns += len(served["turns"])
         once += len(tokenizer("".join(message["content"] for message in plain), add_special_tokens=False)["input_ids"])
     scale = made_up.ROWS / args.rows
-    print(f"{args.rows} rows, {turns} turns; for {made_up.ROWS} rows, an epoch (hours: Qwen3-4B on 8 H100, by arithmetic)")
+    print(
+        f"{args.rows} rows, {turns} turns; for {made_up.ROWS} rows, an epoch (hours: Qwen3-4B on 8 H100, by arithmetic)"
+    )
     print(f"{'':<26}  million tokens  longest  hours")
     print(f"{'each token once':<26}  {once * scale / 1e6:>14.0f}")
     for name, of_way in lengths.items():

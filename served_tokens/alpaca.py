@@ -23,7 +23,9 @@ def sample_schema():
     return pa.schema({**texts, "history": pa.list_(pa.list_(pa.string())), **told})
 
 
-def to_samples(messages: list, served: dict, served_as: str = "drop", merge_turns: bool = False, refuse=None) -> tuple[list, list]:
+def to_samples(
+    messages: list, served: dict, served_as: str = "drop", merge_turns: bool = False, refuse=None
+) -> tuple[list, list]:
     """The samples of one trajectory, and the reasons for which its other turns are left out.
 
     Args:
@@ -46,7 +48,9 @@ def to_samples(messages: list, served: dict, served_as: str = "drop", merge_turn
         spans = [*(spans if goes_on else []), end]
         written.cut(0 if merge_turns and not goes_on else changed_from)
         for j in range(len(written), end):
-            pairs = j in spans if merge_turns else _can_close_pair(roles[j], contents[j], roles[j + 1], served_as, given)
+            pairs = (
+                j in spans if merge_turns else _can_close_pair(roles[j], contents[j], roles[j + 1], served_as, given)
+            )
             written.add(roles[j], contents[j], pairs)
         try:
             if turn["left_out"]:
@@ -60,8 +64,15 @@ def to_samples(messages: list, served: dict, served_as: str = "drop", merge_turn
             spans = []
             continue
         turns = [*samples.pop()["turns"], turn["turn"]] if goes_on else [turn["turn"]]
-        samples.append({**columns, "source": served["source"], "trajectory": served["trajectory"], "turns": turns,
-                        "served_as": served_as})  # fmt: skip
+        samples.append(
+            {
+                **columns,
+                "source": served["source"],
+                "trajectory": served["trajectory"],
+                "turns": turns,
+                "served_as": served_as,
+            }
+        )
     return samples, reasons
 
 
@@ -122,7 +133,10 @@ class _AlpacaPrompt:
             elif role != "system":
                 problem = f"its prompt opens with a block of {role}, which LlamaFactory cannot write"
             else:
-                system, problem = text, None if text else "its system prompt is empty, and LlamaFactory writes no block for that"
+                system, problem = (
+                    text,
+                    None if text else "its system prompt is empty, and LlamaFactory writes no block for that",
+                )
         elif closes_pair and user is not None:
             self.history.append([user, text.removeprefix(self.given)])
             pairs += 1
@@ -136,7 +150,11 @@ class _AlpacaPrompt:
         """{"instruction", "input", "system", "history"}; raises _Inexpressible with the reason."""
         _, system, user, _, problem = self.states[-1]
         if user is None or problem:
-            raise _Inexpressible(problem if user is not None else "no user block comes before it, and LlamaFactory's alpaca format needs one")  # fmt: skip
+            raise _Inexpressible(
+                problem
+                if user is not None
+                else "no user block comes before it, and LlamaFactory's alpaca format needs one"
+            )
         return {"instruction": user, "input": "", "system": system, "history": self.history[:]}
 
 
@@ -158,7 +176,9 @@ def _begins_with(roles: list, contents: list, last: int, end: int, changed_from:
 def _target(text: str, answer_start: int | None, served_as: str, given: str) -> str:
     if served_as != "no-thinking":
         if not text.startswith(given):
-            raise _Inexpressible("its target does not begin as the generation prompt does, so the model cannot write it")
+            raise _Inexpressible(
+                "its target does not begin as the generation prompt does, so the model cannot write it"
+            )
         return text.removeprefix(given)
     answer = None if answer_start is None else text[answer_start:]
     if answer is None or "<think>" in answer or "</think>" in answer or answer.startswith("\n"):

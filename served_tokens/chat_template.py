@@ -47,7 +47,9 @@ def read_chat_template(name: str) -> ChatTemplate:
         raise SystemExit(f"{name}: no chat template to be had from this model ({error})") from None
     own = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
     control_tokens = dict.fromkeys(filter(None, [*CONTROL_TOKENS, *own, *tokenizer.all_special_tokens]))
-    special_tokens = tuple((key, str(token)) for key, token in tokenizer.special_tokens_map.items() if isinstance(token, str))
+    special_tokens = tuple(
+        (key, str(token)) for key, token in tokenizer.special_tokens_map.items() if isinstance(token, str)
+    )
     return ChatTemplate(name, template, special_tokens, tuple(control_tokens))
 
 

@@ -77,10 +77,19 @@ def check_dataset(found: Findings, path: Path, provenance, built, truth: Truth) 
                 if not set(its_turns) <= set(turns):
                     raise SystemExit(f"{place}: no such turn; name the file that step 1 read by --trajectories")
                 supervised += [(source, index, turn) for turn in its_turns]
-                _compare(found, position, built[position], place, lambda: truth.expected(messages, tools, its_turns, served_as), truth)
+                _compare(
+                    found,
+                    position,
+                    built[position],
+                    place,
+                    lambda: truth.expected(messages, tools, its_turns, served_as),
+                    truth,
+                )
         if samples_of:
-            raise SystemExit(f"{source}: has no usable trajectory {min(samples_of)}, of which there are samples; "
-                             "name the file that step 1 read by --trajectories")
+            raise SystemExit(
+                f"{source}: has no usable trajectory {min(samples_of)}, of which there are samples; "
+                "name the file that step 1 read by --trajectories"
+            )
     found.counts["supervised turns"] = len(set(supervised))
     return supervised, tasks
 
@@ -91,7 +100,9 @@ def samples_by_trajectory(provenance, trajectories: str | None) -> dict:
     for position, sample in enumerate(provenance):
         source = trajectories or sample["source"]
         if not (source and sample["turns"] and sample["trajectory"] is not None and sample["served_as"] in SERVED_AS):
-            raise SystemExit(f"sample {position} does not say which turns of which trajectory it is; write it with step 2")
+            raise SystemExit(
+                f"sample {position} does not say which turns of which trajectory it is; write it with step 2"
+            )
         wanted[source][sample["trajectory"]].append((position, sample["turns"], sample["served_as"]))
     return wanted
 
@@ -170,6 +181,12 @@ def describe_mismatch(expected: dict, trained: dict, decode) -> str:
     start, end = max(0, position - SHOWN_TOKENS), position + SHOWN_TOKENS
     lines = [f"{what} from token {position} of {len(expected['input_ids'])}:"]
     for side, sample in (("served ", expected), ("trained", trained)):
-        loss = "" if column == "input_ids" else f" (loss: {position < len(sample['labels']) and sample['labels'][position] != IGNORE_INDEX})"
-        lines.append(f"  {side}: …{decode(sample['input_ids'][start:position])!r} >>> {decode(sample['input_ids'][position:end])!r}{loss}")
+        loss = (
+            ""
+            if column == "input_ids"
+            else f" (loss: {position < len(sample['labels']) and sample['labels'][position] != IGNORE_INDEX})"
+        )
+        lines.append(
+            f"  {side}: …{decode(sample['input_ids'][start:position])!r} >>> {decode(sample['input_ids'][position:end])!r}{loss}"
+        )
     return "\n".join(lines)

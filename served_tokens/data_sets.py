@@ -41,7 +41,9 @@ def read_dataset_info(path: Path) -> dict:
         if not isinstance(entries, dict):
             raise ValueError("it holds no object")
     except (OSError, ValueError) as error:
-        raise SystemExit(f"{path}: not a dataset_info.json ({error}); mend it, or name another folder by --dataset-dir") from None
+        raise SystemExit(
+            f"{path}: not a dataset_info.json ({error}); mend it, or name another folder by --dataset-dir"
+        ) from None
     return entries
 
 

@@ -17,7 +17,10 @@ DATA_SET = re.compile(r"([\w.-]+/[\w.-]+?)(?:@([\w./-]+))?")
 ADDRESS = re.compile(r"hf://datasets/([\w.-]+/[\w.-]+)@([^/]+)/(.+)")
 SHARD = re.compile(r"\d+-of-\d+")
 SPLITS = ("train", "validation", "valid", "val", "dev", "test", "eval")
-LOOKED_AT, FIRST_ROW = 1 << 14, 1 << 26  # bytes of a file that are read at a time, until its first row is whole; the most of it
+LOOKED_AT, FIRST_ROW = (
+    1 << 14,
+    1 << 26,
+)  # bytes of a file that are read at a time, until its first row is whole; the most of it
 SHOWN_FILES = 10  # on the screen, of each kind
 
 os.environ.setdefault("HF_HUB_DISABLE_XET", "1")  # a download by Xet that breaks off begins anew
@@ -58,9 +61,13 @@ def download_trajectories(source: str, pattern: str | None, split: str | None, c
     """
     repository = _open_repository(source)
     names = [name for name in sorted(repository.sizes) if PurePosixPath(name).suffix in columns_of]
-    chosen = [name for name in names if (not pattern or _matches(name, pattern)) and (not split or _is_of_split(name, split))]
+    chosen = [
+        name for name in names if (not pattern or _matches(name, pattern)) and (not split or _is_of_split(name, split))
+    ]
     if not chosen:
-        said = " and ".join([f"--file {pattern}"] * bool(pattern) + [f"--split {split}"] * bool(split)) or ", ".join(columns_of)
+        said = " and ".join([f"--file {pattern}"] * bool(pattern) + [f"--split {split}"] * bool(split)) or ", ".join(
+            columns_of
+        )
         there = "; it has\n" + _listed(names, repository) if names else ""
         raise SystemExit(f"{source}: the data set has no file for {said}{there}")
     sets = {}
@@ -78,7 +85,9 @@ def download_trajectories(source: str, pattern: str | None, split: str | None, c
             f"{source}: several of its files hold trajectories, and they are not shards of one split; name one, by --file NAME or "
             f"--split NAME:\n{_listed(sum(read, []), repository)}"
         )
-    print(f"{repository.id} at revision {repository.commit[:12]}{', from the cache' if repository.folder else ''}: reads")
+    print(
+        f"{repository.id} at revision {repository.commit[:12]}{', from the cache' if repository.folder else ''}: reads"
+    )
     print(_listed(read[0], repository))
     if why_not:
         print(f"and not\n{_listed(why_not, repository, why_not)}")
@@ -112,7 +121,9 @@ def _open_repository(source: str) -> Repository:
     data_set, revision = DATA_SET.fullmatch(source).groups("main")
     try:
         info = HfApi().dataset_info(data_set, revision=revision, files_metadata=True)
-        return Repository(data_set, revision, info.sha, {file.rfilename: file.size or 0 for file in info.siblings}, None)
+        return Repository(
+            data_set, revision, info.sha, {file.rfilename: file.size or 0 for file in info.siblings}, None
+        )
     except Exception as error:  # many kinds again
         reason, hidden = error, isinstance(error, (RepositoryNotFoundError, RevisionNotFoundError))
     try:
@@ -136,7 +147,11 @@ def _why_not(repository: Repository, name: str, columns_of: dict) -> str | None:
         return str(error).removeprefix(f"{name}: ")
     except Exception as error:  # many kinds again
         raise SystemExit(f"{name}: cannot be read from the Hub ({_one_line(error)}); run this again") from None
-    return None if "messages" in columns else f"its rows have no column messages, but {', '.join(columns) or 'none at all'}"
+    return (
+        None
+        if "messages" in columns
+        else f"its rows have no column messages, but {', '.join(columns) or 'none at all'}"
+    )
 
 
 def _open_file(repository: Repository, name: str):
@@ -149,7 +164,9 @@ def _open_file(repository: Repository, name: str):
         return open(path, "rb")
     size = repository.sizes[name]
     seen = size if name.endswith(".parquet") else min(size, FIRST_ROW)  # what Parquet holds is said at its end
-    return HfFileSystem().open(f"datasets/{repository.id}@{repository.commit}/{name}", "rb", block_size=LOOKED_AT, size=seen)
+    return HfFileSystem().open(
+        f"datasets/{repository.id}@{repository.commit}/{name}", "rb", block_size=LOOKED_AT, size=seen
+    )
 
 
 def _matches(name: str, pattern: str) -> bool:
@@ -175,7 +192,10 @@ def _set_of(name: str, split: str | None, pattern: str | None) -> str:
 def _listed(names, repository: Repository, reasons: dict | None = None) -> str:
     """A line for each file, for the first of them."""
     names = [*names]
-    lines = [f"  {name} ({_size(repository.sizes[name])}){': ' + reasons[name] if reasons else ''}" for name in names[:SHOWN_FILES]]
+    lines = [
+        f"  {name} ({_size(repository.sizes[name])}){': ' + reasons[name] if reasons else ''}"
+        for name in names[:SHOWN_FILES]
+    ]
     return "\n".join(lines + [f"  and {len(names) - SHOWN_FILES} more"] * (len(names) > SHOWN_FILES))
 
 

@@ -33,7 +33,9 @@ def refusals():
     try:
         yield
     except Exception as error:
-        offline = "; is model_name_or_path a local folder, or the Hub within reach?" if isinstance(error, OSError) else ""
+        offline = (
+            "; is model_name_or_path a local folder, or the Hub within reach?" if isinstance(error, OSError) else ""
+        )
         sys.exit(f"LlamaFactory refuses these settings: {type(error).__name__}: {error}{offline}")
 
 
@@ -47,7 +49,9 @@ def settings_beyond_the_samples(data_args) -> list[str]:
     if len(data_args.dataset or []) > 1 and data_args.mix_strategy != "concat":
         problems.append(f"mix_strategy {data_args.mix_strategy} draws some samples more than once, or not at all")
     if data_args.packing and not data_args.neat_packing:
-        problems.append("packing without neat_packing: samples see the tokens of other samples, which no served prompt has")
+        problems.append(
+            "packing without neat_packing: samples see the tokens of other samples, which no served prompt has"
+        )
     if not data_args.ignore_pad_token_for_loss:
         problems.append("ignore_pad_token_for_loss is false: the padding after each sample has loss too")
     return problems
@@ -70,7 +74,9 @@ def training_sets(model_args, data_args, training_args):
         path = Path(data_args.dataset_dir, attributes.dataset_name)
         if not path.exists():
             raise ValueError(f"data set {name}: no file {path}; write it with step2_to_alpaca_mask_history.py")
-        files = [str(path / file) for file in os.listdir(path)] if path.is_dir() else [str(path)]  # LlamaFactory's order
+        files = (
+            [str(path / file) for file in os.listdir(path)] if path.is_dir() else [str(path)]
+        )  # LlamaFactory's order
         kind = FILEEXT2TYPE[Path(files[0]).suffix[1:]]
         provenance = load_dataset(kind, data_files=files, split=attributes.split, cache_dir=model_args.cache_dir)
         missing = set(PROVENANCE) - set(provenance.column_names)

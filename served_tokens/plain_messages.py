@@ -12,7 +12,9 @@ LONG = 3000  # characters of a text that a template might shorten
 NO_QUERY = "the chat template renders this turn without a think block, as no user query comes before it"
 
 
-def apply_chat_template(messages: list[dict], tools: list[dict] | None, render, linear: bool = True) -> tuple[list, dict]:
+def apply_chat_template(
+    messages: list[dict], tools: list[dict] | None, render, linear: bool = True
+) -> tuple[list, dict]:
     """Plain messages of one trajectory, and the edits that turn them into the served prompt of each turn.
 
     Args:
@@ -145,7 +147,9 @@ def _rendered_by_query(messages: list[dict], tools, turns: list[int], render):
     return blocks, targets, answers, [None] * len(turns), _edits_by_query(turns, places, queries, targets, past, kept)
 
 
-def _edits_by_query(turns: list[int], places: list[int], queries: list[int], targets: list, past: list, kept: list) -> dict:
+def _edits_by_query(
+    turns: list[int], places: list[int], queries: list[int], targets: list, past: list, kept: list
+) -> dict:
     """The edits of both histories, from the looks of each turn."""
     edits, shown, since_query = {"drop": [], "template": []}, targets[:], 0
     for i, (before, k) in enumerate(zip(turns, turns[1:])):
@@ -204,12 +208,25 @@ def renders_by_query(render) -> bool:
         {"role": "tool", "content": ""},
         {"role": "assistant", "content": " c\n", "reasoning_content": "r"},
     ]
-    system, response = {"role": "system", "content": "s"}, {"role": "user", "content": "<tool_response>\n4\n</tool_response>"}
+    system, response = (
+        {"role": "system", "content": "s"},
+        {"role": "user", "content": "<tool_response>\n4\n</tool_response>"},
+    )
     tools = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
     probes = [
         ([system, QUERY, *chain, QUERY, *chain, response, *chain, system, *chain[2:], QUERY, QUERY, chain[-1]], tools),
         ([QUERY, *chain[-1:], QUERY, *chain, QUERY], None),
-        ([QUERY, *chain[:2], QUERY, {**chain[-1], "reasoning_content": "\n", "content": "c" * LONG}, QUERY, *chain[:2]], tools),
+        (
+            [
+                QUERY,
+                *chain[:2],
+                QUERY,
+                {**chain[-1], "reasoning_content": "\n", "content": "c" * LONG},
+                QUERY,
+                *chain[:2],
+            ],
+            tools,
+        ),
     ]
     try:
         return all(

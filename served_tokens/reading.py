@@ -25,7 +25,10 @@ GZIP = b"\x1f\x8b"
 SHARD_BYTES = 1 << 23  # about the size of a shard
 FIRST_CHUNK = 1 << 13  # characters of a JSON array read at first: who wants the first row only need not download more
 JSON_CHUNK = 1 << 20  # characters read at a time from there on
-PARQUET_ROWS, PARQUET_BUFFER = 32, 1 << 20  # rows and bytes read at a time, where a row group may be as long as the file
+PARQUET_ROWS, PARQUET_BUFFER = (
+    32,
+    1 << 20,
+)  # rows and bytes read at a time, where a row group may be as long as the file
 SECONDS_OF_LOG = 30  # between two lines of progress in a log file
 
 
@@ -136,7 +139,11 @@ def first_columns(file, name: Path | str) -> list[str]:
 def progress(sources: list[str], desc: str | None):
     """A bar over the bytes of files; none without a name. In a log file it is a line now and then."""
     size = sum(local_file(source).stat().st_size for source in sources) if desc else None
-    log = {} if sys.stderr.isatty() else {"mininterval": SECONDS_OF_LOG, "bar_format": "{desc}: {percentage:.0f} %, {elapsed}\n"}
+    log = (
+        {}
+        if sys.stderr.isatty()
+        else {"mininterval": SECONDS_OF_LOG, "bar_format": "{desc}: {percentage:.0f} %, {elapsed}\n"}
+    )
     return tqdm(total=size, desc=desc, unit="B", unit_scale=True, disable=desc is None, **log)
 
 

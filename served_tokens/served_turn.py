@@ -32,7 +32,9 @@ def served_turn(messages: list[dict], tools: list[dict] | None, turn: int, serve
     prompt = render(history, tools, True, **variables)
     given = prompt.rpartition(ASSISTANT)[2]  # what the generation prompt holds already of the assistant block
     whole = [*messages[:turn], message]
-    hidden, hidden_tools, reveal = with_stand_ins(whole, tools)  # the texts of the turn may hold role marks of their own
+    hidden, hidden_tools, reveal = with_stand_ins(
+        whole, tools
+    )  # the texts of the turn may hold role marks of their own
     rendered = render(hidden, hidden_tools, False)
     generated = rendered.rpartition(ASSISTANT)[2]
     if reveal:

@@ -94,9 +94,13 @@ def convert_shard(work: Work, number: int, rows) -> Totals:
             except (TrajectoryError, RecursionError) as error:
                 reason = TOO_DEEP if isinstance(error, RecursionError) else str(error)
                 if work.strict:
-                    raise SystemExit(f"{place.source}: row {place.row}: {reason}; fix the row, or drop --strict to set it aside") from None
+                    raise SystemExit(
+                        f"{place.source}: row {place.row}: {reason}; fix the row, or drop --strict to set it aside"
+                    ) from None
                 writer(REJECTS)(rejected(place, reason[:SHOWN_REASON], raw))
-                totals.add(Totals(Counter({SET_ASIDE: 1}), {re.sub(r"\d+", "#", reason): [1, place, reason[:SHOWN_REASON]]}))
+                totals.add(
+                    Totals(Counter({SET_ASIDE: 1}), {re.sub(r"\d+", "#", reason): [1, place, reason[:SHOWN_REASON]]})
+                )
             else:
                 totals.counts.update(counts)
                 for stream, row in made:

@@ -13,7 +13,17 @@ CONTROL_TOKENS = (  # of Qwen's tokenizers: in a text they are no text but a mar
     *(f"<|{name}_{edge}|>" for name in ("object_ref", "box", "quad", "vision") for edge in ("start", "end")),
     *(f"<|{name}_pad|>" for name in ("vision", "image", "video")),
 )
-MEDIA = ("image", "image_url", "input_image", "video", "video_url", "audio", "audio_url", "input_audio", "file")  # parts
+MEDIA = (
+    "image",
+    "image_url",
+    "input_image",
+    "video",
+    "video_url",
+    "audio",
+    "audio_url",
+    "input_audio",
+    "file",
+)  # parts
 
 
 class TrajectoryError(ValueError):
@@ -106,7 +116,9 @@ def _served_tools(tools, control_tokens: tuple) -> list[dict] | None:
 
 def _refuse_control_tokens(message: dict, control_tokens: tuple, where: str = "") -> None:
     values = [value for value in message.values() if value]
-    text = "\n".join(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str) for value in values)
+    text = "\n".join(
+        value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str) for value in values
+    )
     for token in control_tokens:
         if token in text:
             raise TrajectoryError(
@@ -121,7 +133,9 @@ def _served_message(message: dict) -> dict:
     role = message.get("role")
     if role not in ROLES:
         raise TrajectoryError(f"unknown role {role!r}; known are {', '.join(ROLES)}")
-    served = {key: value for key, value in message.items() if key not in ("reasoning", "reasoning_content", "tool_calls")}
+    served = {
+        key: value for key, value in message.items() if key not in ("reasoning", "reasoning_content", "tool_calls")
+    }
     served["content"] = _text(message.get("content"), role)
     if role == "assistant":
         reasoning = message.get("reasoning_content") or message.get("reasoning") or ""
@@ -186,7 +200,9 @@ def _text(content, role: str) -> str:
         return content
     for part in content if isinstance(content, list) else ():
         if isinstance(part, dict) and part.get("type") in MEDIA:
-            raise TrajectoryError(f"content is not text but a list with a part of type {part['type']}; leave it out of the row")
+            raise TrajectoryError(
+                f"content is not text but a list with a part of type {part['type']}; leave it out of the row"
+            )
     if is_text_parts(content):
         return "".join(part["text"] for part in content)
     if role == "tool" and isinstance(content, (dict, list)):  # what a client sends; a template would render nothing
@@ -196,7 +212,9 @@ def _text(content, role: str) -> str:
 
 def is_text_parts(content) -> bool:
     """Whether the content of a message is a list of text parts."""
-    return isinstance(content, list) and all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in content)
+    return isinstance(content, list) and all(
+        isinstance(part, dict) and isinstance(part.get("text"), str) for part in content
+    )
 
 
 def _decoded(value, column: str) -> list:

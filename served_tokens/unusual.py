@@ -61,7 +61,9 @@ def schema_breaks(messages: list[dict], tools: list[dict] | None) -> Counter:
         schema = schemas.get(call["name"])
         try:
             with time_limit():  # a pattern may take for ever
-                notes[BAD_ARGUMENTS] += schema is not None and not _validator(json.dumps(schema)).is_valid(call["arguments"])
+                notes[BAD_ARGUMENTS] += schema is not None and not _validator(json.dumps(schema)).is_valid(
+                    call["arguments"]
+                )
         except Exception:  # a broken schema raises many kinds; what it says of the arguments is not known
             notes[BAD_SCHEMA] += 1
     return notes
@@ -75,7 +77,9 @@ def _validator(schema: str):
     schema = json.loads(schema)
     kind = jsonschema.validators.validator_for(schema, jsonschema.Draft202012Validator)
     kind.check_schema(schema)
-    return kind(schema, registry=referencing.Registry())  # an empty one: without it, a $ref would be fetched from anywhere
+    return kind(
+        schema, registry=referencing.Registry()
+    )  # an empty one: without it, a $ref would be fetched from anywhere
 
 
 def tool_function(tool: dict) -> dict:

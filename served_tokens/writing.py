@@ -31,8 +31,10 @@ def still_there(path: Path) -> str:
 
 def check_output(output: Path, *inputs: str) -> None:
     """Whether something can be written under this name, a file or a folder of Parquet files; before the work."""
-    if output.suffix and not format_of(output) or format_of(output) == ".jsonl.gz":
-        raise SystemExit(f"{output}: unknown file type {output.suffix!r}; known are .json, .jsonl, .parquet, and a folder without")
+    if (output.suffix and not format_of(output)) or format_of(output) == ".jsonl.gz":
+        raise SystemExit(
+            f"{output}: unknown file type {output.suffix!r}; known are .json, .jsonl, .parquet, and a folder without"
+        )
     if not output.suffix and output.is_dir() and any(path.suffix != ".parquet" for path in output.iterdir()):
         raise SystemExit(f"{output}: holds more than Parquet files; name another folder")
     refuse_inputs(inputs, output)
@@ -111,7 +113,9 @@ def row_writer(path: Path, schema=None):
 def json_row(row: dict, texts=()) -> bytes:
     """A row as JSON. The columns `texts` hold nothing but texts, small integers and null, which orjson writes faster."""
     columns = (
-        orjson.dumps(key) + b": " + (orjson.dumps(value) if key in texts or type(value) is str else json_text(value).encode())
+        orjson.dumps(key)
+        + b": "
+        + (orjson.dumps(value) if key in texts or type(value) is str else json_text(value).encode())
         for key, value in row.items()
     )
     return b"{" + b", ".join(columns) + b"}"
@@ -184,7 +188,9 @@ def inferred_schema(rows: list[dict]):
         kinds = {type(row[column]) for row in rows if row.get(column) is not None}
         scalars = [types[kind] for kind in kinds if kind in types]
         if scalars and len(kinds) > 1:
-            raise SystemExit(f"column {column} holds values of several types, which Parquet cannot; write .jsonl instead")
+            raise SystemExit(
+                f"column {column} holds values of several types, which Parquet cannot; write .jsonl instead"
+            )
         fields.append((column, scalars[0] if scalars else pa.string()))
     return pa.schema(fields)
 
@@ -203,7 +209,9 @@ def join(parts: list[Path], output: Path) -> None:
         if output.suffix == ".parquet":
             _join_parquet(parts, whole)
         elif output.suffix:
-            _join_lines(parts, whole, *((b"[\n", b",\n", b"\n]\n") if output.suffix == ".json" else (b"", b"\n", b"\n")))
+            _join_lines(
+                parts, whole, *((b"[\n", b",\n", b"\n]\n") if output.suffix == ".json" else (b"", b"\n", b"\n"))
+            )
         else:
             whole.mkdir()
             for number, part in enumerate(parts):

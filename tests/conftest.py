@@ -6,9 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, settings
-
 import tiny_qwen3
+from hypothesis import HealthCheck, settings
 
 ROOT = Path(__file__).resolve().parent.parent
 os.environ.update(HF_HUB_OFFLINE="1", LLAMAFACTORY_VERBOSITY="ERROR", TOKENIZERS_PARALLELISM="false")
@@ -47,8 +46,12 @@ def run(tmp_path):
     def run(script: str, *arguments, expect: int = 0, **environment):
         process = subprocess.run(
             [sys.executable, str(ROOT / script), *map(str, arguments)],
-            cwd=tmp_path, capture_output=True, text=True, env={**os.environ, **environment}, timeout=600,
-        )  # fmt: skip
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            env={**os.environ, **environment},
+            timeout=600,
+        )
         assert process.returncode == expect, process.stdout + process.stderr
         return process
 
@@ -71,8 +74,16 @@ def pipeline(run, tmp_path):
 @pytest.fixture
 def check(run, tmp_path, tiny_model):
     def check(dataset: str, *overrides, expect: int = 0):
-        return run("check_training_tokens.py", ROOT / "qwen3_full_sft.yaml", f"dataset_dir={tmp_path}", f"dataset={dataset}",
-                   f"model_name_or_path={tiny_model}", "preprocessing_num_workers=1", *overrides, expect=expect).stdout  # fmt: skip
+        return run(
+            "check_training_tokens.py",
+            ROOT / "qwen3_full_sft.yaml",
+            f"dataset_dir={tmp_path}",
+            f"dataset={dataset}",
+            f"model_name_or_path={tiny_model}",
+            "preprocessing_num_workers=1",
+            *overrides,
+            expect=expect,
+        ).stdout
 
     return check
 

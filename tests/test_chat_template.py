@@ -87,7 +87,9 @@ def test_template_cannot_reach_python_internals(tmp_path):
         load(source)
 
 
-@pytest.mark.parametrize("rendered", ["[INST] q [/INST]", "<|im_start|>user<|im_sep|>q<|im_end|>", "<s><|im_start|>user\nq<|im_end|>\n"])
+@pytest.mark.parametrize(
+    "rendered", ["[INST] q [/INST]", "<|im_start|>user<|im_sep|>q<|im_end|>", "<s><|im_start|>user\nq<|im_end|>\n"]
+)
 def test_template_that_is_not_chatml_is_named_as_such(rendered, tmp_path):
     (tmp_path / "t.jinja").write_text(rendered)
     with pytest.raises(SystemExit, match="t.jinja: the chat template is not ChatML"):
@@ -96,7 +98,9 @@ def test_template_that_is_not_chatml_is_named_as_such(rendered, tmp_path):
 
 def test_template_in_which_no_prompt_begins_with_another_stays_exact(tmp_path):
     """Each block shows how many messages there are."""
-    numbered = QWEN3.read_text(encoding="utf-8").replace("'<|im_end|>\\n' -}}", "messages | length ~ '<|im_end|>\\n' -}}")
+    numbered = QWEN3.read_text(encoding="utf-8").replace(
+        "'<|im_end|>\\n' -}}", "messages | length ~ '<|im_end|>\\n' -}}"
+    )
     assert "messages | length ~" in numbered
     (tmp_path / "numbered.jinja").write_text(numbered, encoding="utf-8")
     render = load(tmp_path / "numbered.jinja")
@@ -115,7 +119,13 @@ def test_template_that_looks_at_more_than_expected_is_rendered_prefix_by_prefix(
     (tmp_path / "switch.jinja").write_text(switch, encoding="utf-8")
     render = load(tmp_path / "switch.jinja")
     assert renders_by_query(render)
-    messages = [{"role": "system", "content": "/no_think"}, user("q"), assistant("", "r", [call("f", {})]), tool("1"), assistant("a", "s")]
+    messages = [
+        {"role": "system", "content": "/no_think"},
+        user("q"),
+        assistant("", "r", [call("f", {})]),
+        tool("1"),
+        assistant("a", "s"),
+    ]
     fast, naive = (apply_chat_template(messages, None, render, linear=linear) for linear in (True, False))
     assert fast == naive and fast != apply_chat_template(messages, None, RENDER)
 
@@ -125,10 +135,13 @@ def test_golden_cases_are_the_official_ones():
     assert json.loads((ROOT / "tests/golden/qwen3_rendering.json").read_text(encoding="utf-8")) == GOLDEN
 
 
-@pytest.mark.parametrize("options", ["", "indent=0", "indent=2", "separators=(',', ':')", "sort_keys=true", "ensure_ascii=true"])
+@pytest.mark.parametrize(
+    "options", ["", "indent=0", "indent=2", "separators=(',', ':')", "sort_keys=true", "ensure_ascii=true"]
+)
 def test_tojson_writes_what_json_writes(options, tmp_path):
     (tmp_path / "x.jinja").write_text(
-        "<|im_start|>x\n{% if tools %}{{ tools[0] | tojson(" + options + ") }}{% endif %}<|im_end|>\n\n", encoding="utf-8"
+        "<|im_start|>x\n{% if tools %}{{ tools[0] | tojson(" + options + ") }}{% endif %}<|im_end|>\n\n",
+        encoding="utf-8",
     )
     render = load(tmp_path / "x.jinja")
     tool = {"name": "é", "b": [1, {"a": None}]}

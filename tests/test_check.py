@@ -96,7 +96,16 @@ def test_thinking_mode_that_is_wrong_for_the_targets_is_caught(pipeline, check):
     assert "the loss mask differs" in output
 
 
-@pytest.mark.parametrize("override", ["preserve_thinking=true", "mask_history=false", "default_system=hi", "template=default", "split_special_tokens=true"])
+@pytest.mark.parametrize(
+    "override",
+    [
+        "preserve_thinking=true",
+        "mask_history=false",
+        "default_system=hi",
+        "template=default",
+        "split_special_tokens=true",
+    ],
+)
 def test_setting_that_changes_the_tokens_or_the_mask_is_caught(pipeline, check, override):
     assert mismatched(check(pipeline(GOLDEN), override, expect=1)) > 0
 
@@ -158,12 +167,25 @@ def test_max_samples_gives_a_quick_look(pipeline, check):
 
 
 def test_data_set_that_step_2_did_not_write_is_named(check, tmp_path, run, tiny_model):
-    write_jsonl(tmp_path / "x.jsonl", [{"instruction": "q", "input": "", "output": "a", "system": "", "history": [["a", "b"]]}])
-    entry = {"x": {"file_name": "x.jsonl", "columns": {"prompt": "instruction", "response": "output", "history": "history"}}}
+    write_jsonl(
+        tmp_path / "x.jsonl", [{"instruction": "q", "input": "", "output": "a", "system": "", "history": [["a", "b"]]}]
+    )
+    entry = {
+        "x": {"file_name": "x.jsonl", "columns": {"prompt": "instruction", "response": "output", "history": "history"}}
+    }
     (tmp_path / "dataset_info.json").write_text(json.dumps(entry))
-    process = run("check_training_tokens.py", ROOT / "qwen3_full_sft.yaml", f"dataset_dir={tmp_path}", "dataset=x",
-                  f"model_name_or_path={tiny_model}", expect=1)  # fmt: skip
-    assert "data set x: no column served_as, source, trajectory, turns" in process.stderr and "Traceback" not in process.stderr
+    process = run(
+        "check_training_tokens.py",
+        ROOT / "qwen3_full_sft.yaml",
+        f"dataset_dir={tmp_path}",
+        "dataset=x",
+        f"model_name_or_path={tiny_model}",
+        expect=1,
+    )
+    assert (
+        "data set x: no column served_as, source, trajectory, turns" in process.stderr
+        and "Traceback" not in process.stderr
+    )
 
 
 def test_setting_that_llamafactory_refuses_is_a_clear_error(run, tiny_model):
@@ -173,7 +195,9 @@ def test_setting_that_llamafactory_refuses_is_a_clear_error(run, tiny_model):
         (["template=none", f"model_name_or_path={tiny_model}"], "Template none does not exist"),
         (["model_name_or_path=/none"], "Failed to load tokenizer"),
     ):
-        process = run("check_training_tokens.py", ROOT / "qwen3_full_sft.yaml", f"dataset_dir={ROOT}", *overrides, expect=1)
+        process = run(
+            "check_training_tokens.py", ROOT / "qwen3_full_sft.yaml", f"dataset_dir={ROOT}", *overrides, expect=1
+        )
         assert "LlamaFactory refuses these settings" in process.stderr and reason in process.stderr
         assert "Traceback" not in process.stderr
     process = run("check_training_tokens.py", "none.yaml", expect=1)
@@ -186,13 +210,19 @@ def test_several_data_sets_and_an_evaluation_set_are_checked_each(run, pipeline,
         (tmp_path / "rows.jsonl").rename(tmp_path / source)
         table = pq.read_table(tmp_path / f"{name}.parquet")
         sources = pa.array([source] * len(table))
-        pq.write_table(table.set_column(table.schema.get_field_index("source"), "source", sources), tmp_path / f"{name}.parquet")
+        pq.write_table(
+            table.set_column(table.schema.get_field_index("source"), "source", sources), tmp_path / f"{name}.parquet"
+        )
         return name
 
     one, two, three = made_of("1.jsonl", "one"), made_of("2.jsonl", "two"), made_of("3.jsonl", "three")
     output = check(f"{one},{two}", f"eval_dataset={three}", "eval_strategy=epoch")
     assert output.count("53  (100.00%)") == 3
-    command = [*arguments(tmp_path, f"{one},{two}", tiny_model), "mix_strategy=interleave_over", "interleave_probs=0.5,0.5"]
+    command = [
+        *arguments(tmp_path, f"{one},{two}", tiny_model),
+        "mix_strategy=interleave_over",
+        "interleave_probs=0.5,0.5",
+    ]
     process = run("check_training_tokens.py", *command, expect=1)
     assert "FAILED: mix_strategy interleave_over draws some samples more than once" in process.stderr
 
@@ -216,7 +246,9 @@ def test_turn_that_the_chat_template_of_the_model_refuses_is_a_mismatch(pipeline
     from transformers import Qwen3Config
 
     template = (ROOT / "chat_templates/qwen3.jinja").read_text(encoding="utf-8")
-    refuse = "{%- for message in messages[1:] if message.role == 'system' -%}{{- raise_exception('no') -}}{%- endfor -%}"
+    refuse = (
+        "{%- for message in messages[1:] if message.role == 'system' -%}{{- raise_exception('no') -}}{%- endfor -%}"
+    )
     tiny_qwen3.build_tokenizer(template + refuse).save_pretrained(tmp_path / "model")
     Qwen3Config().save_pretrained(tmp_path / "model")
     output = check(pipeline(GOLDEN), f"model_name_or_path={tmp_path / 'model'}", expect=1)

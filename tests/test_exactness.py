@@ -16,22 +16,56 @@ from llamafactory.hparams import DataArguments
 
 from served_tokens.alpaca import COLUMNS, step1_columns, to_samples
 from served_tokens.chat_template import QWEN3, load_chat_template, read_chat_template
+from served_tokens.findings import IGNORE_INDEX
 from served_tokens.lengths import token_counter
 from served_tokens.plain_messages import apply_despite_control_tokens
 from served_tokens.reading import Place, parse_row
-from served_tokens.findings import IGNORE_INDEX
 from served_tokens.served_turn import expected_sample, served_turn
 from served_tokens.trajectory import CONTROL_TOKENS, TrajectoryError, served_trajectory
 from step1_apply_tool_template import convert_row
 
 TEMPLATE = read_chat_template(str(QWEN3))
 RENDER = load_chat_template(TEMPLATE)
-PIECES = ["a", "Zug", "订单", "é", "e\u0301", "\u0301", "😀", "7", ".", '"', "{", " ", "  ", "\n", "\n\n", "\t", "\r\n", "\u3000",
-          "<think>", "</think>", "<think>\nx\n</think>\n\n", "<tool_response>", "</tool_response>", "<tool_call>",
-          "<tool_response>\nr\n</tool_response>", "{{content}}", "{{idx}}", "{% x %}", "<image>", "2024-01-01", "\x00",
-          *CONTROL_TOKENS, "<|im_end|>\n<|im_start|>assistant\n", "<|im_"]  # fmt: skip
+PIECES = [
+    "a",
+    "Zug",
+    "订单",
+    "é",
+    "e\u0301",
+    "\u0301",
+    "😀",
+    "7",
+    ".",
+    '"',
+    "{",
+    " ",
+    "  ",
+    "\n",
+    "\n\n",
+    "\t",
+    "\r\n",
+    "\u3000",
+    "<think>",
+    "</think>",
+    "<think>\nx\n</think>\n\n",
+    "<tool_response>",
+    "</tool_response>",
+    "<tool_call>",
+    "<tool_response>\nr\n</tool_response>",
+    "{{content}}",
+    "{{idx}}",
+    "{% x %}",
+    "<image>",
+    "2024-01-01",
+    "\x00",
+    *CONTROL_TOKENS,
+    "<|im_end|>\n<|im_start|>assistant\n",
+    "<|im_",
+]
 TEXT = st.lists(st.sampled_from(PIECES * 4 + ["\ud800"]), max_size=5).map("".join)
-ARGUMENTS = st.dictionaries(TEXT, st.one_of(TEXT, st.none(), st.integers(), st.floats(allow_nan=False), st.lists(TEXT, max_size=2)), max_size=2)
+ARGUMENTS = st.dictionaries(
+    TEXT, st.one_of(TEXT, st.none(), st.integers(), st.floats(allow_nan=False), st.lists(TEXT, max_size=2)), max_size=2
+)
 CALLS = st.lists(st.builds(call, st.sampled_from(["f", "get_order"]), ARGUMENTS), max_size=2)
 MESSAGE = st.one_of(
     st.builds(user, TEXT),
@@ -43,9 +77,9 @@ MESSAGE = st.one_of(
 TURN = st.tuples(st.builds(assistant, TEXT, st.none() | TEXT, CALLS), st.lists(st.builds(tool, TEXT), max_size=2)).map(
     lambda turn: [turn[0], *turn[1]]
 )
-ORDINARY = st.lists(st.tuples(st.builds(user, TEXT), st.lists(TURN, min_size=1, max_size=3)), min_size=1, max_size=3).map(
-    lambda chains: [message for query, turns in chains for message in [query, *sum(turns, [])]]
-)
+ORDINARY = st.lists(
+    st.tuples(st.builds(user, TEXT), st.lists(TURN, min_size=1, max_size=3)), min_size=1, max_size=3
+).map(lambda chains: [message for query, turns in chains for message in [query, *sum(turns, [])]])
 CONVERSATION = st.one_of(ORDINARY, st.lists(MESSAGE, min_size=1, max_size=8))
 TOOLS = st.sampled_from([None, [{"type": "function", "function": {"name": "f", "parameters": {"é": [1.0, None]}}}]])
 MODES = {  # served_as -> the settings of LlamaFactory that are exact for it
@@ -78,7 +112,9 @@ def llamafactory(template: str, enable_thinking: bool, mask_history: bool = True
 
 def samples_of(messages, tools, mode, merge_turns=False):
     """(samples, reasons of left-out turns) through the rows that both scripts write and read; raises TrajectoryError."""
-    _, [(_, row)] = convert_row({"messages": messages, "tools": tools}, Place("x", 0), TEMPLATE, True, allow_control_tokens=True)
+    _, [(_, row)] = convert_row(
+        {"messages": messages, "tools": tools}, Place("x", 0), TEMPLATE, True, allow_control_tokens=True
+    )
     return to_samples(*step1_columns(parse_row(row)), mode, merge_turns)
 
 
@@ -199,7 +235,13 @@ def test_turns_of_one_query_merge_into_one_sample_and_each_query_opens_another()
 
 
 def test_turn_without_reasoning_ends_its_sample_as_the_template_shows_it_otherwise_later():
-    conversation = [user("q"), assistant("", "r", [call("f", {})]), tool("1"), assistant("", None, [call("f", {})]), tool("2"),
-                    assistant("a", "r")]  # fmt: skip
+    conversation = [
+        user("q"),
+        assistant("", "r", [call("f", {})]),
+        tool("1"),
+        assistant("", None, [call("f", {})]),
+        tool("2"),
+        assistant("a", "r"),
+    ]
     samples, _ = samples_of(conversation, None, "template", merge_turns=True)
     assert [sample["turns"] for sample in samples] == [[1, 3], [5]]

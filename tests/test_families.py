@@ -3,9 +3,8 @@
 import json
 
 import pytest
-from conftest import ROOT, assistant, call, tool, user, write_jsonl
-
 import tiny_qwen3
+from conftest import ROOT, assistant, call, tool, user, write_jsonl
 
 QWEN3 = (ROOT / "chat_templates" / "qwen3.jinja").read_text(encoding="utf-8")
 TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {"x": {}}}}}]
@@ -37,9 +36,9 @@ QWEN25 = """
 # No think block anywhere: the rules of Qwen3 without its reasoning.
 INSTRUCT_2507 = QWEN3.replace("and (loop.last or reasoning)", "and false").replace("enable_thinking is false", "false")
 # The generation prompt opens the think block.
-THINKING_2507 = QWEN3.replace(GENERATION_PROMPT, GENERATION_PROMPT.replace("assistant\\n'", "assistant\\n<think>\\n'")).replace(
-    "enable_thinking is false", "false"
-)
+THINKING_2507 = QWEN3.replace(
+    GENERATION_PROMPT, GENERATION_PROMPT.replace("assistant\\n'", "assistant\\n<think>\\n'")
+).replace("enable_thinking is false", "false")
 # The same, calls in XML, texts trimmed, thinking that can be switched off, and no rendering without a user query.
 XML_CALL = """{{- '<tool_call>\\n<function=' ~ call.name ~ '>' -}}
             {%- for name, value in call.arguments.items() -%}
@@ -47,24 +46,54 @@ XML_CALL = """{{- '<tool_call>\\n<function=' ~ call.name ~ '>' -}}
             {%- endfor -%}
             {{- '\\n</function>\\n</tool_call>' -}}
 """
-JSON_CALL = QWEN3[QWEN3.index("            {{- '<tool_call>") : QWEN3.index("        {%- endfor -%}\n        {{- '<|im_end|>")]
+JSON_CALL = QWEN3[
+    QWEN3.index("            {{- '<tool_call>") : QWEN3.index("        {%- endfor -%}\n        {{- '<|im_end|>")
+]
 QWEN35 = (
     QWEN3.replace(JSON_CALL, "            " + XML_CALL)
     .replace("message['content'] if message['content'] is string else ''", "message.content | trim")
-    .replace(GENERATION_PROMPT, GENERATION_PROMPT + " is not defined or enable_thinking -%}\n{{- '<think>\\n' -}}{%- elif enable_thinking")
+    .replace(
+        GENERATION_PROMPT,
+        GENERATION_PROMPT + " is not defined or enable_thinking -%}\n{{- '<think>\\n' -}}{%- elif enable_thinking",
+    )
 )
 NEEDS_QUERY = "{%- if query.last == messages | length -%}{{- raise_exception('No user query found.') -}}{%- endif -%}\n"
 QWEN35_STRICT = QWEN35.replace("{%- set opens_with_system", NEEDS_QUERY + "{%- set opens_with_system", 1)
 
 ROWS = [
-    {"tools": TOOLS, "messages": [
-        {"role": "system", "content": "P "}, user(" q1"), assistant("so ", "r1", [call("f", {"x": 1}), call("f", {"y": "é\n"})]),
-        tool("t1"), tool("t2"), assistant("", "r2", [call("f", {"x": {"z": None}})]), tool("t3\n"), assistant("a1 \n", "r3"),
-        user("q2"), assistant("a2", "\nr4"), user("q3"), assistant("", "r5", [call("f", {})]), tool(""), assistant("a3", "r6"),
-    ]},
-    {"tools": None, "messages": [user("q"), assistant("a"), user("q2"), user("q3"), assistant("\n\nb"), user("q4"), assistant("c", "r")]},
+    {
+        "tools": TOOLS,
+        "messages": [
+            {"role": "system", "content": "P "},
+            user(" q1"),
+            assistant("so ", "r1", [call("f", {"x": 1}), call("f", {"y": "é\n"})]),
+            tool("t1"),
+            tool("t2"),
+            assistant("", "r2", [call("f", {"x": {"z": None}})]),
+            tool("t3\n"),
+            assistant("a1 \n", "r3"),
+            user("q2"),
+            assistant("a2", "\nr4"),
+            user("q3"),
+            assistant("", "r5", [call("f", {})]),
+            tool(""),
+            assistant("a3", "r6"),
+        ],
+    },
+    {
+        "tools": None,
+        "messages": [
+            user("q"),
+            assistant("a"),
+            user("q2"),
+            user("q3"),
+            assistant("\n\nb"),
+            user("q4"),
+            assistant("c", "r"),
+        ],
+    },
     {"tools": None, "messages": [{"role": "system", "content": "P"}, assistant("Hi"), user("q"), assistant("a", "r")]},
-]  # fmt: skip
+]
 TURNS = sum(message["role"] == "assistant" for row in ROWS for message in row["messages"])
 NOTHINK, PARSED = ["template=qwen3_nothink"], ["template=null"]
 MERGE = ["--history-thinking", "template", "--merge-turns"]
@@ -84,8 +113,14 @@ CASES = [  # model, its template, that of the folder LlamaFactory trains (see RE
 ]
 
 
-@pytest.mark.parametrize("model, template, trained, options, overrides", CASES, ids=lambda value: value if value in ("qwen2.5", "qwen3.5") else None)
-def test_family_is_exact_through_both_scripts_and_the_check(run, check, tmp_path, model, template, trained, options, overrides):
+@pytest.mark.parametrize(
+    "model, template, trained, options, overrides",
+    CASES,
+    ids=lambda value: value if value in ("qwen2.5", "qwen3.5") else None,
+)
+def test_family_is_exact_through_both_scripts_and_the_check(
+    run, check, tmp_path, model, template, trained, options, overrides
+):
     from transformers import Qwen3Config
 
     folder = tmp_path / "model"
@@ -100,14 +135,18 @@ def test_family_is_exact_through_both_scripts_and_the_check(run, check, tmp_path
     output = check("samples", f"model_name_or_path={folder}", *overrides)
     assert "(100.00%)" in output
     supervised = int(output.split("supervised")[1].split()[0])
-    assert TURNS - 2 <= supervised < TURNS  # the opening turn has no user block, and one may hold a newline LlamaFactory removes
+    assert (
+        TURNS - 2 <= supervised < TURNS
+    )  # the opening turn has no user block, and one may hold a newline LlamaFactory removes
 
 
 def step1(run, tmp_path, template: str, rows=ROWS) -> tuple[list[dict], str]:
     (tmp_path / "t.jinja").write_text(template, encoding="utf-8")
     write_jsonl(tmp_path / "rows.jsonl", rows)
     process = run("step1_apply_tool_template.py", "rows.jsonl", "plain.jsonl", "--chat-template", "t.jinja")
-    return [json.loads(line) for line in (tmp_path / "plain.jsonl").read_text(encoding="utf-8").splitlines()], process.stdout
+    return [
+        json.loads(line) for line in (tmp_path / "plain.jsonl").read_text(encoding="utf-8").splitlines()
+    ], process.stdout
 
 
 def test_default_system_prompt_of_a_template_becomes_a_message(run, tmp_path):
@@ -136,6 +175,7 @@ def test_xml_calls_are_rendered_as_the_template_says(run, tmp_path):
 def test_turn_whose_prompt_the_template_refuses_is_left_out_and_the_rest_stays(run, tmp_path):
     rows, output = step1(run, tmp_path, QWEN35_STRICT)
     assert [turn["left_out"] for turn in rows[2]["served"]["turns"]] == [
-        "the chat template refuses the messages: No user query found.", None
-    ]  # fmt: skip
+        "the chat template refuses the messages: No user query found.",
+        None,
+    ]
     assert "1 turns cannot become samples" in output

@@ -35,16 +35,19 @@ def names(folder) -> list[str]:
 # ---------------------------------------------------------------- reading
 
 
-@pytest.mark.parametrize("content, rows, set_aside", [
-    (LINE + b"\n" + LINE[:-9], 1, [1]),  # cut in the middle of a row
-    (b"\xef\xbb\xbf" + LINE + b"\n" + LINE, 2, []),
-    (LINE + b"\r\n\r\n" + LINE + b"\r\n", 2, []),
-    (LINE.replace("é".encode(), b"\xe9") + b"\n" + LINE, 1, [0]),
-    (LINE.replace(b"q", b"\x00") + b"\n" + LINE + b"\n\x00\x00\n", 1, [0, 2]),
-    (b"\xff\xfe\n" + LINE, 1, [0]),
-    (b"3\nnull\n[]\n\"x\"\n" + LINE, 1, [0, 1, 2, 3]),
-    (LINE + b"\n" + b'{"messages": ' + b"[" * 100000 + b"\n", 1, [1]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "content, rows, set_aside",
+    [
+        (LINE + b"\n" + LINE[:-9], 1, [1]),  # cut in the middle of a row
+        (b"\xef\xbb\xbf" + LINE + b"\n" + LINE, 2, []),
+        (LINE + b"\r\n\r\n" + LINE + b"\r\n", 2, []),
+        (LINE.replace("é".encode(), b"\xe9") + b"\n" + LINE, 1, [0]),
+        (LINE.replace(b"q", b"\x00") + b"\n" + LINE + b"\n\x00\x00\n", 1, [0, 2]),
+        (b"\xff\xfe\n" + LINE, 1, [0]),
+        (b'3\nnull\n[]\n"x"\n' + LINE, 1, [0, 1, 2, 3]),
+        (LINE + b"\n" + b'{"messages": ' + b"[" * 100000 + b"\n", 1, [1]),
+    ],
+)
 def test_damaged_line_is_set_aside_and_the_rest_goes_on(run, tmp_path, content, rows, set_aside):
     (tmp_path / "x.jsonl").write_bytes(content)
     process = run(STEP1, "x.jsonl", "y.jsonl")
@@ -55,21 +58,28 @@ def test_damaged_line_is_set_aside_and_the_rest_goes_on(run, tmp_path, content, 
     assert [row["row"] for row in read_jsonl(rejects)] == set_aside if set_aside else not rejects.exists()
 
 
-@pytest.mark.parametrize("name, content, reason", [
-    ("x.jsonl", b"", "x.jsonl: no trajectory is left"),
-    ("x.json", b"", "x.json: not an array"),
-    ("x.parquet", b"", "x.parquet: not a Parquet file"),
-    ("x.jsonl", gzip.compress(LINE), "x.jsonl: is compressed by gzip; only a .jsonl.gz file is"),
-    ("x.json", gzip.compress(LINE), "x.json: is compressed by gzip; only a .jsonl.gz file is"),
-    ("x.jsonl.gz", LINE, "x.jsonl.gz: is not compressed by gzip; only a .jsonl.gz file is"),
-    ("x.jsonl.gz", gzip.compress(LINE)[:-9], "x.jsonl.gz: cannot be unpacked"),
-    ("x.json.gz", gzip.compress(LINE), "x.json.gz: unknown file type '.gz'"),
-    ("x.jsonl", b"\xef\xbb\xbf[\n" + LINE + b"\n]\n", "x.jsonl: holds a JSON array over several lines; name it .json"),
-    ("x.json", b"[" + LINE + b"," + LINE[:-3], "x.json: not valid JSON"),
-    ("x.json", b"[" + LINE.replace("é".encode(), b"\xe9") + b"]", "x.json: not valid JSON"),
-    ("x.json", b"[" * 100000, "x.json: not valid JSON"),
-    ("x.json", b"[3, null, [], \"x\"]", "1 like row 0: the row is not an object but a number"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, content, reason",
+    [
+        ("x.jsonl", b"", "x.jsonl: no trajectory is left"),
+        ("x.json", b"", "x.json: not an array"),
+        ("x.parquet", b"", "x.parquet: not a Parquet file"),
+        ("x.jsonl", gzip.compress(LINE), "x.jsonl: is compressed by gzip; only a .jsonl.gz file is"),
+        ("x.json", gzip.compress(LINE), "x.json: is compressed by gzip; only a .jsonl.gz file is"),
+        ("x.jsonl.gz", LINE, "x.jsonl.gz: is not compressed by gzip; only a .jsonl.gz file is"),
+        ("x.jsonl.gz", gzip.compress(LINE)[:-9], "x.jsonl.gz: cannot be unpacked"),
+        ("x.json.gz", gzip.compress(LINE), "x.json.gz: unknown file type '.gz'"),
+        (
+            "x.jsonl",
+            b"\xef\xbb\xbf[\n" + LINE + b"\n]\n",
+            "x.jsonl: holds a JSON array over several lines; name it .json",
+        ),
+        ("x.json", b"[" + LINE + b"," + LINE[:-3], "x.json: not valid JSON"),
+        ("x.json", b"[" + LINE.replace("é".encode(), b"\xe9") + b"]", "x.json: not valid JSON"),
+        ("x.json", b"[" * 100000, "x.json: not valid JSON"),
+        ("x.json", b'[3, null, [], "x"]', "1 like row 0: the row is not an object but a number"),
+    ],
+)
 def test_file_without_a_row_to_use_is_a_clear_error(run, tmp_path, name, content, reason):
     (tmp_path / name).write_bytes(content)
     process = run(STEP1, name, "y.jsonl", expect=1)
@@ -94,10 +104,16 @@ def test_file_without_permission_is_a_clear_error(tmp_path, suffix):  # which ro
     path = tmp_path / f"x{suffix}"
     path.write_bytes(b"")
     denied = PermissionError(13, "Permission denied")
-    with mock.patch.object(Path, "open", side_effect=denied), mock.patch("pyarrow.parquet.ParquetFile", side_effect=denied):
+    with (
+        mock.patch.object(Path, "open", side_effect=denied),
+        mock.patch("pyarrow.parquet.ParquetFile", side_effect=denied),
+    ):
         with pytest.raises(SystemExit, match="x.*cannot be read.*Permission denied"):
             list(read_rows(str(path)))
-    with mock.patch("pyarrow.parquet.ParquetFile", side_effect=denied), pytest.raises(SystemExit, match="Permission denied"):
+    with (
+        mock.patch("pyarrow.parquet.ParquetFile", side_effect=denied),
+        pytest.raises(SystemExit, match="Permission denied"),
+    ):
         open_parquet(path, path)
 
 
@@ -107,15 +123,22 @@ def test_reader_of_mutated_bytes_gives_rows_or_errors_of_one_line(tmp_path_facto
     folder = tmp_path_factory.getbasetemp()
     whole = folder / f"whole{suffix}"
     if not whole.exists():
-        rows = [{"id": number, "messages": json.dumps(ROW["messages"]), "é": None if number else 1.5} for number in range(3)]
+        rows = [
+            {"id": number, "messages": json.dumps(ROW["messages"]), "é": None if number else 1.5} for number in range(3)
+        ]
         part = folder / f"part{'.parquet' if suffix == '.parquet' else '.jsonl'}"
         with row_writer(part, inferred_schema(rows)) as write:
             for row in rows:
                 write(row)
         join([part], whole)
     content = bytearray(whole.read_bytes())
-    place, byte = st.integers(0, len(content)), st.sampled_from(b'\x00\xff\xef"\\{}[],:\n\r\t eu09P') | st.integers(0, 255)
-    for kind, at, value, length in data.draw(st.lists(st.tuples(st.integers(0, 3), place, byte, st.integers(0, 40)), min_size=1, max_size=6)):
+    place, byte = (
+        st.integers(0, len(content)),
+        st.sampled_from(b'\x00\xff\xef"\\{}[],:\n\r\t eu09P') | st.integers(0, 255),
+    )
+    for kind, at, value, length in data.draw(
+        st.lists(st.tuples(st.integers(0, 3), place, byte, st.integers(0, 40)), min_size=1, max_size=6)
+    ):
         if kind == 0:
             content[at : at + 1] = [value]
         elif kind == 1:
@@ -157,9 +180,14 @@ def test_output_goes_into_a_folder_that_is_made_and_over_an_earlier_file(run, tm
 def limited(script: str, *arguments, folder, size: int):
     """The script where no file may grow beyond `size` bytes, as on a disk that is full."""
     return subprocess.run(
-        [sys.executable, str(ROOT / script), *arguments], cwd=folder, capture_output=True, text=True, timeout=120,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size)), env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
-    )  # fmt: skip
+        [sys.executable, str(ROOT / script), *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size)),
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
+    )
 
 
 def many(rows: int = 400) -> list[dict]:
@@ -171,14 +199,22 @@ def test_full_disk_is_a_clear_error_and_leaves_the_earlier_output_whole(tmp_path
     write_jsonl(tmp_path / "x.jsonl", many())
     (tmp_path / output).write_text("earlier")
     process = limited(STEP1, "x.jsonl", output, folder=tmp_path, size=40_000)
-    assert process.returncode == 1 and f"{output}: cannot be written" in process.stderr and "Traceback" not in process.stderr
+    assert (
+        process.returncode == 1
+        and f"{output}: cannot be written" in process.stderr
+        and "Traceback" not in process.stderr
+    )
     assert (tmp_path / output).read_text() == "earlier" and names(tmp_path) == sorted(["x.jsonl", output])
 
 
 def test_full_disk_while_rejects_are_written_names_their_file(tmp_path):
     write_jsonl(tmp_path / "x.jsonl", [ROW, *({"bad": row} for row in many())])
     process = limited(STEP1, "x.jsonl", "y.jsonl", folder=tmp_path, size=40_000)
-    assert process.returncode == 1 and "y.jsonl.rejects.jsonl: cannot be written" in process.stderr and "Traceback" not in process.stderr
+    assert (
+        process.returncode == 1
+        and "y.jsonl.rejects.jsonl: cannot be written" in process.stderr
+        and "Traceback" not in process.stderr
+    )
     assert names(tmp_path) == ["x.jsonl"]
 
 
@@ -187,7 +223,11 @@ def test_full_disk_in_step_2_is_a_clear_error_and_leaves_nothing(run, tmp_path, 
     write_jsonl(tmp_path / "x.jsonl", many())
     run(STEP1, "x.jsonl", "y.jsonl")
     process = limited(STEP2, "y.jsonl", output, "--dataset-dir", ".", folder=tmp_path, size=size)
-    assert process.returncode == 1 and f"{output}: cannot be written" in process.stderr and "Traceback" not in process.stderr
+    assert (
+        process.returncode == 1
+        and f"{output}: cannot be written" in process.stderr
+        and "Traceback" not in process.stderr
+    )
     assert names(tmp_path) == ["x.jsonl", "y.jsonl"]
 
 
@@ -206,12 +246,21 @@ def test_rejects_can_be_mended_and_read_but_not_where_they_would_be_lost(run, tm
     write_jsonl(tmp_path / "x.jsonl", [ROW, {"messages": []}])
     run(STEP1, "x.jsonl", "y.jsonl")
     process = run(STEP1, "y.jsonl.rejects.jsonl", "y.jsonl", expect=1)
-    assert "y.jsonl.rejects.jsonl: is the input too" in process.stderr and len(read_jsonl(tmp_path / "y.jsonl.rejects.jsonl")) == 1
+    assert (
+        "y.jsonl.rejects.jsonl: is the input too" in process.stderr
+        and len(read_jsonl(tmp_path / "y.jsonl.rejects.jsonl")) == 1
+    )
 
 
 def start(folder, *arguments) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, str(ROOT / STEP1), *arguments], cwd=folder, stderr=subprocess.PIPE,
-                            stdout=subprocess.DEVNULL, text=True, start_new_session=True)  # fmt: skip
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / STEP1), *arguments],
+        cwd=folder,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+    )
 
 
 def test_two_runs_at_once_into_one_output_leave_one_of_them_whole(tmp_path):
@@ -305,7 +354,9 @@ def test_rejects_are_written_as_they_come_and_not_kept_in_memory(tmp_path):
         return {}, [("", row)]
 
     rows = [{"row": "x" * 1000}] * 100 + [ROW]
-    totals = convert_shard(Work(fails, tmp_path / "y", tmp_path, ".jsonl"), 7, ((Place("x", at), row) for at, row in enumerate(rows)))
+    totals = convert_shard(
+        Work(fails, tmp_path / "y", tmp_path, ".jsonl"), 7, ((Place("x", at), row) for at, row in enumerate(rows))
+    )
     assert totals.counts[SET_ASIDE] == 100 and len(repr(totals.reasons)) < 200
     assert len(read_jsonl(tmp_path / f"000007{REJECTS}")) == 100 and read_jsonl(tmp_path / "000007.jsonl") == [ROW]
 

@@ -22,7 +22,10 @@ def row(number: int, characters: int = 1) -> dict:
     return {"id": number, "tools": "[]", "messages": json.dumps([user("q" * characters), assistant("a", "r")])}
 
 
-ALPACA = [{"instruction": f"q{number}", "input": "", "output": "a" * 200, "system": "s", "history": []} for number in range(5000)]
+ALPACA = [
+    {"instruction": f"q{number}", "input": "", "output": "a" * 200, "system": "s", "history": []}
+    for number in range(5000)
+]
 TWO_FILES = {  # those of EnvScaler's repository
     "README.md": b"# EnvScaler",
     "envscaler_sft_traj_9k_metadata.json": json.dumps([row(number) for number in range(3)], indent=4).encode(),
@@ -59,16 +62,26 @@ def test_file_of_trajectories_is_read_and_the_samples_made_of_them_are_not(step1
     assert "and not\n  mask_history_all_traj-9K_apply_qwen3_template.json (" in output
     assert "): its rows have no column messages, but instruction, input, output, system, history" in output
     served = read_jsonl(tmp_path / "y.jsonl")[2]["served"]
-    assert served["source"] == f"hf://datasets/me/t@{COMMIT}/envscaler_sft_traj_9k_metadata.json" and served["trajectory"] == 2
+    assert (
+        served["source"] == f"hf://datasets/me/t@{COMMIT}/envscaler_sft_traj_9k_metadata.json"
+        and served["trajectory"] == 2
+    )
 
 
 def test_what_is_no_file_of_trajectories_does_not_end_the_run(step1, tmp_path):
     table = pa.BufferOutputStream()
     pq.write_table(pa.table({"image": ["x"]}), table)
     files = {
-        "README.md": b"# t", "images/0.png": b"\x89PNG", "stats.json": b'{"rows": 1}', "a.jsonl": b"not json\n", "b.json": b"",
-        "c.jsonl": b"3\n", "images/index.parquet": table.getvalue().to_pybytes(), "d.parquet": b"PAR1", "t.jsonl": json.dumps(row(1)).encode(),
-    }  # fmt: skip
+        "README.md": b"# t",
+        "images/0.png": b"\x89PNG",
+        "stats.json": b'{"rows": 1}',
+        "a.jsonl": b"not json\n",
+        "b.json": b"",
+        "c.jsonl": b"3\n",
+        "images/index.parquet": table.getvalue().to_pybytes(),
+        "d.parquet": b"PAR1",
+        "t.jsonl": json.dumps(row(1)).encode(),
+    }
     output = step1(files).stdout
     assert ids(tmp_path / "y.jsonl") == [1] and "reads\n  t.jsonl (" in output
     assert "  stats.json (11.0B): not an array" in output and "  a.jsonl (9.00B): the row is not valid JSON" in output
@@ -80,14 +93,24 @@ def test_splits_are_never_read_together(step1, tmp_path):
     files = {"train.json": in_json(1), "test.json": in_json(2), "all/traj.json": in_json(1, 2)}
     errors = step1(files, expect=1).stderr
     assert "me/t: several of its files hold trajectories, and they are not shards of one split" in errors
-    assert "name one, by --file NAME or --split NAME:\n  all/traj.json (" in errors and "  test.json (" in errors and "  train.json (" in errors
+    assert (
+        "name one, by --file NAME or --split NAME:\n  all/traj.json (" in errors
+        and "  test.json (" in errors
+        and "  train.json (" in errors
+    )
     assert not (tmp_path / "y.jsonl").exists()
 
 
-@pytest.mark.parametrize("arguments, expected", [
-    (["--split", "train"], [1]), (["--split", "test"], [2]), (["--file", "test.json"], [2]), (["--file", "data/t?s*.json"], [2]),
-    (["--file", "*.json", "--split", "test"], [2]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "arguments, expected",
+    [
+        (["--split", "train"], [1]),
+        (["--split", "test"], [2]),
+        (["--file", "test.json"], [2]),
+        (["--file", "data/t?s*.json"], [2]),
+        (["--file", "*.json", "--split", "test"], [2]),
+    ],
+)
 def test_split_or_file_chooses(step1, tmp_path, arguments, expected):
     step1({"data/train.json": in_json(1), "data/test.json": in_json(2)}, *arguments)
     assert ids(tmp_path / "y.jsonl") == expected
@@ -98,31 +121,49 @@ def test_split_of_several_configs_is_not_read_together(step1):
     assert "not shards of one split" in step1(files, "--split", "train", expect=1).stderr
 
 
-@pytest.mark.parametrize("files, arguments, expected", [
-    (["data/train-00000-of-00002.json", "data/train-00001-of-00002.json"], [], [0, 1]),
-    (["train/0.json", "train/1.json"], [], [0, 1]),
-    (["part-1.json", "part-2.json"], ["--file", "part-*.json"], [0, 1]),
-    (["part-1.json", "part-2.json"], [], None),  # they may be versions
-    (["train/0.json", "test/0.json"], ["--split", "train"], [0]),
-    (["train/0.json", "train/1.json"], ["--file", "train/1.json"], [1]),
-    (["train-00000-of-00001.json", "test-00000-of-00001.json"], ["--file", "*.json"], None),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "files, arguments, expected",
+    [
+        (["data/train-00000-of-00002.json", "data/train-00001-of-00002.json"], [], [0, 1]),
+        (["train/0.json", "train/1.json"], [], [0, 1]),
+        (["part-1.json", "part-2.json"], ["--file", "part-*.json"], [0, 1]),
+        (["part-1.json", "part-2.json"], [], None),  # they may be versions
+        (["train/0.json", "test/0.json"], ["--split", "train"], [0]),
+        (["train/0.json", "train/1.json"], ["--file", "train/1.json"], [1]),
+        (["train-00000-of-00001.json", "test-00000-of-00001.json"], ["--file", "*.json"], None),
+    ],
+)
 def test_shards_of_one_split_are_read_in_the_order_of_their_names(step1, tmp_path, files, arguments, expected):
-    process = step1({name: in_json(number) for number, name in enumerate(files)}, *arguments, expect=0 if expected else 1)
+    process = step1(
+        {name: in_json(number) for number, name in enumerate(files)}, *arguments, expect=0 if expected else 1
+    )
     if expected:
         rows = read_jsonl(tmp_path / "y.jsonl")
         assert [row["id"] for row in rows] == expected
         assert [row["served"]["trajectory"] for row in rows] == [0] * len(rows)
-        assert [row["served"]["source"] for row in rows] == [f"hf://datasets/me/t@{COMMIT}/{files[number]}" for number in expected]
+        assert [row["served"]["source"] for row in rows] == [
+            f"hf://datasets/me/t@{COMMIT}/{files[number]}" for number in expected
+        ]
     else:
         assert "not shards of one split" in process.stderr
 
 
-@pytest.mark.parametrize("files, arguments, reason", [
-    ({"a.json": b"[3]", "stats.json": b"{}"}, [], "none of its files holds trajectories:\n  a.json (3.00B): the row is not an object but a number\n  stats"),
-    ({"README.md": b""}, [], "me/t: the data set has no file for .json, .jsonl, .parquet"),
-    ({"a.json": b"[]"}, ["--file", "b.json", "--split", "x"], "has no file for --file b.json and --split x; it has\n  a.json (2.00B)"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "files, arguments, reason",
+    [
+        (
+            {"a.json": b"[3]", "stats.json": b"{}"},
+            [],
+            "none of its files holds trajectories:\n  a.json (3.00B): the row is not an object but a number\n  stats",
+        ),
+        ({"README.md": b""}, [], "me/t: the data set has no file for .json, .jsonl, .parquet"),
+        (
+            {"a.json": b"[]"},
+            ["--file", "b.json", "--split", "x"],
+            "has no file for --file b.json and --split x; it has\n  a.json (2.00B)",
+        ),
+    ],
+)
 def test_data_set_without_such_a_file_is_a_clear_error(step1, files, arguments, reason):
     errors = step1(files, *arguments, expect=1).stderr
     assert reason in errors and "Traceback" not in errors
@@ -135,7 +176,9 @@ def test_file_and_split_are_refused_for_a_file(run, tmp_path):
 
 
 def test_row_of_a_shard_that_is_set_aside_is_named_with_its_file(step1, tmp_path):
-    errors = step1({"train/0.jsonl": json.dumps(row(0)).encode(), "train/1.jsonl": json.dumps(row(1)).encode() + b"\nbad\n"}).stderr
+    errors = step1(
+        {"train/0.jsonl": json.dumps(row(0)).encode(), "train/1.jsonl": json.dumps(row(1)).encode() + b"\nbad\n"}
+    ).stderr
     source = f"hf://datasets/me/t@{COMMIT}/train/1.jsonl"
     assert f"1 like row 1 of {source}: the row is not valid JSON" in errors
     [reject] = read_jsonl(tmp_path / "y.jsonl.rejects.jsonl")
@@ -143,7 +186,13 @@ def test_row_of_a_shard_that_is_set_aside_is_named_with_its_file(step1, tmp_path
 
 
 def test_samples_of_a_data_set_are_checked_against_its_files_in_the_cache(step1, run, check, tmp_path, monkeypatch):
-    step1({"data/train-00000-of-00002.json": in_json(1, 2), "data/train-00001-of-00002.json": in_json(3), "stats.json": b"{}"})
+    step1(
+        {
+            "data/train-00000-of-00002.json": in_json(1, 2),
+            "data/train-00001-of-00002.json": in_json(3),
+            "stats.json": b"{}",
+        }
+    )
     run(STEP2, "y.jsonl", "out.parquet", "--dataset-dir", ".")
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     output = check("out")
@@ -187,7 +236,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         hub, path = self.server, self.path.partition("?")[0]
         hub.requests.append((self.command, path, self.headers.get("Range")))
         if hub.token and self.headers.get("Authorization") != f"Bearer {hub.token}":
-            return self.answer(401, b"{}", {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access to it is restricted"})
+            return self.answer(
+                401, b"{}", {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access to it is restricted"}
+            )
         for start in (f"/api/datasets/{hub.data_set}", f"/datasets/{hub.data_set}/resolve/"):
             if path == start or path.startswith(start.rstrip("/") + "/"):
                 break
@@ -198,7 +249,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
             if revision not in ("main", "v1", COMMIT):
                 return self.answer(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
             if "/tree/" in path:
-                tree = [{"type": "file", "oid": "0" * 40, "size": len(content), "path": name} for name, content in hub.files.items()]
+                tree = [
+                    {"type": "file", "oid": "0" * 40, "size": len(content), "path": name}
+                    for name, content in hub.files.items()
+                ]
                 return self.answer(200, json.dumps(tree).encode())
             siblings = [{"rfilename": name, "size": len(content)} for name, content in hub.files.items()]
             return self.answer(200, json.dumps({"id": hub.data_set, "sha": COMMIT, "siblings": siblings}).encode())
@@ -220,7 +274,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         if self.command == "HEAD":
             return
-        left = len(body) if name is None or self.server.breaks_after is None else max(0, self.server.breaks_after - self.server.sent[name])
+        left = (
+            len(body)
+            if name is None or self.server.breaks_after is None
+            else max(0, self.server.breaks_after - self.server.sent[name])
+        )
         with contextlib.suppress(OSError):
             self.server.sent[name] += self.wfile.write(body[:left])
         self.close_connection = left < len(body)
@@ -239,7 +297,13 @@ def from_hub(run, hub, tmp_path):
     """from_hub(*arguments) -> the finished process of step 1 on the stub's data set, with an empty cache at first."""
 
     def from_hub(*arguments, data_set: str = ENVSCALER, expect: int = 0, **environment):
-        environment = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "home"), "HF_HUB_CACHE": str(tmp_path / "hub"), **environment}
+        environment = {
+            "HF_HUB_OFFLINE": "0",
+            "HF_ENDPOINT": hub.endpoint,
+            "HF_HOME": str(tmp_path / "home"),
+            "HF_HUB_CACHE": str(tmp_path / "hub"),
+            **environment,
+        }
         return run(STEP1, data_set, "y.jsonl", *arguments, expect=expect, **environment)
 
     return from_hub
@@ -295,14 +359,22 @@ def test_download_that_breaks_is_one_line_and_the_next_run_goes_on(from_hub, hub
     hub.requests.clear()
     from_hub()
     assert len(ids(tmp_path / "y.jsonl")) == 3000
-    starts = [int(asked.removeprefix("bytes=").split("-")[0]) for _, path, asked in hub.requests if path.endswith(name) and asked]
+    starts = [
+        int(asked.removeprefix("bytes=").split("-")[0])
+        for _, path, asked in hub.requests
+        if path.endswith(name) and asked
+    ]
     assert max(starts) > 10_000_000
 
 
 def test_token_of_the_environment_is_sent(from_hub, hub, tmp_path):
     hub.token = "hf_secret"
     errors = from_hub(expect=1).stderr
-    assert "not to be had from the Hugging Face Hub" in errors and "Traceback" not in errors and len(errors.splitlines()) == 1
+    assert (
+        "not to be had from the Hugging Face Hub" in errors
+        and "Traceback" not in errors
+        and len(errors.splitlines()) == 1
+    )
     from_hub(HF_TOKEN="hf_secret")
     assert ids(tmp_path / "y.jsonl") == [0, 1, 2]
 

@@ -22,8 +22,14 @@ from step1_apply_tool_template import SAMPLE
 
 def start(*arguments, cwd: Path, **environment) -> subprocess.Popen:
     environment = {**{key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}, **environment}
-    return subprocess.Popen([sys.executable, ROOT / "steps_on_ray.py", *arguments], cwd=cwd, env=environment, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+    return subprocess.Popen(
+        [sys.executable, ROOT / "steps_on_ray.py", *arguments],
+        cwd=cwd,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
 
 
 def workers_of(task: str) -> list[int]:
@@ -45,7 +51,10 @@ def test_same_samples_as_the_scripts_though_a_worker_is_killed(run, tmp_path):
     write_jsonl(shards / "a.jsonl", [*rows, bad])
     write_jsonl(shards / "_left_by_another.jsonl", rows)
     write_jsonl(shards / "sub" / "c.jsonl", [bad, *rows])
-    pq.write_table(pa.Table.from_pylist([{"messages": row["messages"], "tools": row["tools"]} for row in rows]), shards / "b.parquet")
+    pq.write_table(
+        pa.Table.from_pylist([{"messages": row["messages"], "tools": row["tools"]} for row in rows]),
+        shards / "b.parquet",
+    )
     (shards / "d.json").write_text(json.dumps(rows))
     (shards / "e.jsonl.gz").write_bytes(gzip.compress((shards / "a.jsonl").read_bytes()))
 
@@ -69,7 +78,11 @@ def test_same_samples_as_the_scripts_though_a_worker_is_killed(run, tmp_path):
     assert samples == expected
     assert f"{5 * len(rows)} trajectories, {len(samples)} turns: {len(samples)} samples" in stdout
     rejected = read_jsonl(tmp_path / "out.rejects.jsonl")
-    assert [(Path(row["source"]).name, row["row"]) for row in rejected] == [("a.jsonl", len(rows)), ("e.jsonl.gz", len(rows)), ("c.jsonl", 0)]
+    assert [(Path(row["source"]).name, row["row"]) for row in rejected] == [
+        ("a.jsonl", len(rows)),
+        ("e.jsonl.gz", len(rows)),
+        ("c.jsonl", 0),
+    ]
     assert json.loads((tmp_path / "dataset_info.json").read_text())["out"]["file_name"] == "out"
     assert {path.name for path in tmp_path.iterdir() if path.name.startswith(".")} == set()
 
@@ -81,7 +94,15 @@ def test_joins_the_cluster_that_ray_address_names(tmp_path):
         address = "127.0.0.1:%d" % free.getsockname()[1]
     environment = {"RAY_ADDRESS": address, "RAY_AUTH_MODE": "disabled"}
     ray = Path(sys.executable).with_name("ray")
-    command = [ray, "start", "--head", "--block", "--num-cpus=2", "--include-dashboard=false", f"--port={address.split(':')[1]}"]
+    command = [
+        ray,
+        "start",
+        "--head",
+        "--block",
+        "--num-cpus=2",
+        "--include-dashboard=false",
+        f"--port={address.split(':')[1]}",
+    ]
     head = subprocess.Popen(command, env={**os.environ, "RAY_AUTH_MODE": "disabled"}, stdout=subprocess.PIPE, text=True)
     try:
         assert any("Ray runtime started" in line for line in head.stdout)
@@ -90,13 +111,18 @@ def test_joins_the_cluster_that_ray_address_names(tmp_path):
     finally:
         head.terminate()
         head.communicate(timeout=60)
-        Path("/tmp/ray/ray_current_cluster").unlink(missing_ok=True)  # else the next ray.init on this machine waits for it
+        Path("/tmp/ray/ray_current_cluster").unlink(
+            missing_ok=True
+        )  # else the next ray.init on this machine waits for it
     assert process.returncode == 0 and "16 trajectories, 277 turns: 277 samples" in stdout, stderr
 
 
 def test_cluster_that_cannot_be_joined_is_named(monkeypatch, tmp_path):
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
-    with mock.patch("ray.init", side_effect=ConnectionError("no answer")), pytest.raises(SystemExit, match="RAY_ADDRESS=10.0.0.1:6379: no answer"):
+    with (
+        mock.patch("ray.init", side_effect=ConnectionError("no answer")),
+        pytest.raises(SystemExit, match="RAY_ADDRESS=10.0.0.1:6379: no answer"),
+    ):
         steps_on_ray.convert_files([], None, "work", None)
 
 

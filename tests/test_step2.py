@@ -21,9 +21,17 @@ from served_tokens.writing import row_writer
 
 RENDER = load_chat_template(read_chat_template(str(QWEN3)))
 CONVERSATION = [
-    {"role": "system", "content": "P"}, user("q1"), assistant("", "r1", [call("f", {})]), tool("t1"), assistant("a1", "r2"),
-    user("q2"), assistant("", "r3", [call("f", {})]), tool("t2"), assistant("a2", "r4"), user("bye"),
-]  # fmt: skip
+    {"role": "system", "content": "P"},
+    user("q1"),
+    assistant("", "r1", [call("f", {})]),
+    tool("t1"),
+    assistant("a1", "r2"),
+    user("q2"),
+    assistant("", "r3", [call("f", {})]),
+    tool("t2"),
+    assistant("a2", "r4"),
+    user("bye"),
+]
 CALL = '<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call>'
 RESPONSE = "<tool_response>\n%s\n</tool_response>"
 
@@ -48,7 +56,9 @@ def step2(run, tmp_path):
     def step2(rows: list, *options, output: str = "out.parquet", expect: int = 0):
         write_jsonl(tmp_path / "rows.jsonl", [{"messages": messages} for messages in rows])
         run("step1_apply_tool_template.py", "rows.jsonl", "plain.jsonl")
-        process = run("step2_to_alpaca_mask_history.py", "plain.jsonl", output, "--dataset-dir", ".", *options, expect=expect)
+        process = run(
+            "step2_to_alpaca_mask_history.py", "plain.jsonl", output, "--dataset-dir", ".", *options, expect=expect
+        )
         return read_samples(tmp_path / output) if expect == 0 else process
 
     return step2
@@ -93,13 +103,21 @@ def test_no_thinking_removes_the_reasoning_from_the_targets_too():
         ([("user", "q")], ("", [], "q")),
         ([("system", "P"), ("user", "q"), ("assistant", "a"), ("user", "q2")], ("P", [["q", "a"]], "q2")),
         ([("user", "q"), ("user", "q2")], ("", [], "q<|im_end|>\n<|im_start|>user\nq2")),
-        ([("user", "q"), ("assistant", "a"), ("system", "R"), ("user", "q2")],
-         ("", [], "q<|im_end|>\n<|im_start|>assistant\na<|im_end|>\n<|im_start|>system\nR<|im_end|>\n<|im_start|>user\nq2")),
+        (
+            [("user", "q"), ("assistant", "a"), ("system", "R"), ("user", "q2")],
+            (
+                "",
+                [],
+                "q<|im_end|>\n<|im_start|>assistant\na<|im_end|>\n<|im_start|>system\nR<|im_end|>\n<|im_start|>user\nq2",
+            ),
+        ),
         ([("system", "P"), ("assistant", "Hi"), ("user", "q")], ("P<|im_end|>\n<|im_start|>assistant\nHi", [], "q")),
-        ([("user", "q"), ("assistant", "a"), ("assistant", "b"), ("user", "q2"), ("assistant", "c"), ("user", "q3")],
-         ("", [["q<|im_end|>\n<|im_start|>assistant\na", "b"], ["q2", "c"]], "q3")),
+        (
+            [("user", "q"), ("assistant", "a"), ("assistant", "b"), ("user", "q2"), ("assistant", "c"), ("user", "q3")],
+            ("", [["q<|im_end|>\n<|im_start|>assistant\na", "b"], ["q2", "c"]], "q3"),
+        ),
     ],
-)  # fmt: skip
+)
 def test_conversations_that_do_not_alternate_are_written_out(prompt, expected):
     messages = [{"role": role, "content": text} for role, text in [*prompt, ("assistant", "x")]]
     turn = {"turn": len(prompt), "message": len(prompt), "answer": 0, "left_out": None}
@@ -159,7 +177,9 @@ def test_default_output_is_a_folder_of_parquet_files_that_dataset_info_names(run
 
 def test_samples_come_in_the_order_of_rows_and_turns(step2):
     samples = step2([CONVERSATION] * 3, output="out")
-    assert [(sample["trajectory"], sample["turns"]) for sample in samples] == [(row, [turn]) for row in range(3) for turn in (2, 4, 6, 8)]
+    assert [(sample["trajectory"], sample["turns"]) for sample in samples] == [
+        (row, [turn]) for row in range(3) for turn in (2, 4, 6, 8)
+    ]
 
 
 def test_folder_of_step_1_is_read(run, tmp_path):
@@ -186,14 +206,26 @@ def test_samples_are_written_in_row_groups_of_bounded_size(tmp_path, monkeypatch
             write(sample)
     groups = pq.ParquetFile(tmp_path / "x.parquet")
     assert pq.read_table(tmp_path / "x.parquet").to_pylist() == samples
-    assert groups.num_row_groups > 5 and max(groups.read_row_group(at).nbytes for at in range(groups.num_row_groups)) < 20_000
+    assert (
+        groups.num_row_groups > 5
+        and max(groups.read_row_group(at).nbytes for at in range(groups.num_row_groups)) < 20_000
+    )
 
 
 def test_interrupt_leaves_nothing_behind(tmp_path):
     write_jsonl(tmp_path / "x.jsonl", [step1_row(CONVERSATION)] * 40000)
     for output in ("y.parquet", "y"):
-        command = [sys.executable, str(ROOT / "step2_to_alpaca_mask_history.py"), "x.jsonl", output, "--dataset-dir", "."]
-        process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, start_new_session=True, preexec_fn=interruptible)
+        command = [
+            sys.executable,
+            str(ROOT / "step2_to_alpaca_mask_history.py"),
+            "x.jsonl",
+            output,
+            "--dataset-dir",
+            ".",
+        ]
+        process = subprocess.Popen(
+            command, cwd=tmp_path, stderr=subprocess.PIPE, start_new_session=True, preexec_fn=interruptible
+        )
         while not list(tmp_path.glob(f".{output}.*.parts/*")):
             assert process.poll() is None
             time.sleep(0.005)
@@ -217,7 +249,13 @@ def test_output_is_registered_and_other_entries_stay(step2, tmp_path):
     assert entries["named"] == {
         "file_name": "out.jsonl",
         "formatting": "alpaca",
-        "columns": {"prompt": "instruction", "query": "input", "response": "output", "system": "system", "history": "history"},
+        "columns": {
+            "prompt": "instruction",
+            "query": "input",
+            "response": "output",
+            "system": "system",
+            "history": "history",
+        },
     }
 
 
@@ -284,7 +322,9 @@ def test_step_2_ends_with_the_command_that_checks_its_samples(run, tmp_path):
         (["--history-thinking", "template", "--merge-turns"], " template=qwen3_nothink mask_history=false"),
         (["--no-thinking"], " enable_thinking=false"),
     ):
-        process = run("step2_to_alpaca_mask_history.py", "plain.jsonl", "my samples.parquet", "--dataset-dir", ".", *options)
+        process = run(
+            "step2_to_alpaca_mask_history.py", "plain.jsonl", "my samples.parquet", "--dataset-dir", ".", *options
+        )
         command = "next: python check_training_tokens.py qwen3_full_sft.yaml dataset_dir=. 'dataset=my samples'"
         assert process.stdout.splitlines()[-1] == command + settings
 
@@ -292,8 +332,16 @@ def test_step_2_ends_with_the_command_that_checks_its_samples(run, tmp_path):
 def test_merging_says_what_it_saves_and_why_it_needs_the_template_history(run, tmp_path):
     write_jsonl(tmp_path / "rows.jsonl", [{"messages": CONVERSATION}])
     run("step1_apply_tool_template.py", "rows.jsonl", "plain.jsonl")
-    process = run("step2_to_alpaca_mask_history.py", "plain.jsonl", "out.jsonl", "--dataset-dir", ".",
-                  "--history-thinking", "template", "--merge-turns")  # fmt: skip
+    process = run(
+        "step2_to_alpaca_mask_history.py",
+        "plain.jsonl",
+        "out.jsonl",
+        "--dataset-dir",
+        ".",
+        "--history-thinking",
+        "template",
+        "--merge-turns",
+    )
     samples = read_samples(tmp_path / "out.jsonl")
     assert [sample["turns"] for sample in samples] == [[2, 4], [6, 8]]
     assert "4 turns merged into 2 samples: 1.3 times less text to train on" in process.stdout
@@ -301,14 +349,17 @@ def test_merging_says_what_it_saves_and_why_it_needs_the_template_history(run, t
     assert "--merge-turns needs --history-thinking template: where the history drops" in process.stderr
 
 
-@pytest.mark.parametrize("status, arguments, reason", [
-    (1, ["none.jsonl"], "none.jsonl: no such file; run step1_apply_tool_template.py first"),
-    (1, ["x.jsonl", "out.txt"], "out.txt: unknown file type '.txt'"),
-    (1, ["x.jsonl", "x.jsonl"], "x.jsonl: is the input too"),
-    (2, ["x.jsonl", "a,b.parquet"], "LlamaFactory separates data sets by commas"),
-    (2, ["x.jsonl", "dataset_info.json"], "dataset_info.json registers the data sets"),
-    (2, ["x.jsonl", "--preview", "-1"], "invalid positive_count value"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "status, arguments, reason",
+    [
+        (1, ["none.jsonl"], "none.jsonl: no such file; run step1_apply_tool_template.py first"),
+        (1, ["x.jsonl", "out.txt"], "out.txt: unknown file type '.txt'"),
+        (1, ["x.jsonl", "x.jsonl"], "x.jsonl: is the input too"),
+        (2, ["x.jsonl", "a,b.parquet"], "LlamaFactory separates data sets by commas"),
+        (2, ["x.jsonl", "dataset_info.json"], "dataset_info.json registers the data sets"),
+        (2, ["x.jsonl", "--preview", "-1"], "invalid positive_count value"),
+    ],
+)
 def test_wrong_argument_is_a_clear_error_before_the_work(run, tmp_path, status, arguments, reason):
     write_jsonl(tmp_path / "x.jsonl", [])
     process = run("step2_to_alpaca_mask_history.py", *arguments, "--dataset-dir", ".", expect=status)
@@ -331,19 +382,31 @@ def turns_of(samples: list[dict]) -> list[tuple]:
     return sorted((sample["trajectory"], turn) for sample in samples for turn in sample["turns"])
 
 
-@pytest.mark.parametrize("options, overrides, kept", [
-    ((), (), [2, 4, 6]),
-    (("--no-thinking",), ("enable_thinking=false",), [2, 4, 6]),
-    (("--history-thinking", "template"), ("template=qwen3_nothink",), [2, 4, 6]),
-    (("--history-thinking", "template", "--merge-turns"), ("template=qwen3_nothink", "mask_history=false"), [2, 4, 6]),
-])  # fmt: skip
-def test_samples_that_llamafactory_would_cut_are_left_out_and_listed(step2, check, tmp_path, tiny_model, options, overrides, kept):
+@pytest.mark.parametrize(
+    "options, overrides, kept",
+    [
+        ((), (), [2, 4, 6]),
+        (("--no-thinking",), ("enable_thinking=false",), [2, 4, 6]),
+        (("--history-thinking", "template"), ("template=qwen3_nothink",), [2, 4, 6]),
+        (
+            ("--history-thinking", "template", "--merge-turns"),
+            ("template=qwen3_nothink", "mask_history=false"),
+            [2, 4, 6],
+        ),
+    ],
+)
+def test_samples_that_llamafactory_would_cut_are_left_out_and_listed(
+    step2, check, tmp_path, tiny_model, options, overrides, kept
+):
     step2([CONVERSATION] * 2, *options)
     [longest] = re.findall(r"the longest sample has (\d+) tokens", check("out", *overrides))
     fitting = step2([CONVERSATION] * 2, *options, "--cutoff-len", longest, "--tokenizer", tiny_model)
     assert turns_of(fitting) == [(trajectory, turn) for trajectory in (0, 1) for turn in kept]
     listed = read_jsonl(tmp_path / "out.parquet.left_out.jsonl")
-    assert [(row["trajectory"], row["turn"], row["tokens"]) for row in listed] == [(0, 8, int(longest)), (1, 8, int(longest))]
+    assert [(row["trajectory"], row["turn"], row["tokens"]) for row in listed] == [
+        (0, 8, int(longest)),
+        (1, 8, int(longest)),
+    ]
     assert listed[0]["reason"] == "their sample does not fit in --cutoff-len"
     assert "(100.00%)" in check("out", *overrides, f"cutoff_len={longest}")
     everything = step2([CONVERSATION] * 2, *options, "--cutoff-len", int(longest) + 1, "--tokenizer", tiny_model)
@@ -356,7 +419,16 @@ def test_trajectories_by_their_turns_and_turns_by_their_reasoning(run, step2, tm
     assert turns_of(step2(rows, "--min-turns", "2", "--max-turns", "3")) == [(2, 1), (2, 3)]
     assert turns_of(step2(rows, "--max-turns", "1")) == [(1, 2)]
     assert turns_of(step2(rows, "--require-reasoning", "--min-turns", "2")) == [(0, 2), (0, 4), (0, 6), (0, 8), (2, 3)]
-    process = run("step2_to_alpaca_mask_history.py", "plain.jsonl", "out.parquet", "--dataset-dir", ".", "--require-reasoning", "--min-turns", "2")
+    process = run(
+        "step2_to_alpaca_mask_history.py",
+        "plain.jsonl",
+        "out.parquet",
+        "--dataset-dir",
+        ".",
+        "--require-reasoning",
+        "--min-turns",
+        "2",
+    )
     assert "3 rows in = 2 rows out as samples + 0 set aside + 1 of which all turns are left out" in process.stdout
     assert "7 turns in = 5 turns in samples + 2 left out" in process.stdout
     assert "1 turns left out: they have no reasoning" in process.stdout
@@ -369,7 +441,11 @@ def numbered(number: int, messages: list = CONVERSATION) -> list:
 
 def tasks(*numbers: int) -> list[dict]:
     """Two rows for each task, which differ."""
-    return [{"task_info": {"task_id": f"t{number}"}, "messages": numbered(copy, CONVERSATION[:5])} for copy in (0, 1) for number in numbers]
+    return [
+        {"task_info": {"task_id": f"t{number}"}, "messages": numbered(copy, CONVERSATION[:5])}
+        for copy in (0, 1)
+        for number in numbers
+    ]
 
 
 @pytest.fixture
@@ -394,7 +470,10 @@ def test_validation_set_holds_whole_tasks(split, tmp_path, output):
     assert turns_of([*training, *held_out]) == [(trajectory, turn) for trajectory in range(40) for turn in (2, 4)]
     entries = json.loads((tmp_path / "dataset_info.json").read_text())
     assert entries["out_val"] == {**entries["out"], "file_name": output.replace("out", "out_val")}
-    assert f"of {2 * len(apart[1])} trajectories, held out by task (rows with the same task_info.task_id fall on one side)" in split.said
+    assert (
+        f"of {2 * len(apart[1])} trajectories, held out by task (rows with the same task_info.task_id fall on one side)"
+        in split.said
+    )
 
 
 def test_added_rows_move_no_old_ones_to_the_other_side(split):
@@ -415,42 +494,83 @@ def test_rows_of_the_same_content_that_name_no_task_fall_on_one_side(split):
     apart = [{groups[sample["trajectory"]] for sample in samples} for samples in (training, held_out)]
     assert not apart[0] & apart[1] and apart[0] | apart[1] == set(groups) and 20 in apart[1]
     assert "of 4 trajectories, held out by task" in split.said
-    assert "trajectories, held out by content (rows with the same messages fall on one side; they name no task" in split.said
+    assert (
+        "trajectories, held out by content (rows with the same messages fall on one side; they name no task"
+        in split.said
+    )
 
 
 def test_validation_set_passes_the_check_as_eval_dataset(split, check):
     training, held_out = split(tasks(*range(10)), "--val-ratio", "0.4")
     output = check("out", "eval_dataset=out_val")
-    assert f"out: {len(training)} samples" in output and f"out_val: {len(held_out)} samples" in output and output.count("(100.00%)") == 2
+    assert (
+        f"out: {len(training)} samples" in output
+        and f"out_val: {len(held_out)} samples" in output
+        and output.count("(100.00%)") == 2
+    )
     assert f"{len(held_out)}  of them: held out, to be evaluated" in output
 
 
-@pytest.mark.parametrize("options, reason", [
-    (["--cutoff-len", "10"], "--cutoff-len and --tokenizer go together"),
-    (["--min-turns", "3", "--max-turns", "2"], "--max-turns is below --min-turns"),
-    (["--val-ratio", "1"], "invalid ratio value: '1'"),
-    (["--cutoff-len", "10", "--tokenizer", "none/such"], "none/such: no tokenizer to be had from this model"),
-    (["--val-ratio", "0.999"], "no sample is left to train on"),
-    (["--val-ratio", "0.001"], "--val-ratio 0.001 holds none of its 1 trajectories out; raise it, or take another --seed"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "options, reason",
+    [
+        (["--cutoff-len", "10"], "--cutoff-len and --tokenizer go together"),
+        (["--min-turns", "3", "--max-turns", "2"], "--max-turns is below --min-turns"),
+        (["--val-ratio", "1"], "invalid ratio value: '1'"),
+        (["--cutoff-len", "10", "--tokenizer", "none/such"], "none/such: no tokenizer to be had from this model"),
+        (["--val-ratio", "0.999"], "no sample is left to train on"),
+        (
+            ["--val-ratio", "0.001"],
+            "--val-ratio 0.001 holds none of its 1 trajectories out; raise it, or take another --seed",
+        ),
+    ],
+)
 def test_option_that_cannot_be_followed_is_a_clear_error(run, tmp_path, options, reason):
     write_jsonl(tmp_path / "x.jsonl", [step1_row(CONVERSATION)])
-    process = subprocess.run([sys.executable, ROOT / "step2_to_alpaca_mask_history.py", "x.jsonl", "--dataset-dir", ".", *options, "out.jsonl"],
-                             cwd=tmp_path, capture_output=True, text=True)  # fmt: skip
+    process = subprocess.run(
+        [
+            sys.executable,
+            ROOT / "step2_to_alpaca_mask_history.py",
+            "x.jsonl",
+            "--dataset-dir",
+            ".",
+            *options,
+            "out.jsonl",
+        ],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
     assert process.returncode and reason in process.stderr and [path.name for path in tmp_path.iterdir()] == ["x.jsonl"]
 
 
-@pytest.mark.parametrize("trained, evaluated", [
-    ({"task_info": '{"task_id": "t1"}', "messages": numbered(1)}, {"task_info": {"task_id": "t1"}, "messages": numbered(2)}),
-    ({"messages": numbered(1)}, {"messages": json.dumps(numbered(1)), "tools": "[]"}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "trained, evaluated",
+    [
+        (
+            {"task_info": '{"task_id": "t1"}', "messages": numbered(1)},
+            {"task_info": {"task_id": "t1"}, "messages": numbered(2)},
+        ),
+        ({"messages": numbered(1)}, {"messages": json.dumps(numbered(1)), "tools": "[]"}),
+    ],
+)
 def test_task_that_is_trained_on_and_evaluated_is_caught(run, tmp_path, tiny_model, trained, evaluated):
     for name, row in (("one", trained), ("two", evaluated)):
-        write_jsonl(tmp_path / f"{name}.jsonl", [{"messages": numbered(9)} if name == "one" else {"messages": numbered(8)}, row])
+        write_jsonl(
+            tmp_path / f"{name}.jsonl", [{"messages": numbered(9)} if name == "one" else {"messages": numbered(8)}, row]
+        )
         run("step1_apply_tool_template.py", f"{name}.jsonl", f"{name}_plain.jsonl")
         run("step2_to_alpaca_mask_history.py", f"{name}_plain.jsonl", f"{name}.parquet", "--dataset-dir", ".")
-    process = run("check_training_tokens.py", ROOT / "qwen3_full_sft.yaml", f"dataset_dir={tmp_path}", "dataset=one", "eval_dataset=two",
-                  f"model_name_or_path={tiny_model}", "preprocessing_num_workers=1", expect=1)  # fmt: skip
+    process = run(
+        "check_training_tokens.py",
+        ROOT / "qwen3_full_sft.yaml",
+        f"dataset_dir={tmp_path}",
+        "dataset=one",
+        "eval_dataset=two",
+        f"model_name_or_path={tiny_model}",
+        "preprocessing_num_workers=1",
+        expect=1,
+    )
     assert process.stdout.count("(100.00%)") == 2
     assert "FAILED: 1 tasks are both trained on and evaluated; hold them out by step 2 --val-ratio" in process.stderr
 
@@ -467,5 +587,8 @@ def test_folders_with_dots_have_names_of_their_own(step2, tmp_path):
         step2([numbered(number) for number in range(10)], "--val-ratio", "0.4", output=output)
     entries = json.loads((tmp_path / "dataset_info.json").read_text())
     assert {name: entry["file_name"] for name, entry in entries.items()} == {
-        "data.v1": "data.v1", "data.v1_val": "data.v1_val", "data.v2": "data.v2", "data.v2_val": "data.v2_val"
-    }  # fmt: skip
+        "data.v1": "data.v1",
+        "data.v1_val": "data.v1_val",
+        "data.v2": "data.v2",
+        "data.v2_val": "data.v2_val",
+    }

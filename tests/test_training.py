@@ -12,14 +12,24 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import ROOT, assistant, call, tool, user, write_jsonl
 
-from served_tokens.llamafactory import parse_arguments
 from served_tokens.findings import IGNORE_INDEX
+from served_tokens.llamafactory import parse_arguments
 
 STEPS = 3
 ATTEMPTS = 3
-EXIT_RACE = "terminate called without an active exception"  # a worker's native threads at exit, after all is saved: seldom
-OVERRIDES = ["bf16=false", "gradient_accumulation_steps=1", f"max_steps={STEPS}", "preprocessing_num_workers=1",
-             "dataloader_num_workers=0", "save_strategy=steps", "save_steps=2", "learning_rate=1.0e-3"]  # fmt: skip
+EXIT_RACE = (
+    "terminate called without an active exception"  # a worker's native threads at exit, after all is saved: seldom
+)
+OVERRIDES = [
+    "bf16=false",
+    "gradient_accumulation_steps=1",
+    f"max_steps={STEPS}",
+    "preprocessing_num_workers=1",
+    "dataloader_num_workers=0",
+    "save_strategy=steps",
+    "save_steps=2",
+    "learning_rate=1.0e-3",
+]
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +40,9 @@ def project(tmp_path_factory, tiny_model) -> Path:
         shutil.copy(ROOT / name, folder)
     rows = (ROOT / "data" / "envscaler_sample.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
     (folder / "rows.jsonl").write_text(rows[3] + rows[7], encoding="utf-8")  # short ones
-    output = json.loads((ROOT / "dataset_info.json").read_text())["alpaca_mask_history_envscaler_sft_traj_9k"]["file_name"]
+    output = json.loads((ROOT / "dataset_info.json").read_text())["alpaca_mask_history_envscaler_sft_traj_9k"][
+        "file_name"
+    ]
     for script, *arguments in (
         ("step1_apply_tool_template.py", "rows.jsonl", "plain.jsonl"),
         ("step2_to_alpaca_mask_history.py", "plain.jsonl", output, "--dataset-dir", "."),
@@ -43,7 +55,15 @@ def project(tmp_path_factory, tiny_model) -> Path:
 def train(folder: Path, model: Path, output: str, *overrides, **environment) -> list[float]:
     """Train, and return the losses that LlamaFactory logs."""
     cli = Path(sys.executable).with_name("llamafactory-cli")
-    command = [cli, "train", "qwen3_full_sft.yaml", f"model_name_or_path={model}", f"output_dir={output}", *OVERRIDES, *overrides]
+    command = [
+        cli,
+        "train",
+        "qwen3_full_sft.yaml",
+        f"model_name_or_path={model}",
+        f"output_dir={output}",
+        *OVERRIDES,
+        *overrides,
+    ]
     environment = {**os.environ, "PATH": f"{cli.parent}{os.pathsep}{os.environ['PATH']}", **environment}
     for _ in range(ATTEMPTS):
         shutil.rmtree(folder / output, ignore_errors=True)  # LlamaFactory would resume it
@@ -81,11 +101,18 @@ def test_deepspeed_zero3_with_two_processes(project, tiny_model):
 
 CHAINS = [
     {"role": "system", "content": "P"},
-    user("where is W12?"), assistant("", "look it up", [call("get", {"id": "W12"})]), tool("sent"), assistant("Sent.", "tell them"),
-    user("refund it"), assistant("", "look again", [call("get", {"id": "W12"})]), tool("sent"),
-    assistant("Wait.", "now refund", [call("refund", {"id": "W12"}), call("get", {"id": "W12"})]), tool("ok"), tool("refunded"),
+    user("where is W12?"),
+    assistant("", "look it up", [call("get", {"id": "W12"})]),
+    tool("sent"),
+    assistant("Sent.", "tell them"),
+    user("refund it"),
+    assistant("", "look again", [call("get", {"id": "W12"})]),
+    tool("sent"),
+    assistant("Wait.", "now refund", [call("refund", {"id": "W12"}), call("get", {"id": "W12"})]),
+    tool("ok"),
+    tool("refunded"),
     assistant("Refunded.", "all done"),
-]  # fmt: skip
+]
 
 
 @pytest.fixture
@@ -96,8 +123,16 @@ def prefix_and_merged(run, tmp_path):
     run("step1_apply_tool_template.py", "rows.jsonl", "plain.jsonl")
     made = []
     for name, *options in (("prefix",), ("merged", "--merge-turns")):
-        run("step2_to_alpaca_mask_history.py", "plain.jsonl", f"{name}.parquet", "--history-thinking", "template",
-            "--dataset-dir", ".", *options)  # fmt: skip
+        run(
+            "step2_to_alpaca_mask_history.py",
+            "plain.jsonl",
+            f"{name}.parquet",
+            "--history-thinking",
+            "template",
+            "--dataset-dir",
+            ".",
+            *options,
+        )
         made.append(pq.read_table(tmp_path / f"{name}.parquet").to_pylist())
     return made
 
@@ -134,8 +169,18 @@ def test_losses_and_gradients_of_merged_samples_are_those_of_the_prefix_samples(
 def test_one_step_of_real_training_is_the_same_on_merged_samples(prefix_and_merged, tmp_path, tiny_model):
     logs = []
     for name, samples, mask_history in zip(("prefix", "merged"), prefix_and_merged, ("true", "false")):
-        train(tmp_path, tiny_model, name, f"dataset={name}", "template=qwen3_nothink", f"mask_history={mask_history}",
-              f"per_device_train_batch_size={len(samples)}", "deepspeed=null", "max_steps=1", "save_steps=1")  # fmt: skip
+        train(
+            tmp_path,
+            tiny_model,
+            name,
+            f"dataset={name}",
+            "template=qwen3_nothink",
+            f"mask_history={mask_history}",
+            f"per_device_train_batch_size={len(samples)}",
+            "deepspeed=null",
+            "max_steps=1",
+            "save_steps=1",
+        )
         logs.append(json.loads((tmp_path / name / "trainer_state.json").read_text())["log_history"][0])
     assert logs[0]["loss"] == pytest.approx(logs[1]["loss"], rel=1e-4)
     assert logs[0]["grad_norm"] == pytest.approx(logs[1]["grad_norm"], rel=1e-4)
@@ -154,5 +199,11 @@ def test_shipped_yaml_is_the_training_that_the_readme_promises(tiny_model):
     assert (training.learning_rate, training.num_train_epochs) == (1.0e-6, 3.0)
     assert training.lr_scheduler_type == "cosine" and training.get_warmup_steps(1000) == 100
     text = (ROOT / "qwen3_full_sft.yaml").read_text()
-    for line in ("deepspeed: deepspeed_zero3.json", "bf16: true", "plot_loss: true", "report_to: none", "finetuning_type: full"):
+    for line in (
+        "deepspeed: deepspeed_zero3.json",
+        "bf16: true",
+        "plot_loss: true",
+        "report_to: none",
+        "finetuning_type: full",
+    ):
         assert line in text
