@@ -33,7 +33,7 @@ from served_tokens.findings import SAMPLES_IN_PAGE, Findings, Sample, Schedule, 
 from served_tokens.report import Checked, report_page
 from served_tokens.shards import exit_on_signals, positive_count
 from served_tokens.token_view import terminal_view
-from served_tokens.writing import shown, whole_file
+from served_tokens.writing import accounted, shown, whole_file
 
 ROOT = Path(__file__).resolve().parent
 SHOWN_MISMATCHES = 3
@@ -95,21 +95,15 @@ def print_findings(found: Findings, max_samples: int | None) -> None:
         print(
             f"  set aside        {counts['rows set aside']:>8}  trajectories that cannot be read or hold control tokens"
         )
-    print(
-        f"  {counts['rows']} rows in = {counts['trajectories']} rows checked for samples + {counts['rows set aside']} set aside"
-    )
-    print(
-        f"  {counts['turns']} turns in = {counts['supervised turns']} turns in samples + "
-        f"{counts['turns'] - counts['supervised turns']} left out"
-    )
+    aside, turns, supervised = counts["rows set aside"], counts["turns"], counts["supervised turns"]
+    print("  " + accounted("rows", counts["rows"], counts["trajectories"], "checked for samples", aside, "set aside"))
+    print("  " + accounted("turns", turns, supervised, "in samples", turns - supervised, "left out"))
     if counts["cut"]:
-        print(
-            "  those over cutoff_len would be cut: leave them out by step 2 --cutoff-len N --tokenizer MODEL, or raise cutoff_len"
-        )
+        options = "--cutoff-len N --tokenizer MODEL"
+        print(f"  those over cutoff_len would be cut: leave them out by step 2 {options}, or raise cutoff_len")
     if counts["mismatched"]:
-        print(
-            "  are the settings those that step 2 ended with, and the chat template and trajectories those of step 1?"
-        )
+        asked = "are the settings those that step 2 ended with"
+        print(f"  {asked}, and the chat template and trajectories those of step 1?")
 
 
 def samples_to_show(found: Findings, provenance, built, limit: int) -> list[tuple[str, Sample]]:
@@ -141,14 +135,16 @@ def samples_of_turn(sets: list, trajectory: int, turn: int) -> list[Sample]:
                 others.update(sample.turns)
                 found += [sample] if turn in sample.turns else []
     if not found and others:
+        which = ", ".join(map(str, sorted(others)))
         sys.exit(
-            f"--show {trajectory}:{turn}: no sample supervises message {turn} of trajectory {trajectory}, counted from 0; those "
-            f"that are supervised: {', '.join(map(str, sorted(others)))}"
+            f"--show {trajectory}:{turn}: no sample supervises message {turn} of trajectory {trajectory}, counted from "
+            f"0; those that are supervised: {which}"
         )
     if not found:
+        names = ", ".join(name for name, *_ in sets)
         sys.exit(
-            f"--show {trajectory}:{turn}: trajectory {trajectory} has no sample in {', '.join(name for name, *_ in sets)}; "
-            "rows are counted from 0; one that cannot be read has none, nor one whose turns are all left out"
+            f"--show {trajectory}:{turn}: trajectory {trajectory} has no sample in {names}; rows are counted from 0; "
+            "one that cannot be read has none, nor one whose turns are all left out"
         )
     return found
 

@@ -56,6 +56,7 @@ from served_tokens.shards import (
 )
 from served_tokens.trajectory import TrajectoryError, decoded_messages, served_trajectory
 from served_tokens.writing import (
+    accounted,
     check_output,
     inferred_schema,
     join,
@@ -85,7 +86,7 @@ def convert_row(
     allow_control_tokens: bool = False,
     validate_tools: bool = False,
 ) -> tuple[Counter, list]:
-    """One input row -> (what the user should know of it, counted; [("", output row or its JSON)]); raises TrajectoryError."""
+    """One input row -> (what to know of it, counted; [("", output row or its JSON)]); raises TrajectoryError."""
     if "served" in row:
         raise TrajectoryError("the row has a column `served`: it is one of step 1 already")
     counts, messages, served = plain_row(row, place, chat_template, allow_control_tokens, validate_tools)
@@ -148,8 +149,7 @@ def default_output(source: str) -> Path:
 def input_files(source: str, pattern: str | None, split: str | None) -> list[str]:
     """The files behind INPUT, or the addresses of those that hold trajectories in a data set of the Hub."""
     if is_on_hub(source):
-        readers = dict.fromkeys(FORMATS, first_columns)
-        return hub_data_set.download_trajectories(source, pattern, split, readers)
+        return hub_data_set.download_trajectories(source, pattern, split, FORMATS, first_columns)
     if pattern or split:
         raise SystemExit(f"{source}: is no Hugging Face data set id; --file and --split choose among the files of one")
     return find_files(source)
@@ -229,18 +229,17 @@ def main() -> None:
         validate_tools=args.validate_tools,
     )
     with work_folder(output) as parts:
-        totals = convert_files(
-            files, Work(convert, output, parts, part_suffix(output), schema, args.strict), args.num_proc, "step 1"
-        )
+        work = Work(convert, output, parts, part_suffix(output), schema, args.strict)
+        totals = convert_files(files, work, args.num_proc, "step 1")
         print_reasons(totals, save_beside(parts, REJECTS, output))
         if not totals.counts[ROWS_OUT]:
             sys.exit(f"{args.input}: no trajectory is left; {shown(output)} is not written{still_there(output)}")
         join(parts_of(parts), output)
     counts = totals.counts
-    print(f"{counts[ROWS_IN]} rows in = {counts[ROWS_OUT]} rows out + {counts[SET_ASIDE]} set aside: {shown(output)}")
-    print(
-        f"{counts[TURNS]} turns in = {counts[TURNS] - counts[LEFT_OUT]} turns for samples + {counts[LEFT_OUT]} left out"
-    )
+    rows = accounted("rows", counts[ROWS_IN], counts[ROWS_OUT], "out", counts[SET_ASIDE], "set aside")
+    for_samples = counts[TURNS] - counts[LEFT_OUT]
+    print(f"{rows}: {shown(output)}")
+    print(accounted("turns", counts[TURNS], for_samples, "for samples", counts[LEFT_OUT], "left out"))
     print_notes(counts)
     print(f"next: python step2_to_alpaca_mask_history.py {shown(output)}")
 

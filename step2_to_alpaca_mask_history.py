@@ -3,7 +3,8 @@
     python step2_to_alpaca_mask_history.py [INPUT] [OUTPUT] [--history-thinking drop|template] [--no-thinking]
 
 INPUT   what step 1 wrote: "messages" of plain text, and "served".
-OUTPUT  a folder of Parquet files, or one .parquet, .jsonl or .json file: one sample per turn, in the order of the rows and turns:
+OUTPUT  a folder of Parquet files, or one .parquet, .jsonl or .json file: one sample per turn, in the order of the
+rows and turns:
         {"instruction": "…", "input": "", "output": "<target of the turn>", "system": "…", "history": [["…", "…"], …],
          "source": "data/x.jsonl", "trajectory": 17, "turns": [4], "served_as": "drop" | "template" | "no-thinking"}
         Beside it go a preview of the first samples, those that are held out (--val-ratio), a list of the turns that are
@@ -55,6 +56,7 @@ from served_tokens.shards import (
     save_beside,
 )
 from served_tokens.writing import (
+    accounted,
     check_output,
     join,
     part_suffix,
@@ -100,7 +102,7 @@ class Options(NamedTuple):
 
 
 def convert_row(row: dict, place: Place, options: Options) -> tuple[Counter, list]:
-    """A row of step 1 -> (counts, its samples and the turns that are left out, see `Work.convert`); raises TrajectoryError."""
+    """A row of step 1 -> (counts, its samples and the turns left out, see `Work.convert`); raises TrajectoryError."""
     messages, served = step1_columns(row)
     samples, left_out = row_samples(messages, served, options)
     by, _ = group = group_of(row.get("task_info"), messages)
@@ -118,7 +120,7 @@ def convert_row(row: dict, place: Place, options: Options) -> tuple[Counter, lis
 
 
 def load_text(raw: bytes):
-    """json.loads, several times faster, where only texts and small integers are wanted: others orjson may read differently."""
+    """json.loads, several times faster where texts and small integers matter: orjson may read others differently."""
     try:
         return orjson.loads(raw)
     except ValueError:
@@ -131,7 +133,7 @@ def left_out_as(reason: str) -> tuple:
 
 
 def row_samples(messages: list, served: dict, options: Options) -> tuple[list, list]:
-    """(samples, turns that are left out: {"source", "trajectory", "turn", "reason"}, and "tokens" where it is too long)"""
+    """(samples, turns left out: {"source", "trajectory", "turn", "reason"}, and "tokens" where it is too long)"""
     turns, tokens_of = [turn["turn"] for turn in served["turns"]], {}
     given = "" if options.served_as == "no-thinking" else served["given"]
     count = token_counter(load_tokenizer(options.tokenizer), given) if options.cutoff_len else None
@@ -271,11 +273,10 @@ def print_counts(counts: Counter) -> None:
     """Where all rows and turns went."""
     left_out = {what[1]: number for what, number in counts.items() if what[0] == LEFT_OUT}
     print(f"{counts[TRAJECTORIES]} trajectories, {counts[TURNS]} turns: {counts[SAMPLES]} samples")
-    print(
-        f"{counts[ROWS_IN]} rows in = {counts[TRAJECTORIES] - counts[WITHOUT_SAMPLES]} rows out as samples + {counts[SET_ASIDE]} set aside"
-        + f" + {counts[WITHOUT_SAMPLES]} of which all turns are left out" * bool(counts[WITHOUT_SAMPLES])
-    )
-    print(f"{counts[TURNS]} turns in = {counts[SUPERVISED]} turns in samples + {sum(left_out.values())} left out")
+    rows_out, without = counts[TRAJECTORIES] - counts[WITHOUT_SAMPLES], counts[WITHOUT_SAMPLES]
+    rows = accounted("rows", counts[ROWS_IN], rows_out, "out as samples", counts[SET_ASIDE], "set aside")
+    print(rows + f" + {without} of which all turns are left out" * bool(without))
+    print(accounted("turns", counts[TURNS], counts[SUPERVISED], "in samples", sum(left_out.values()), "left out"))
     if counts[UNMERGED]:
         print(
             f"{counts[SUPERVISED]} turns merged into {counts[SAMPLES]} samples: "
@@ -307,7 +308,8 @@ def refuse_nothing(args: argparse.Namespace, counts: Counter) -> None:
         beside = " beside the validation set" * bool(counts[VALIDATION])
         reason = f"no sample is left to train on{beside}"
     elif args.val_ratio and not counts[VALIDATION]:
-        reason = f"--val-ratio {args.val_ratio} holds none of its {counts[TRAJECTORIES]} trajectories out; raise it, or take another --seed"
+        none = f"--val-ratio {args.val_ratio} holds none of its {counts[TRAJECTORIES]} trajectories out"
+        reason = f"{none}; raise it, or take another --seed"
     elif only_dates := [column for column in COLUMNS.values() if counts[DATED, column] and not counts[UNDATED, column]]:
         sys.exit(
             f"every {only_dates[0]} looks like a date, which JSON readers turn into a timestamp; write .parquet instead"
@@ -384,15 +386,15 @@ def main() -> None:
     )
     if counts[VALIDATION]:
         register(args.dataset_info, args.dataset_name + VALIDATION, val_output)
-        print(
-            f"{shown(val_output)}: {counts[VALIDATION]} of the samples, for validation; registered as {args.dataset_name}{VALIDATION}"
-        )
+        as_name = f"registered as {args.dataset_name}{VALIDATION}"
+        print(f"{shown(val_output)}: {counts[VALIDATION]} of the samples, for validation; {as_name}")
         for by in (BY_CONTENT, BY_TASK):
             if counts[VALIDATION, by]:
                 print(f"  of {counts[VALIDATION, by]} trajectories, held out by {by}")
     elif args.dataset_name + VALIDATION in read_dataset_info(args.dataset_info):
         print(
-            f"{args.dataset_name}{VALIDATION} is of an earlier run, and its trajectories are trained on now: evaluate on it no more"
+            f"{args.dataset_name}{VALIDATION} is of an earlier run, and its trajectories are trained on now: evaluate on "
+            "it no more"
         )
     print_next(args, counts)
 

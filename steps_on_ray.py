@@ -4,10 +4,11 @@
 
 INPUT   a folder of .jsonl, .jsonl.gz, .json or .parquet files, or one of them; rows as in step 1.
 OUTPUT  a new folder of Parquet files, which LlamaFactory loads as one data set; samples as in step 2.
-        Both are paths, or addresses that pyarrow or fsspec know (s3://…, gs://…, hdfs://…), which every machine can reach.
+        Both are paths, or addresses that pyarrow or fsspec know (s3://…, gs://…, hdfs://…), which every machine can
+        reach.
 
-Starts Ray on this machine, or joins the cluster that RAY_ADDRESS names. The one idea: a file is a task, and a task is what the
-scripts do with a shard. One that is lost with its worker runs again, and writes the same.
+Starts Ray on this machine, or joins the cluster that RAY_ADDRESS names. The one idea: a file is a task, and a task
+is what the scripts do with a shard. One that is lost with its worker runs again, and writes the same.
 """
 
 import argparse
@@ -117,7 +118,7 @@ def convert_files(paths: list[str], *options) -> Totals:
 
 
 def collect(system: pa.fs.FileSystem, work: str, output: str) -> None:
-    """Give the parts their names: file by file, as an object store cannot move a folder; lines of all files are joined."""
+    """Give the parts their names, one by one, as an object store cannot move a folder; join the lines of all files."""
     names = [info.base_name for info in system.get_file_info(pa.fs.FileSelector(work))]
     for stream in STREAMS:
         parts = [name for name in sorted(names) if name.removesuffix(".parquet").lstrip("0123456789") == stream]

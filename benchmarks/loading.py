@@ -2,9 +2,9 @@
 
     python -m benchmarks.loading [--rows 9022]
 
-Makes samples of as many rows as EnvScaler has (benchmarks/made_up.py), and loads them as `llamafactory-cli train` does, up to
-tokenization: `datasets` reads the files into its cache (which is empty before), LlamaFactory aligns the columns. The memory is
-what the process needs on top of its imports.
+Makes samples of as many rows as EnvScaler has (benchmarks/made_up.py), and loads them as `llamafactory-cli train` does,
+up to tokenization: `datasets` reads the files into its cache (which is empty before), LlamaFactory aligns the columns.
+The memory is what the process needs on top of its imports.
 """
 
 import argparse

@@ -2,10 +2,11 @@
 
     python -m benchmarks.made_up FILE [--rows 9022]
 
-EnvScaler-SFT-Traj-9K has 9,022 rows and 163,165 turns in 701 MB: 4,372 conversations (22.1 turns on average, 39 at most, 9.75 user
-messages) and 4,650 non-conversations (14.3 turns, 29 at most, one query and the closing message), of 4,684 tasks, most of which have
-one row of each kind; 18.6 tools a row, 31 at most; 7,257 tokens of messages and tools, and 495 or 591 tokens of reasoning a turn, 7,490
-at most. The words are those of the embedded sample, in phrases, so a token has about as many characters as there.
+EnvScaler-SFT-Traj-9K has 9,022 rows and 163,165 turns in 701 MB: 4,372 conversations (22.1 turns on average, 39 at
+most, 9.75 user messages) and 4,650 non-conversations (14.3 turns, 29 at most, one query and the closing message), of
+4,684 tasks, most of which have one row of each kind; 18.6 tools a row, 31 at most; 7,257 tokens of messages and tools,
+and 495 or 591 tokens of reasoning a turn, 7,490 at most. The words are those of the embedded sample, in phrases, so a
+token has about as many characters as there.
 """
 
 import argparse

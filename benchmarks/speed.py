@@ -2,14 +2,16 @@
 
     python -m benchmarks.speed [--rows 9000]
 
-Makes its own input (benchmarks/made_up.py), a JSON array as EnvScaler's: rows of 12 turns, then three tenths as many of 40. Prints
+Makes its own input (benchmarks/made_up.py), a JSON array as EnvScaler's: rows of 12 turns, then three tenths as many of
+40. Prints
   ours       step 1 and step 2, as commands with their start-up, to the default folder of Parquet files
-  reference  as published scripts do it: the array loaded whole, each trajectory rendered once by transformers, a JSON array
-             between the steps and one of samples at the end, indented; one process. Its samples are not exact.
+  reference  as published scripts do it: the array loaded whole, each trajectory rendered once by transformers, a JSON
+             array between the steps and one of samples at the end, indented; one process. Its samples are not exact.
   naive      the definition: transformers renders the served prompt and the target of every turn; one process
-each alone and, at 12 turns, with LlamaFactory's loading of what comes out, which is what stands between the data and the
-tokenizer. Imports of reference and naive are not counted. Then the peak memory of the largest process of ours for 1, 4 and 16
-times 250 rows with EnvScaler's statistics, format by format. Ours is run three times, in turn with nothing; the median is shown.
+each alone and, at 12 turns, with LlamaFactory's loading of what comes out, which is what stands between the data and
+the tokenizer. Imports of reference and naive are not counted. Then the peak memory of the largest process of ours for
+1, 4 and 16 times 250 rows with EnvScaler's statistics, format by format. Ours is run three times, in turn with nothing;
+the median is shown.
 """
 
 import argparse

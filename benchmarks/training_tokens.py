@@ -2,10 +2,10 @@
 
     python -m benchmarks.training_tokens MODEL [--rows 400]
 
-Takes made-up rows with EnvScaler's statistics (benchmarks/made_up.py), splits them each way and counts tokens as LlamaFactory
-makes them, with the tokenizer of MODEL (a folder or a Hub id; Qwen/Qwen3-4B is meant). The counts are scaled to EnvScaler's 9,022
-rows. Hours are by arithmetic, nothing is trained: Qwen3-4B on 8 H100 (989 TFLOPS in bf16) of which 40 % are used; 6 operations
-for each parameter and token, and the attention of each token to those before it.
+Takes made-up rows with EnvScaler's statistics (benchmarks/made_up.py), splits them each way and counts tokens as
+LlamaFactory makes them, with the tokenizer of MODEL (a folder or a Hub id; Qwen/Qwen3-4B is meant). The counts are
+scaled to EnvScaler's 9,022 rows. Hours are by arithmetic, nothing is trained: Qwen3-4B on 8 H100 (989 TFLOPS in bf16)
+of which 40 % are used; 6 operations for each parameter and token, and the attention of each token to those before it.
 """
 
 import argparse

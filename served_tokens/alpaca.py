@@ -1,4 +1,5 @@
-"""Alpaca samples: the served prompt and the target of a turn, in the columns of which LlamaFactory makes the same tokens.
+"""Alpaca samples: the served prompt and the target of a turn, in the columns of which LlamaFactory makes the same
+tokens.
 
 Its source is LlamaFactory 0.9.5, data/template.py and data/converter.py.
 """
@@ -34,7 +35,8 @@ def to_samples(
             "no-thinking" (no reasoning in the targets either; the served prompt ends with an empty think block).
         merge_turns: a sample goes on, supervising turn after turn, while the served prompt of the next turn begins with
             the text so far. Its history then holds supervised turns only. Else each turn has a sample of its own.
-        refuse: refuse(turn, columns) -> a reason to leave a turn of `served` out, or None, where `columns` are the texts
+        refuse: refuse(turn, columns) -> a reason to leave a turn of `served` out, or None, where `columns` are the
+            texts
             that the sample would have with it.
     Returns (samples, reasons): the turns of the samples and the reasons add up to the turns of the trajectory.
     """
@@ -104,7 +106,8 @@ def _can_close_pair(role: str, text: str, next_role: str, served_as: str, given:
 
 
 class _AlpacaPrompt:
-    """A served prompt in LlamaFactory's alpaca columns, block by block: a later prompt goes on where it is like the last.
+    """A served prompt in LlamaFactory's alpaca columns, block by block: a later prompt goes on where it is like the
+    last.
 
     LlamaFactory (0.9.5, data/template.py) begins with a non-empty system text or a user text, and goes on in pairs of a
     user and an assistant text. What does not fit is written out, role marks and all. Its user format replaces
@@ -187,7 +190,7 @@ def _target(text: str, answer_start: int | None, served_as: str, given: str) -> 
 
 
 def step1_columns(row: dict) -> tuple[list[dict], dict]:
-    """The columns `messages` and `served`, decoded: a Parquet file of step 1 holds JSON strings. Raises TrajectoryError."""
+    """The columns `messages` and `served`: a Parquet file of step 1 holds JSON strings. Raises TrajectoryError."""
     try:
         messages, served = (
             json.loads(value) if isinstance(value, str) else value for value in (row["messages"], row["served"])
@@ -231,8 +234,9 @@ def reasoning_of(target: str) -> str:
 
 # ---------------------------------------------------------------- the JSON reader of datasets
 
-# It (4.0.0) takes the types of a column from the first block of a file. Where all histories in it are empty, it takes them for lists
-# of null and stops at the first other one; where all texts look like dates, it makes them timestamps.
+# It (4.0.0) takes the types of a column from the first block of a file. Where all histories in it are empty, it
+# takes them for lists of null and stops at the first other one; where all texts look like dates, it makes them
+# timestamps.
 
 
 def history_first(parts: list[Path]) -> list[Path]:

@@ -23,12 +23,12 @@ QUERY = {"role": "user", "content": "q"}
 
 
 class ChatTemplate(NamedTuple):
-    """A chat template on whatever machine. What no text of a trajectory may hold: Qwen's control tokens, and all of the model's own."""
+    """A chat template, on whatever machine."""
 
     name: str
     text: str
     special_tokens: tuple = ()  # (name, token), as the template may use them
-    control_tokens: tuple = CONTROL_TOKENS
+    control_tokens: tuple = CONTROL_TOKENS  # that no text of a trajectory may hold, with all of the model's own
 
 
 def read_chat_template(name: str) -> ChatTemplate:
@@ -124,7 +124,7 @@ def _bounded(chunks) -> str:
 class _GenerationTag(jinja2.ext.Extension):
     """`{% generation %}…{% endgeneration %}`, which some templates put around assistant text, renders its body."""
 
-    tags = {"generation"}
+    tags = frozenset({"generation"})
 
     def parse(self, parser):
         next(parser.stream)

@@ -1,4 +1,4 @@
-"""The comparison: each sample that LlamaFactory built, with the served prompts and targets of its turns, token by token."""
+"""The comparison: each sample that LlamaFactory built with the served prompts and targets of its turns, by token."""
 
 from collections import defaultdict
 from pathlib import Path
@@ -44,14 +44,16 @@ class Truth(NamedTuple):
 
 
 def check_dataset(found: Findings, path: Path, provenance, built, truth: Truth) -> tuple[list, set]:
-    """Compare each sample with its turns, and note what is found; returns (what is supervised, the tasks of which it is).
+    """Compare each sample with its turns, and note what is found; returns (what is supervised, the tasks of which
+    it is).
 
-    What is supervised: (source, trajectory, turn), as often as it is; the tasks: see `task_of`. Of a data set for evaluation, only
-    trajectories that have samples count.
+    What is supervised: (source, trajectory, turn), as often as it is; the tasks: see `task_of`. Of a data set for
+    evaluation, only trajectories that have samples count.
 
     Args:
         path: of the samples, beside which step 2 says why it left turns out.
-        provenance, built: two data sets with the same rows, what step 2 says of the samples and what LlamaFactory made of them.
+        provenance, built: two data sets with the same rows, what step 2 says of the samples and what LlamaFactory
+            made of them.
     """
     supervised, tasks, why = [], set(), reasons_of(path)
     for source, samples_of in samples_by_trajectory(provenance, truth.trajectories).items():
@@ -77,14 +79,8 @@ def check_dataset(found: Findings, path: Path, provenance, built, truth: Truth) 
                 if not set(its_turns) <= set(turns):
                     raise SystemExit(f"{place}: no such turn; name the file that step 1 read by --trajectories")
                 supervised += [(source, index, turn) for turn in its_turns]
-                _compare(
-                    found,
-                    position,
-                    built[position],
-                    place,
-                    lambda: truth.expected(messages, tools, its_turns, served_as),
-                    truth,
-                )
+                what = messages, tools, its_turns, served_as
+                _compare(found, position, built[position], place, what, truth)
         if samples_of:
             raise SystemExit(
                 f"{source}: has no usable trajectory {min(samples_of)}, of which there are samples; "
@@ -131,7 +127,7 @@ def _note_turns(found: Findings, trajectory: tuple, turns: list[int], samples: l
     found.why_left_out.update(why.get((*trajectory, turn), unsaid) for turn in left_out)
 
 
-def _compare(found: Findings, position: int, trained: dict, place: str, expect, truth: Truth) -> None:
+def _compare(found: Findings, position: int, trained: dict, place: str, what: tuple, truth: Truth) -> None:
     counts = found.counts
     found.lengths[position] = len(trained["input_ids"])
     counts["tokens"] += len(trained["input_ids"])
@@ -144,7 +140,7 @@ def _compare(found: Findings, position: int, trained: dict, place: str, expect, 
             found.mismatches[position] = (at, f"{place}: {text}")
 
     try:
-        expected, targets = expect()
+        expected, targets = truth.expected(*what)
     except (jinja2.TemplateError, TrajectoryError) as error:
         mismatch(REFUSED, None, f"{REFUSED}: {error}")
         return
@@ -168,7 +164,7 @@ def first_difference(ours: list[int], theirs: list[int]) -> int | None:
 
 
 def first_mismatch(expected: dict, trained: dict) -> tuple[str, str, int]:
-    """(column, what is wrong, position) of the first difference of two samples ({"input_ids", "labels"}) that differ."""
+    """(column, what is wrong, position) of the first difference of two samples that differ."""
     for column, what in (("input_ids", "the tokens differ"), ("labels", "the loss mask differs")):
         position = first_difference(expected[column], trained[column])
         if position is not None:
@@ -181,12 +177,8 @@ def describe_mismatch(expected: dict, trained: dict, decode) -> str:
     start, end = max(0, position - SHOWN_TOKENS), position + SHOWN_TOKENS
     lines = [f"{what} from token {position} of {len(expected['input_ids'])}:"]
     for side, sample in (("served ", expected), ("trained", trained)):
-        loss = (
-            ""
-            if column == "input_ids"
-            else f" (loss: {position < len(sample['labels']) and sample['labels'][position] != IGNORE_INDEX})"
-        )
-        lines.append(
-            f"  {side}: …{decode(sample['input_ids'][start:position])!r} >>> {decode(sample['input_ids'][position:end])!r}{loss}"
-        )
+        ids, labels = sample["input_ids"], sample["labels"]
+        loss = position < len(labels) and labels[position] != IGNORE_INDEX
+        said = f" (loss: {loss})" if column == "labels" else ""
+        lines.append(f"  {side}: …{decode(ids[start:position])!r} >>> {decode(ids[position:end])!r}{said}")
     return "\n".join(lines)

@@ -15,7 +15,8 @@ BY_CONTENT = "content (rows with the same messages fall on one side; they name n
 
 
 def group_of(task_info, messages: list) -> tuple[str, str]:
-    """What is held out together with a row: (BY_TASK, the id of its task), or where it names none (BY_CONTENT, a digest).
+    """What is held out together with a row: (BY_TASK, the id of its task), or where it names none (BY_CONTENT, a
+    digest).
 
     Args:
         task_info: the column of the row, an object or its JSON.

@@ -1,7 +1,7 @@
-"""The files of a Hugging Face data set that hold trajectories: found without downloading the others, then downloaded alone.
+"""The files of a Hugging Face data set that hold trajectories: found without downloading the others, downloaded alone.
 
-A file is named by its address, hf://datasets/ID@COMMIT/NAME, as huggingface_hub writes it. Once downloaded it is in the Hub's
-cache, and found there offline too.
+A file is named by its address, hf://datasets/ID@COMMIT/NAME, as huggingface_hub writes it. Once downloaded it is in the
+Hub's cache, and found there offline too.
 """
 
 import contextlib
@@ -27,8 +27,11 @@ os.environ.setdefault("HF_HUB_DISABLE_XET", "1")  # a download by Xet that break
 
 
 class Repository(NamedTuple):
-    """A data set at the commit of a revision. `sizes`: bytes of each file, by name; `folder`: where they are, if only the cache can be
-    had."""
+    """A data set at the commit of a revision.
+
+    sizes: bytes of each file, by name.
+    folder: where they are, if only the cache can be had.
+    """
 
     id: str
     revision: str
@@ -47,48 +50,40 @@ def name_of(source: str) -> str:
     return DATA_SET.fullmatch(source)[1].rpartition("/")[2]
 
 
-def download_trajectories(source: str, pattern: str | None, split: str | None, columns_of: dict) -> list[str]:
+def download_trajectories(
+    source: str, pattern: str | None, split: str | None, formats: tuple[str, ...], first_columns
+) -> list[str]:
     """Download the files of a data set that hold trajectories; their addresses, in the order of their names.
 
     Args:
         source: ID, or ID@REVISION.
         pattern: only files whose name, with or without its folder, matches this glob.
         split: only files of this split, by their names.
-        columns_of: for each file type, columns_of[".jsonl"](file, name) -> the columns of the first row of an open file. It raises
-            SystemExit or ValueError where there is none.
-    Ends with a message where no file holds trajectories, or where those that do are not shards of one split: two splits, or the
-    same rows under two names, are never read together.
+        formats: what the names of data files end with.
+        first_columns: first_columns(file, name) -> the columns of the first row of an open file. It raises
+            SystemExit or
+            ValueError where there is none.
+    Ends with a message where no file holds trajectories, or where those that do are not shards of one split: two
+    splits, or the same rows under two names, are never read together.
     """
     repository = _open_repository(source)
-    names = [name for name in sorted(repository.sizes) if PurePosixPath(name).suffix in columns_of]
-    chosen = [
-        name for name in names if (not pattern or _matches(name, pattern)) and (not split or _is_of_split(name, split))
-    ]
-    if not chosen:
-        said = " and ".join([f"--file {pattern}"] * bool(pattern) + [f"--split {split}"] * bool(split)) or ", ".join(
-            columns_of
-        )
-        there = "; it has\n" + _listed(names, repository) if names else ""
-        raise SystemExit(f"{source}: the data set has no file for {said}{there}")
-    sets = {}
-    for name in chosen:
-        sets.setdefault(_set_of(name, split, pattern), []).append(name)
-    why_not = {}
-    for of_set in tqdm(sets.values(), "look into files", unit=" files", disable=len(sets) < SHOWN_FILES, leave=False):
-        if reason := _why_not(repository, of_set[0], columns_of):  # shards have one writer
-            why_not.update(dict.fromkeys(of_set, reason))
-    read = [of_set for of_set in sets.values() if of_set[0] not in why_not]
+    why_not, read = {}, []
+    of_split = _chosen(repository, source, pattern, split, formats)
+    for names in tqdm(of_split, "look into files", unit=" files", disable=len(of_split) < SHOWN_FILES, leave=False):
+        if reason := _why_not(repository, names[0], first_columns):  # shards have one writer
+            why_not.update(dict.fromkeys(names, reason))
+        else:
+            read.append(names)
     if not read:
         raise SystemExit(f"{source}: none of its files holds trajectories:\n{_listed(why_not, repository, why_not)}")
     if len(read) > 1:
+        several = _listed([name for names in read for name in names], repository)
         raise SystemExit(
-            f"{source}: several of its files hold trajectories, and they are not shards of one split; name one, by --file NAME or "
-            f"--split NAME:\n{_listed(sum(read, []), repository)}"
+            f"{source}: several of its files hold trajectories, and they are not shards of one split; name one, by "
+            f"--file NAME or --split NAME:\n{several}"
         )
-    print(
-        f"{repository.id} at revision {repository.commit[:12]}{', from the cache' if repository.folder else ''}: reads"
-    )
-    print(_listed(read[0], repository))
+    cached = ", from the cache" if repository.folder else ""
+    print(f"{repository.id} at revision {repository.commit[:12]}{cached}: reads\n{_listed(read[0], repository)}")
     if why_not:
         print(f"and not\n{_listed(why_not, repository, why_not)}")
     for name in read[0]:
@@ -96,8 +91,21 @@ def download_trajectories(source: str, pattern: str | None, split: str | None, c
     return [f"hf://datasets/{repository.id}@{repository.commit}/{name}" for name in read[0]]
 
 
+def _chosen(repository: Repository, source: str, pattern: str | None, split: str | None, formats: tuple) -> list:
+    """The names of the data files that the user wants, those of each split together."""
+    names, of_split = [name for name in sorted(repository.sizes) if name.endswith(formats)], {}
+    for name in names:
+        if (not pattern or _matches(name, pattern)) and (not split or _is_of_split(name, split)):
+            of_split.setdefault(_split_of(name, split, pattern), []).append(name)
+    if not of_split:
+        wanted = [f"--file {pattern}"] * bool(pattern) + [f"--split {split}"] * bool(split)
+        there = f"; it has\n{_listed(names, repository)}" if names else ""
+        raise SystemExit(f"{source}: the data set has no file for {' and '.join(wanted) or ', '.join(formats)}{there}")
+    return [*of_split.values()]
+
+
 def local_copy(address: str) -> Path | None:
-    """Where the file of an address is on this machine, downloaded unless it is in the Hub's cache; None for what is no address."""
+    """Where the file of an address is, downloaded unless it is in the Hub's cache; None for what is no address."""
     parts = ADDRESS.fullmatch(address)
     return parts and _download(parts[1], parts[3], parts[2])
 
@@ -109,9 +117,8 @@ def _download(data_set: str, name: str, revision: str) -> Path:
     try:
         return Path(hf_hub_download(data_set, name, repo_type="dataset", revision=revision, tqdm_class=tqdm))
     except Exception as error:  # the Hub client raises many kinds; each means that the file is not whole
-        raise SystemExit(
-            f"{data_set}: {name}: the download failed ({_one_line(error)}); run this again, and it goes on from where it ended"
-        ) from None
+        again = "run this again, and it goes on from where it ended"
+        raise SystemExit(f"{data_set}: {name}: the download failed ({_one_line(error)}); {again}") from None
 
 
 def _open_repository(source: str) -> Repository:
@@ -138,11 +145,11 @@ def _open_repository(source: str) -> Repository:
     return Repository(data_set, revision, folder.name, sizes, folder)
 
 
-def _why_not(repository: Repository, name: str, columns_of: dict) -> str | None:
+def _why_not(repository: Repository, name: str, first_columns) -> str | None:
     """Why a file is none of trajectories, by its first row."""
     try:
         with contextlib.closing(_open_file(repository, name)) as file:
-            columns = columns_of[PurePosixPath(name).suffix](file, name)
+            columns = first_columns(file, name)
     except (SystemExit, ValueError) as error:
         return str(error).removeprefix(f"{name}: ")
     except Exception as error:  # many kinds again
@@ -177,10 +184,10 @@ def _is_of_split(name: str, split: str) -> bool:
     return re.search(rf"(^|[/_.-]){re.escape(split)}([/_.-]|$)", name) is not None
 
 
-def _set_of(name: str, split: str | None, pattern: str | None) -> str:
+def _split_of(name: str, split: str | None, pattern: str | None) -> str:
     """Files with the same one are shards of one split: by their numbers, or in a folder that is named like a split.
 
-    Where a glob chooses the files, other numbers in their names will do: they may be parts, while of all files they may be versions.
+    Where a glob chooses the files, other numbers in their names will do: they are parts, and else they may be versions.
     """
     *folders, file = name.split("/")
     for depth, folder in enumerate(folders):

@@ -9,8 +9,8 @@ from served_tokens.trajectory import BLOCK_END, BLOCK_START
 def token_counter(tokenizer, given: str):
     """count(columns, no_thinking) -> tokens that LlamaFactory makes of a sample, for the samples of one trajectory.
 
-    It tokenizes the system text, each user and each assistant text by itself (0.9.5, data/template.py), and control tokens
-    split a text before it is tokenized. So each text is tokenized once, whatever number of samples it is in.
+    It tokenizes the system text, each user and each assistant text by itself (0.9.5, data/template.py), and control
+    tokens split a text before it is tokenized. So each text is tokenized once, whatever number of samples it is in.
     """
 
     @functools.cache

@@ -58,7 +58,7 @@ def settings_beyond_the_samples(data_args) -> list[str]:
 
 
 def training_sets(model_args, data_args, training_args):
-    """Yield (name, file or folder, provenance, built) for each data set of the YAML: two data sets with the same rows."""
+    """Yield (name, file or folder, provenance, built) of each data set of the YAML, two tables with the same rows."""
     from datasets import load_dataset
     from llamafactory.data import get_dataset, get_template_and_fix_tokenizer
     from llamafactory.data.parser import get_dataset_list

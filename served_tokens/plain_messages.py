@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import itertools
 
 from served_tokens.chat_template import QUERY, ChatTemplate, load_chat_template, split_blocks
 from served_tokens.trajectory import BLOCK_START, TrajectoryError, map_texts, with_stand_ins, without_reasoning
@@ -108,10 +109,10 @@ def _edits(blocks: list[tuple], targets: dict, turns: list[int], prompts: list[l
 def _rendered_by_query(messages: list[dict], tools, turns: list[int], render):
     """The same, each message rendered a fixed number of times; None for a trajectory that is not ordinary.
 
-    In an ordinary one a user query comes first, no turn follows right on another and no answer holds a think tag. Then a
-    turn has two looks: `past` once a query came after it, as if it had no reasoning, and `kept` before that. One
-    rendering, up to the last turn, shows the turns before the last query as past and those after it as kept; a second
-    one, of the turns alone, shows each the other way.
+    In an ordinary one a user query comes first, no turn follows right on another and no answer holds a think tag.
+    Then a turn has two looks: `past` once a query came after it, as if it had no reasoning, and `kept` before that.
+    One rendering, up to the last turn, shows the turns before the last query as past and those after it as kept; a
+    second one, of the turns alone, shows each the other way.
     """
     first = 1 if messages[0]["role"] == "system" else 0
     odd = any(messages[k - 1]["role"] == "assistant" or "</think>" in messages[k]["content"] for k in turns)
@@ -152,7 +153,7 @@ def _edits_by_query(
 ) -> dict:
     """The edits of both histories, from the looks of each turn."""
     edits, shown, since_query = {"drop": [], "template": []}, targets[:], 0
-    for i, (before, k) in enumerate(zip(turns, turns[1:])):
+    for i, (before, k) in enumerate(itertools.pairwise(turns)):
         if past[i] != targets[i]:
             edits["drop"].append({"turn": k, "message": places[i], "content": past[i]})
         new_query = any(before < query < k for query in queries)
@@ -193,7 +194,8 @@ def prepared_template(template: ChatTemplate) -> tuple:
 
 
 def renders_by_query(render) -> bool:
-    """Whether rendering by query gives what the naive definition gives, on a conversation with all that templates look at.
+    """Whether rendering by query gives what the naive definition gives, on a conversation with all that templates
+    look at.
 
     It does for Qwen3 and most of its relatives. For a template that fails here, every prefix is rendered.
     """

@@ -1,7 +1,7 @@
 """Reading: the rows of .jsonl, .jsonl.gz, .json and .parquet files, in shards that a process reads by itself.
 
-A row is an object. A shard is a range of lines, some row groups of a Parquet file, or what was read of a JSON array or a gzip;
-which rows it holds depends on the file alone.
+A row is an object. A shard is a range of lines, some row groups of a Parquet file, or what was read of a JSON array
+or a gzip; which rows it holds depends on the file alone.
 """
 
 import codecs
@@ -56,7 +56,7 @@ def format_of(name: Path | str) -> str | None:
 
 
 def find_files(source: str) -> list[str]:
-    """The files behind a path: itself, or all of a folder, at any depth, in the order of their names; ends where there are none."""
+    """The files behind a path: itself, or all in a folder, at any depth, by name; ends where there are none."""
     path = local_copy(source) or Path(source)
     if not path.is_dir():
         local_file(source)
@@ -68,7 +68,7 @@ def find_files(source: str) -> list[str]:
 
 
 def is_data(path: Path) -> bool:
-    """Whether a file of a folder is read, by its name: not what a script writes beside its output, nor what is hidden."""
+    """Whether a file of a folder is read: not what a script writes beside its output, nor what is hidden."""
     hidden = any(part.startswith((".", "_")) for part in path.parts)
     return bool(format_of(path)) and not hidden and not path.name.endswith((REJECTS, LEFT_OUT, PREVIEW))
 
@@ -228,7 +228,7 @@ def _stream(file, name: Path | str):
 
 def _unpacked(file, name: Path | str):
     try:
-        yield from gzip.open(file)
+        yield from gzip.GzipFile(fileobj=file)
     except (OSError, EOFError) as error:
         raise SystemExit(f"{name}: cannot be unpacked ({error})") from None
 

@@ -1,8 +1,8 @@
 """Shards over processes: what a script does with a row, done with all rows of many files.
 
-A shard is the unit of work. The process that converts it writes its rows, those set aside and what else there is, each to a part
-of its own; what comes back are counts. So the outputs are the same with any number of processes, and one of them that is killed
-leaves an error and not a gap.
+A shard is the unit of work. The process that converts it writes its rows, those set aside and what else there is,
+each to a part of its own; what comes back are counts. So the outputs are the same with any number of processes, and
+one of them that is killed leaves an error and not a gap.
 """
 
 import collections
@@ -35,7 +35,8 @@ TOO_DEEP = "the row is nested too deeply"
 class Work(NamedTuple):
     """What is done with a shard.
 
-    convert: convert(row, place) -> (counts, [(stream, row), …]); it raises TrajectoryError where the row is to be set aside. A
+    convert: convert(row, place) -> (counts, [(stream, row), …]); it raises TrajectoryError where the row is to be
+        set aside. A
         stream is what its parts end with: "" is the output, another one goes beside it.
     output: what the streams are of, for messages.
     folder: where the parts are written, as NUMBER + stream + suffix.
@@ -54,7 +55,11 @@ class Work(NamedTuple):
 
 
 class Totals(NamedTuple):
-    """counts: ROWS_IN, SET_ASIDE, and what `convert` counts. reasons: {kind: [rows, the first one's place, its reason]}."""
+    """What comes of rows.
+
+    counts: ROWS_IN, SET_ASIDE, and what `convert` counts.
+    reasons: {kind: [rows, the first one's place, its reason]}.
+    """
 
     counts: Counter
     reasons: dict
@@ -189,7 +194,7 @@ def _end_with_the_parent() -> None:
 
 
 def exit_on_signals() -> None:
-    """End by Ctrl-C and SIGTERM with a word and not a trace: what is half written is removed, and not interrupted once more."""
+    """End by Ctrl-C and SIGTERM without a trace: what is half written is removed, and that is not interrupted."""
 
     def end(number, frame) -> None:
         for other in (signal.SIGINT, signal.SIGTERM):

@@ -6,7 +6,7 @@ import string
 
 ROLES = ("system", "user", "assistant", "tool")
 BLOCK_START, BLOCK_END = "<|im_start|>", "<|im_end|>"
-CONTROL_TOKENS = (  # of Qwen's tokenizers: in a text they are no text but a mark, to the model that is trained and served
+CONTROL_TOKENS = (  # of Qwen's tokenizers: in a text they are no text but a mark, to the model
     BLOCK_START,
     BLOCK_END,
     "<|endoftext|>",
@@ -71,7 +71,8 @@ def without_reasoning(messages: list[dict]) -> list[dict]:
 
 
 def with_stand_ins(messages: list[dict], tools: list[dict] | None) -> tuple:
-    """The same with plain words in place of the control tokens that ChatML is split at, so that a rendering can be split.
+    """The same with plain words in place of the control tokens that ChatML is split at, so that a rendering can be
+    split.
 
     Returns (messages, tools, reveal): reveal(text) puts the tokens back; it is None where there are none. The words are
     as long as the tokens, occur nowhere else, and cannot overlap one another.
@@ -122,8 +123,8 @@ def _refuse_control_tokens(message: dict, control_tokens: tuple, where: str = ""
     for token in control_tokens:
         if token in text:
             raise TrajectoryError(
-                f"{where}the text holds the control token {token}, which could forge a message; take it out of the row, "
-                "or keep it by --allow-control-tokens of step 1"
+                f"{where}the text holds the control token {token}, which could forge a message; take it out of the "
+                "row, or keep it by --allow-control-tokens of step 1"
             )
 
 

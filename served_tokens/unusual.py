@@ -1,4 +1,4 @@
-"""What of a trajectory is served as it is and may still be a mistake in the data: counted, and named at the end of step 1."""
+"""What of a trajectory is served as it is and may still be a mistake: counted, and named at the end of step 1."""
 
 import functools
 import json

@@ -24,6 +24,11 @@ def shown(path: Path | str) -> str:
     return str(path)
 
 
+def accounted(unit: str, total: int, kept: int, how: str, others: int, why: str) -> str:
+    """The line that says where all rows, or all turns, went."""
+    return f"{total} {unit} in = {kept} {unit} {how} + {others} {why}"
+
+
 def still_there(path: Path) -> str:
     """What to add where a file is not written."""
     return "; the one of an earlier run is still there" if path.exists() else ""
@@ -72,7 +77,8 @@ def work_folder(beside: Path):
 
 @contextlib.contextmanager
 def whole_file(path: Path):
-    """A path to write a file or a folder to: it takes the name `path` when the block ends, and is removed if the block fails.
+    """A path to write a file or a folder to: it takes the name `path` when the block ends, and is removed if the
+    block fails.
 
     A process that is killed leaves it, under a hidden name that no other run has and no reader of data takes.
     """
@@ -101,7 +107,7 @@ def whole_file(path: Path):
 
 @contextlib.contextmanager
 def row_writer(path: Path, schema=None):
-    """Yield write(row) for a `.jsonl` or a `.parquet` file, of `schema` (pyarrow). A row is a dict, or for .jsonl its JSON."""
+    """Yield write(row) for a .jsonl or, by `schema`, a .parquet file. A row is a dict, or for .jsonl its JSON."""
     if path.suffix == ".parquet":
         with _parquet_writer(path, schema) as write:
             yield write
@@ -111,7 +117,7 @@ def row_writer(path: Path, schema=None):
 
 
 def json_row(row: dict, texts=()) -> bytes:
-    """A row as JSON. The columns `texts` hold nothing but texts, small integers and null, which orjson writes faster."""
+    """A row as JSON. The columns `texts` hold but texts, small integers and null, which orjson writes faster."""
     columns = (
         orjson.dumps(key)
         + b": "

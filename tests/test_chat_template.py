@@ -92,7 +92,7 @@ def test_template_cannot_reach_python_internals(tmp_path):
 )
 def test_template_that_is_not_chatml_is_named_as_such(rendered, tmp_path):
     (tmp_path / "t.jinja").write_text(rendered)
-    with pytest.raises(SystemExit, match="t.jinja: the chat template is not ChatML"):
+    with pytest.raises(SystemExit, match=r"t.jinja: the chat template is not ChatML"):
         load(tmp_path / "t.jinja")
 
 

@@ -2,6 +2,7 @@
 
 import functools
 import json
+from itertools import chain
 
 import pytest
 import tiny_qwen3
@@ -79,7 +80,7 @@ TURN = st.tuples(st.builds(assistant, TEXT, st.none() | TEXT, CALLS), st.lists(s
 )
 ORDINARY = st.lists(
     st.tuples(st.builds(user, TEXT), st.lists(TURN, min_size=1, max_size=3)), min_size=1, max_size=3
-).map(lambda chains: [message for query, turns in chains for message in [query, *sum(turns, [])]])
+).map(lambda chains: [message for query, turns in chains for message in [query, *chain.from_iterable(turns)]])
 CONVERSATION = st.one_of(ORDINARY, st.lists(MESSAGE, min_size=1, max_size=8))
 TOOLS = st.sampled_from([None, [{"type": "function", "function": {"name": "f", "parameters": {"é": [1.0, None]}}}]])
 MODES = {  # served_as -> the settings of LlamaFactory that are exact for it
@@ -111,7 +112,10 @@ def llamafactory(template: str, enable_thinking: bool, mask_history: bool = True
 
 
 def samples_of(messages, tools, mode, merge_turns=False):
-    """(samples, reasons of left-out turns) through the rows that both scripts write and read; raises TrajectoryError."""
+    """(samples, reasons of left-out turns) through the rows that both scripts write and read.
+
+    Raises TrajectoryError.
+    """
     _, [(_, row)] = convert_row(
         {"messages": messages, "tools": tools}, Place("x", 0), TEMPLATE, True, allow_control_tokens=True
     )

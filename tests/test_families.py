@@ -40,12 +40,14 @@ THINKING_2507 = QWEN3.replace(
     GENERATION_PROMPT, GENERATION_PROMPT.replace("assistant\\n'", "assistant\\n<think>\\n'")
 ).replace("enable_thinking is false", "false")
 # The same, calls in XML, texts trimmed, thinking that can be switched off, and no rendering without a user query.
-XML_CALL = """{{- '<tool_call>\\n<function=' ~ call.name ~ '>' -}}
-            {%- for name, value in call.arguments.items() -%}
-                {{- '\\n<parameter=' ~ name ~ '>\\n' ~ (value if value is string else value | tojson) ~ '\\n</parameter>' -}}
-            {%- endfor -%}
-            {{- '\\n</function>\\n</tool_call>' -}}
-"""
+XML_CALL = (
+    "{{- '<tool_call>\\n<function=' ~ call.name ~ '>' -}}\n"
+    "            {%- for name, value in call.arguments.items() -%}\n"
+    "                {{- '\\n<parameter=' ~ name ~ '>\\n' ~ "
+    "(value if value is string else value | tojson) ~ '\\n</parameter>' -}}\n"
+    "            {%- endfor -%}\n"
+    "            {{- '\\n</function>\\n</tool_call>' -}}\n"
+)
 JSON_CALL = QWEN3[
     QWEN3.index("            {{- '<tool_call>") : QWEN3.index("        {%- endfor -%}\n        {{- '<|im_end|>")
 ]

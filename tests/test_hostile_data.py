@@ -1,4 +1,7 @@
-"""Hostile data: what would forge a message, break the exactness or stop the run is set aside, counted, or proven to be exact."""
+"""Hostile data.
+
+What would forge a message, break the exactness or stop the run is set aside, counted, or proven to be exact.
+"""
 
 import json
 import time
@@ -466,7 +469,7 @@ def strange(tmp_path, payload: str):
     ],
 )
 def test_template_that_reaches_for_python_gets_an_error(tmp_path, payload):
-    with pytest.raises(SystemExit, match="strange.jinja: "):
+    with pytest.raises(SystemExit, match=r"strange.jinja: "):
         strange(tmp_path, payload.replace("MARK", str(tmp_path / "mark")))
     assert not (tmp_path / "mark").exists()
 

@@ -1,4 +1,7 @@
-"""Hostile files and faults: what cannot be read or written is one line of error, and an output is whole or not there."""
+"""Hostile files and faults.
+
+What cannot be read or written is one line of error, and an output is whole or not there.
+"""
 
 import gzip
 import json
@@ -107,9 +110,9 @@ def test_file_without_permission_is_a_clear_error(tmp_path, suffix):  # which ro
     with (
         mock.patch.object(Path, "open", side_effect=denied),
         mock.patch("pyarrow.parquet.ParquetFile", side_effect=denied),
+        pytest.raises(SystemExit, match=r"x.*cannot be read.*Permission denied"),
     ):
-        with pytest.raises(SystemExit, match="x.*cannot be read.*Permission denied"):
-            list(read_rows(str(path)))
+        list(read_rows(str(path)))
     with (
         mock.patch("pyarrow.parquet.ParquetFile", side_effect=denied),
         pytest.raises(SystemExit, match="Permission denied"),
@@ -323,7 +326,7 @@ def test_file_that_is_replaced_while_it_is_read_is_an_error(tmp_path):
     [shard] = read_shards([str(path)])
     (tmp_path / "other").write_text('{"b": 1}\n\n{"b": 2}\n', encoding="utf-8")
     os.replace(tmp_path / "other", path)
-    with pytest.raises(SystemExit, match="x.jsonl: has been replaced while it was read"):
+    with pytest.raises(SystemExit, match=r"x.jsonl: has been replaced while it was read"):
         list(rows_of(shard))
 
 
@@ -338,9 +341,12 @@ def test_folder_that_cannot_take_its_name_gives_the_earlier_one_back(tmp_path):
             raise OSError(28, "No space left on device")
         replace(source, target)
 
-    with mock.patch("os.replace", fails_once), pytest.raises(SystemExit, match="out: cannot be written"):
-        with whole_file(tmp_path / "out") as part:
-            part.mkdir()
+    with (
+        mock.patch("os.replace", fails_once),
+        pytest.raises(SystemExit, match="out: cannot be written"),
+        whole_file(tmp_path / "out") as part,
+    ):
+        part.mkdir()
     assert names(tmp_path) == ["out"] and names(tmp_path / "out") == ["earlier.parquet"]
 
 

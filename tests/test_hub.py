@@ -1,4 +1,7 @@
-"""Step 1 reads of a data set on the Hub the files that hold trajectories, downloads no other, and reads none together with another."""
+"""Step 1 on a data set on the Hub.
+
+It reads the files that hold trajectories, downloads no other, and reads none together with another.
+"""
 
 import contextlib
 import hashlib
@@ -39,7 +42,10 @@ def in_json(*numbers: int) -> bytes:
 
 @pytest.fixture
 def step1(run, tmp_path):
-    """step1(files, *arguments) -> the finished process of step 1 on a data set me/t of which the cache has these files."""
+    """step1(files, *arguments) -> the finished process of step 1.
+
+    It runs on a data set me/t of which the cache has these files.
+    """
 
     def step1(files: dict[str, bytes], *arguments, data_set: str = "me/t", expect: int = 0):
         fill_hub_cache(tmp_path / "hub", "dataset", "me/t", files)
@@ -156,7 +162,7 @@ def test_shards_of_one_split_are_read_in_the_order_of_their_names(step1, tmp_pat
             [],
             "none of its files holds trajectories:\n  a.json (3.00B): the row is not an object but a number\n  stats",
         ),
-        ({"README.md": b""}, [], "me/t: the data set has no file for .json, .jsonl, .parquet"),
+        ({"README.md": b""}, [], "me/t: the data set has no file for .json, .jsonl, .jsonl.gz, .parquet"),
         (
             {"a.json": b"[]"},
             ["--file", "b.json", "--split", "x"],
@@ -210,7 +216,8 @@ def test_default_output_is_named_after_the_data_set():
 class Hub(http.server.ThreadingHTTPServer):
     """A stub of the Hub with one data set, which counts the bytes that it sends of each file.
 
-    breaks_after: bytes of a file after which its connections break; token: what a client must send; requests: their heads.
+    breaks_after: bytes of a file after which its connections break; token: what a client must send;
+    requests: their heads.
     """
 
     def __init__(self, data_set: str, files: dict[str, bytes]):

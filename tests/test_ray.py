@@ -91,7 +91,7 @@ def test_joins_the_cluster_that_ray_address_names(tmp_path):
     write_jsonl(tmp_path / "shards" / "a.jsonl", read_jsonl(SAMPLE))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        address = "127.0.0.1:%d" % free.getsockname()[1]
+        address = f"127.0.0.1:{free.getsockname()[1]}"
     environment = {"RAY_ADDRESS": address, "RAY_AUTH_MODE": "disabled"}
     ray = Path(sys.executable).with_name("ray")
     command = [
@@ -111,9 +111,8 @@ def test_joins_the_cluster_that_ray_address_names(tmp_path):
     finally:
         head.terminate()
         head.communicate(timeout=60)
-        Path("/tmp/ray/ray_current_cluster").unlink(
-            missing_ok=True
-        )  # else the next ray.init on this machine waits for it
+        # else the next ray.init on this machine waits for it
+        Path("/tmp/ray/ray_current_cluster").unlink(missing_ok=True)
     assert process.returncode == 0 and "16 trajectories, 277 turns: 277 samples" in stdout, stderr
 
 
@@ -121,7 +120,7 @@ def test_cluster_that_cannot_be_joined_is_named(monkeypatch, tmp_path):
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     with (
         mock.patch("ray.init", side_effect=ConnectionError("no answer")),
-        pytest.raises(SystemExit, match="RAY_ADDRESS=10.0.0.1:6379: no answer"),
+        pytest.raises(SystemExit, match=r"RAY_ADDRESS=10.0.0.1:6379: no answer"),
     ):
         steps_on_ray.convert_files([], None, "work", None)
 

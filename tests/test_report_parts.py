@@ -44,7 +44,7 @@ def test_page_of_very_many_long_samples_is_bounded_and_says_what_it_does_not_sho
 
 def test_mismatches_come_first_in_the_choice():
     found = Findings("x", True, "", array("q", [5] * 1000), bytearray(1000), mismatches={800: (3, "the tokens differ")})
-    assert list(findings.choice_of_samples(found, 200).items())[0] == (800, "mismatch")
+    assert next(iter(findings.choice_of_samples(found, 200).items())) == (800, "mismatch")
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ def test_turn_without_a_sample_is_named_with_those_that_have_one():
     provenance = Dataset.from_list([{"source": "x", "trajectory": 3, "turns": [turn]} for turn in (2, 6, 4)])
     built = Dataset.from_list([{"input_ids": [1], "labels": [1]}] * 3)
     assert [sample.turns for sample in check.samples_of_turn([("samples", None, provenance, built)], 3, 6)] == [[6]]
-    with pytest.raises(SystemExit, match="--show 3:5: no sample supervises message 5 of trajectory 3, .*: 2, 4, 6"):
+    with pytest.raises(SystemExit, match=r"--show 3:5: no sample supervises message 5 of trajectory 3, .*: 2, 4, 6"):
         check.samples_of_turn([("samples", None, provenance, built)], 3, 5)
     with pytest.raises(SystemExit, match="--show 9:5: trajectory 9 has no sample in samples; rows are counted from 0"):
         check.samples_of_turn([("samples", None, provenance, built)], 9, 5)
