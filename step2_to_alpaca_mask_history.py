@@ -392,10 +392,8 @@ def main() -> None:
             if counts[VALIDATION, by]:
                 print(f"  of {counts[VALIDATION, by]} trajectories, held out by {by}")
     elif args.dataset_name + VALIDATION in read_dataset_info(args.dataset_info):
-        print(
-            f"{args.dataset_name}{VALIDATION} is of an earlier run, and its trajectories are trained on now: evaluate on "
-            "it no more"
-        )
+        earlier = f"{args.dataset_name}{VALIDATION} is of an earlier run, and its trajectories are trained on now"
+        print(f"{earlier}: evaluate on it no more")
     print_next(args, counts)
 
 
