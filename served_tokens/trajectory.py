@@ -1,7 +1,9 @@
 """A trajectory as served: what an OpenAI-compatible server hands to the chat template for the messages of a row."""
 
+import functools
 import json
 import random
+import re
 import string
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -120,12 +122,16 @@ def _refuse_control_tokens(message: dict, control_tokens: tuple, where: str = ""
     text = "\n".join(
         value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str) for value in values
     )
-    for token in control_tokens:
-        if token in text:
-            raise TrajectoryError(
-                f"{where}the text holds the control token {token}, which could forge a message; take it out of the "
-                "row, or keep it by --allow-control-tokens of step 1"
-            )
+    if control_tokens and (found := _any_of(control_tokens).search(text)):
+        raise TrajectoryError(
+            f"{where}the text holds the control token {found[0]}, which could forge a message; take it out of the "
+            "row, or keep it by --allow-control-tokens of step 1"
+        )
+
+
+@functools.cache
+def _any_of(tokens: tuple) -> re.Pattern:
+    return re.compile("|".join(map(re.escape, tokens)))
 
 
 def _served_message(message: dict) -> dict:
