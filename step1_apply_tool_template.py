@@ -231,7 +231,7 @@ def main() -> None:
     with work_folder(output) as parts:
         work = Work(convert, output, parts, part_suffix(output), schema, args.strict)
         totals = convert_files(files, work, args.num_proc, "step 1")
-        print_reasons(totals, save_beside(parts, REJECTS, output))
+        print_reasons(totals, save_beside(parts, REJECTS, output), len(files) > 1)
         if not totals.counts[ROWS_OUT]:
             sys.exit(f"{args.input}: no trajectory is left; {shown(output)} is not written{still_there(output)}")
         join(parts_of(parts), output)

@@ -369,7 +369,7 @@ def main() -> None:
         convert = functools.partial(convert_row, options=args.options)
         work = Work(convert, output, parts, part_suffix(output), sample_schema(), args.strict, load_text)
         totals = convert_files(files, work, args.num_proc, "step 2")
-        print_reasons(totals, save_beside(parts, REJECTS, output))
+        print_reasons(totals, save_beside(parts, REJECTS, output), len(files) > 1)
         refuse_nothing(args, counts := totals.counts)
         left_out = save_beside(parts, LEFT_OUT, output)
         save(output, parts, "", args.preview)

@@ -60,11 +60,8 @@ def find_files(system: pa.fs.FileSystem, path: str) -> list[str]:
     infos = [info] if info.is_file else []
     if info.type == pa.fs.FileType.Directory:
         infos = [info for info in system.get_file_info(pa.fs.FileSelector(path, recursive=True)) if info.is_file]
-    return sorted(
-        info.path
-        for info in infos
-        if is_data(PurePosixPath(info.path.removeprefix(path) or info.base_name).relative_to("/"))
-    )
+    inside = {info.path: info.path.removeprefix(path).lstrip("/") or info.base_name for info in infos}
+    return sorted(found for found, name in inside.items() if is_data(PurePosixPath(name)))
 
 
 def convert_row(row: dict, place: Place, options: step2.Options, step1_options: dict) -> tuple[Counter, list]:
@@ -171,7 +168,7 @@ def main() -> None:
     try:
         output_system.create_dir(work)
         totals = convert_files(paths, (system, output_system), work, convert)
-        print_reasons(totals, args.address + REJECTS if totals.counts[SET_ASIDE] else None)
+        print_reasons(totals, args.address + REJECTS if totals.counts[SET_ASIDE] else None, len(paths) > 1)
         step2.refuse_nothing(args, totals.counts)
         collect(output_system, work, output)
     finally:

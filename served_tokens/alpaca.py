@@ -12,6 +12,7 @@ from pathlib import Path
 from served_tokens.trajectory import BLOCK_END, BLOCK_START, TrajectoryError
 
 COLUMNS = {"prompt": "instruction", "query": "input", "response": "output", "system": "system", "history": "history"}
+FIRST_BLOCK = 10 * 2**20 // 32  # bytes, by which the JSON reader of datasets (4.0.0) decides of types
 DATE_LIKE = re.compile(r"\d{4}-\d{1,2}-\d{1,2}([T ].*)?\s*", re.DOTALL)
 
 
@@ -35,9 +36,8 @@ def to_samples(
             "no-thinking" (no reasoning in the targets either; the served prompt ends with an empty think block).
         merge_turns: a sample goes on, supervising turn after turn, while the served prompt of the next turn begins with
             the text so far. Its history then holds supervised turns only. Else each turn has a sample of its own.
-        refuse: refuse(turn, columns) -> a reason to leave a turn of `served` out, or None, where `columns` are the
-            texts
-            that the sample would have with it.
+        refuse: refuse(turn, columns) -> a reason to leave a turn of `served` out, or None; `columns` are the texts of
+            its sample.
     Returns (samples, reasons): the turns of the samples and the reasons add up to the turns of the trajectory.
     """
     given = "" if served_as == "no-thinking" else served["given"]
@@ -50,10 +50,8 @@ def to_samples(
         spans = [*(spans if goes_on else []), end]
         written.cut(0 if merge_turns and not goes_on else changed_from)
         for j in range(len(written), end):
-            pairs = (
-                j in spans if merge_turns else _can_close_pair(roles[j], contents[j], roles[j + 1], served_as, given)
-            )
-            written.add(roles[j], contents[j], pairs)
+            pair = j in spans if merge_turns else _can_close_pair(roles, contents[j], j, served_as, given)
+            written.add(roles[j], contents[j], pair)
         try:
             if turn["left_out"]:
                 raise _Inexpressible(turn["left_out"])
@@ -93,14 +91,14 @@ def served_prompts(messages: list[dict], served: dict, served_as: str):
         yield turn, contents, min((edit["message"] for edit in edits[turn["turn"]]), default=turn["message"])
 
 
-def _can_close_pair(role: str, text: str, next_role: str, served_as: str, given: str) -> bool:
+def _can_close_pair(roles: list[str], text: str, at: int, served_as: str, given: str) -> bool:
     """Whether a block of a served prompt can stand as an assistant text in LlamaFactory's history.
 
     LlamaFactory (0.9.5, data/template.py) tokenizes each text by itself, so one that opens with whitespace would lose
     the token that this whitespace forms with the newline before it. Its `qwen3` template, which is for the histories
     without reasoning, removes think blocks from assistant texts.
     """
-    if (role, next_role) != ("assistant", "user") or not text.startswith(given) or text[len(given) :][:1].isspace():
+    if roles[at : at + 2] != ["assistant", "user"] or not text.startswith(given) or text[len(given) :][:1].isspace():
         return False
     return served_as == "template" or "<think>" not in text
 
@@ -240,12 +238,14 @@ def reasoning_of(target: str) -> str:
 
 
 def history_first(parts: list[Path]) -> list[Path]:
-    """Parts of samples as JSON lines, in which one that has a history comes first, if there is any."""
+    """Parts of samples as JSON lines, in which one that has a history is in the first block, if there is any."""
+    read = 0
     for part in parts:
         with part.open("rb") as file:
             for line in file:
+                read += len(line)
                 if b'"history": [[' in line:  # in a text, its quotes would be escaped
-                    return _with_first(parts, part, line)
+                    return parts if read < FIRST_BLOCK else _with_first(parts, part, line)
     return parts
 
 

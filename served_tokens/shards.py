@@ -141,14 +141,14 @@ def save_beside(folder: Path, stream: str, output: Path) -> Path | None:
     return None
 
 
-def print_reasons(totals: Totals, path: Path | str | None) -> None:
+def print_reasons(totals: Totals, path: Path | str | None, of_several_files: bool) -> None:
     """Where the rows are that were set aside, and why."""
     if not path:
         return
     print(f"{totals.counts[SET_ASIDE]} rows set aside with their reasons: {path}", file=sys.stderr)
-    one_file = len({place.source for _, place, _ in totals.reasons.values()}) == 1
     for number, place, reason in sorted(totals.reasons.values(), key=lambda kind: -kind[0])[:SHOWN_REASONS]:
-        print(f"  {number} like row {place.row}{'' if one_file else f' of {place.source}'}: {reason}", file=sys.stderr)
+        file = f" of {place.source}" * of_several_files
+        print(f"  {number} like row {place.row}{file}: {reason}", file=sys.stderr)
 
 
 def _convert(work: Work, numbered: tuple[int, Shard]) -> tuple[Totals, int]:

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import secrets
 import shutil
 from pathlib import Path
@@ -15,6 +16,7 @@ ROW_GROUP, ROW_GROUP_CHARACTERS = 512, 1 << 24  # the most rows, and about the m
 # Most text of a sample is that of the samples before it too: as a dictionary, a row group holds each text once.
 PARQUET = {"compression": "zstd", "dictionary_pagesize_limit": 2 * ROW_GROUP_CHARACTERS}
 BUFFER = 1 << 20  # bytes
+FILES = (".json", ".jsonl", ".parquet")  # that are written; a name without an extension is a folder
 
 
 def shown(path: Path | str) -> str:
@@ -34,15 +36,13 @@ def still_there(path: Path) -> str:
     return "; the one of an earlier run is still there" if path.exists() else ""
 
 
-def check_output(output: Path, *inputs: str) -> None:
+def check_output(output: Path) -> None:
     """Whether something can be written under this name, a file or a folder of Parquet files; before the work."""
-    if (output.suffix and not format_of(output)) or format_of(output) == ".jsonl.gz":
-        raise SystemExit(
-            f"{output}: unknown file type {output.suffix!r}; known are .json, .jsonl, .parquet, and a folder without"
-        )
-    if not output.suffix and output.is_dir() and any(path.suffix != ".parquet" for path in output.iterdir()):
+    is_folder = not re.search(r"\.[A-Za-z]+$", output.name)  # .v2 and .1 end the name of a folder too
+    if not is_folder and format_of(output) not in FILES:
+        raise SystemExit(f"{output}: unknown file type {output.suffix!r}; known are {', '.join(FILES)} and none")
+    if is_folder and output.is_dir() and any(path.suffix != ".parquet" for path in output.iterdir()):
         raise SystemExit(f"{output}: holds more than Parquet files; name another folder")
-    refuse_inputs(inputs, output)
 
 
 def refuse_inputs(inputs, *outputs: Path) -> None:
@@ -206,15 +206,15 @@ def inferred_schema(rows: list[dict]):
 
 def part_suffix(output: Path) -> str:
     """The format of the parts of an output."""
-    return ".jsonl" if output.suffix in (".json", ".jsonl") else ".parquet"
+    return ".jsonl" if format_of(output) in (".json", ".jsonl") else ".parquet"
 
 
 def join(parts: list[Path], output: Path) -> None:
     """One output of parts: they are moved into a folder, or written one after the other. The parts may be gone then."""
     with whole_file(output) as whole:
-        if output.suffix == ".parquet":
+        if format_of(output) == ".parquet":
             _join_parquet(parts, whole)
-        elif output.suffix:
+        elif format_of(output):
             _join_lines(
                 parts, whole, *((b"[\n", b",\n", b"\n]\n") if output.suffix == ".json" else (b"", b"\n", b"\n"))
             )

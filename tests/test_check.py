@@ -205,8 +205,8 @@ def test_setting_that_llamafactory_refuses_is_a_clear_error(run, tiny_model):
 
 
 def test_several_data_sets_and_an_evaluation_set_are_checked_each(run, pipeline, check, tmp_path, tiny_model):
-    def made_of(source: str, name: str) -> str:
-        pipeline(GOLDEN, name=name)
+    def made_of(source: str, name: str, rows: list) -> str:
+        pipeline(rows, name=name)
         (tmp_path / "rows.jsonl").rename(tmp_path / source)
         table = pq.read_table(tmp_path / f"{name}.parquet")
         sources = pa.array([source] * len(table))
@@ -215,7 +215,9 @@ def test_several_data_sets_and_an_evaluation_set_are_checked_each(run, pipeline,
         )
         return name
 
-    one, two, three = made_of("1.jsonl", "one"), made_of("2.jsonl", "two"), made_of("3.jsonl", "three")
+    others = [{**case, "messages": [*case["messages"], user("bye")]} for case in GOLDEN]
+    one, two = made_of("1.jsonl", "one", GOLDEN), made_of("2.jsonl", "two", GOLDEN)
+    three = made_of("3.jsonl", "three", others)
     output = check(f"{one},{two}", f"eval_dataset={three}", "eval_strategy=epoch")
     assert output.count("53  (100.00%)") == 3
     command = [

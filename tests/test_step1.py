@@ -1,6 +1,7 @@
 """Step 1 through the command a user types, and the rules by which it reads messages."""
 
 import datetime
+import gzip
 import json
 import os
 import signal
@@ -21,6 +22,7 @@ from hypothesis import strategies as st
 from served_tokens import reading
 from served_tokens.chat_template import QWEN3, load_chat_template, read_chat_template
 from served_tokens.plain_messages import apply_chat_template
+from served_tokens.shards import exit_on_signals
 from served_tokens.trajectory import TrajectoryError, served_trajectory
 
 RENDER = load_chat_template(read_chat_template(str(QWEN3)))
@@ -370,6 +372,57 @@ def test_tools_may_be_missing_null_empty_or_a_string(run, tmp_path):
     write_jsonl(tmp_path / "x.jsonl", rows)
     run("step1_apply_tool_template.py", "x.jsonl", "y.jsonl")
     assert [len(row["messages"]) for row in read_jsonl(tmp_path / "y.jsonl")] == [2] * 6
+
+
+def test_folder_is_read_in_the_order_of_its_names_but_not_what_scripts_leave_beside_outputs(run, tmp_path):
+    def row(number: int) -> dict:
+        return {"id": number, "messages": ROW["messages"]}
+
+    folder = tmp_path / "data"
+    write_jsonl(folder / "b.jsonl", [row(2), {"bad": 1}, row(3)])
+    (folder / "a").mkdir()
+    (folder / "a" / "x.jsonl.gz").write_bytes(gzip.compress(b"\n".join(json.dumps(row(at)).encode() for at in (0, 1))))
+    (folder / "c.json").write_text(json.dumps([row(4)]))
+    for name in (
+        ".d.jsonl",
+        "_e.jsonl",
+        "b.jsonl.rejects.jsonl",
+        "b.jsonl.left_out.jsonl",
+        "b_preview.json",
+        "README.md",
+    ):
+        (folder / name).write_text("not read")
+    process = run("step1_apply_tool_template.py", "data", "y.jsonl")
+    rows = read_jsonl(tmp_path / "y.jsonl")
+    assert [row["id"] for row in rows] == [0, 1, 2, 3, 4]
+    assert [(row["served"]["source"], row["served"]["trajectory"]) for row in rows] == [
+        ("data/a/x.jsonl.gz", 0),
+        ("data/a/x.jsonl.gz", 1),
+        ("data/b.jsonl", 0),
+        ("data/b.jsonl", 2),
+        ("data/c.json", 0),
+    ]
+    assert "6 rows in = 5 rows out + 1 set aside" in process.stdout
+
+
+def test_output_without_an_extension_is_a_folder_of_parquet_files(run, tmp_path):
+    write_jsonl(tmp_path / "x.jsonl", ROWS)
+    run("step1_apply_tool_template.py", "x.jsonl", "y")
+    run("step1_apply_tool_template.py", "x.jsonl", "y.parquet")
+    assert [path.name for path in (tmp_path / "y").iterdir()] == ["00000-of-00001.parquet"]
+    assert pq.read_table(tmp_path / "y").equals(pq.read_table(tmp_path / "y.parquet"))
+
+
+def test_progress_in_a_log_file_is_short_lines(run, tmp_path):
+    write_jsonl(tmp_path / "x.jsonl", MANY * 800)
+    lines = run("step1_apply_tool_template.py", "x.jsonl", "y.jsonl").stderr.replace("\r", "").splitlines()
+    assert "step 1: 100 %" in lines[-1] + lines[-2] and len(lines) < 10 and max(map(len, lines)) < 40
+
+
+def test_system_without_fork_is_told_so(monkeypatch):
+    monkeypatch.delattr(os, "fork")
+    with pytest.raises(SystemExit, match="this needs a system with fork and SIGALRM: Linux, or macOS"):
+        exit_on_signals()
 
 
 # ---------------------------------------------------------------- many rows

@@ -301,7 +301,7 @@ def test_no_thinking_and_template_history_exclude_each_other(run):
 
 
 def test_json_starts_with_a_sample_that_has_a_history(step2, tmp_path):
-    single = [user("q"), assistant("a", "r")]
+    single = [user("q" * 200_000), assistant("a", "r")]
     samples = step2([single] * 3 + [CONVERSATION], output="out.jsonl")
     assert samples[0]["history"] != [] and len(samples) == 7
 
