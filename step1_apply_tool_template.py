@@ -218,7 +218,7 @@ def main() -> None:
     chat_template = read_chat_template(args.chat_template)
     prepared_template(chat_template)  # before the work, so that a bad one costs nothing
     files = input_files(args.input, args.file, args.split)
-    refuse_inputs(files, output, output.with_name(output.name + REJECTS))
+    refuse_inputs([args.input, *files], output, output.with_name(output.name + REJECTS))
     as_json = part_suffix(output) == ".jsonl"
     schema = None if as_json else output_schema(files[0])
     convert = functools.partial(

@@ -358,12 +358,14 @@ def main() -> None:
     exit_on_signals()
     if not Path(args.input).exists():
         sys.exit(f"{args.input}: no such file; run step1_apply_tool_template.py first")
+    check_output(args.output)
     files, output, name = find_files(args.input), args.output, name_of(args.output)
     val_output = output.with_name(name + VALIDATION + output.name.removeprefix(name))
-    for path in (output, val_output):
-        check_output(path)
+    check_output(val_output)
     beside = [output.with_name(output.name + stream) for stream in (REJECTS, LEFT_OUT)]
-    refuse_inputs(files, output, val_output, *beside, output.with_name(name + PREVIEW), args.dataset_info)
+    refuse_inputs(
+        [args.input, *files], output, val_output, *beside, output.with_name(name + PREVIEW), args.dataset_info
+    )
     replaced = ", in place of an earlier one" if output.exists() else ""
     with work_folder(output) as parts:
         convert = functools.partial(convert_row, options=args.options)

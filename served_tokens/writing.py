@@ -38,6 +38,8 @@ def still_there(path: Path) -> str:
 
 def check_output(output: Path) -> None:
     """Whether something can be written under this name, a file or a folder of Parquet files; before the work."""
+    if not output.name.strip("."):
+        raise SystemExit(f"{output}: is no name of an output")
     is_folder = not re.search(r"\.[A-Za-z]+$", output.name)  # .v2 and .1 end the name of a folder too
     if not is_folder and format_of(output) not in FILES:
         raise SystemExit(f"{output}: unknown file type {output.suffix!r}; known are {', '.join(FILES)} and none")
@@ -46,10 +48,10 @@ def check_output(output: Path) -> None:
 
 
 def refuse_inputs(inputs, *outputs: Path) -> None:
-    """Stop where an input would be written over, whatever names lead to it."""
-    for output in outputs:
-        for source in inputs:
-            if output.exists() and Path(source).exists() and output.samefile(source):
+    """Stop where an input would be written over, whatever names lead to it, alone or with the folder that it is in."""
+    for output in filter(Path.exists, outputs):
+        for source in filter(Path.exists, map(Path, inputs)):
+            if output.samefile(source) or output.resolve() in source.resolve().parents:
                 raise SystemExit(f"{output}: is the input too; name another output")
 
 
@@ -64,7 +66,10 @@ def written(path: Path):
 
 @contextlib.contextmanager
 def work_folder(beside: Path):
-    """A hidden folder beside an output, for its parts; it is removed in the end, but by a process that is killed."""
+    """A hidden folder beside an output, for its parts; it is removed in the end.
+
+    A process that is killed leaves it, under a name that no other run has and no reader of data takes.
+    """
     own = f"{os.getpid()}-{secrets.token_hex(4)}"  # machines that share a folder may share process numbers
     folder = beside.with_name(f".{beside.name}.{own}.parts")
     with written(beside):
@@ -77,29 +82,18 @@ def work_folder(beside: Path):
 
 @contextlib.contextmanager
 def whole_file(path: Path):
-    """A path to write a file or a folder to: it takes the name `path` when the block ends, and is removed if the
-    block fails.
-
-    A process that is killed leaves it, under a hidden name that no other run has and no reader of data takes.
-    """
-    own = f"{os.getpid()}-{secrets.token_hex(4)}"
-    part, earlier = (path.with_name(f".{path.name}.{own}.{what}") for what in ("part", "earlier"))
-    try:
-        with written(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            yield part
-            if part.is_dir() and path.is_dir():  # which cannot be replaced at once
-                os.replace(path, earlier)
-            try:
-                os.replace(part, path)
-            except OSError:
-                if earlier.exists():
-                    os.replace(earlier, path)
-                raise
-    finally:
-        for left in (part, earlier):
-            with contextlib.suppress(OSError):
-                shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+    """A path to write a file or a folder to: it takes the name `path` when the block ends, unless the block fails."""
+    with work_folder(path) as folder:
+        whole, earlier = folder / "whole", folder / "earlier"
+        yield whole
+        if whole.is_dir() and path.is_dir():  # which cannot be replaced at once
+            os.replace(path, earlier)
+        try:
+            os.replace(whole, path)
+        except OSError:
+            if earlier.exists():
+                os.replace(earlier, path)
+            raise
 
 
 # ---------------------------------------------------------------- rows

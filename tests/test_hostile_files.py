@@ -245,6 +245,23 @@ def test_input_is_not_written_over_under_another_name(run, tmp_path, link):
     assert read_jsonl(tmp_path / "x.jsonl") == [ROW]
 
 
+@pytest.mark.parametrize("output", ["data", "."])
+def test_folder_that_holds_the_input_is_not_replaced(run, tmp_path, output):
+    write_jsonl(tmp_path / "x.jsonl", [ROW])
+    run(STEP1, "x.jsonl", "data/y")
+    (tmp_path / "x.jsonl").unlink()
+    for script, source in ((STEP2, "data/y"), (STEP2, "data"), (STEP1, "data/y/00000-of-00001.parquet")):
+        errors = run(script, source, output, expect=1).stderr
+        reasons = (
+            "is the input too; name another output",
+            "holds more than Parquet files",
+            ".: is no name of an output",
+        )
+        assert any(reason in errors for reason in reasons)
+    assert "data/y: is the input too" in run(STEP2, "data/y", "data/y", expect=1).stderr
+    assert names(tmp_path / "data/y") == ["00000-of-00001.parquet"]
+
+
 def test_rejects_can_be_mended_and_read_but_not_where_they_would_be_lost(run, tmp_path):
     write_jsonl(tmp_path / "x.jsonl", [ROW, {"messages": []}])
     run(STEP1, "x.jsonl", "y.jsonl")
