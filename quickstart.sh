@@ -12,7 +12,7 @@ python tests/tiny_qwen3.py "$out/model" 2> /dev/null
 settings=(dataset_dir="$out" dataset=samples model_name_or_path="$out/model" preprocessing_num_workers=2)
 
 python step1_apply_tool_template.py data/envscaler_sample.jsonl "$out/plain.jsonl"
-python step2_to_alpaca_mask_history.py "$out/plain.jsonl" "$out/samples.parquet" --dataset-dir "$out"
+python step2_to_alpaca_mask_history.py "$out/plain.jsonl" "$out/samples" --dataset-dir "$out"
 python check_training_tokens.py qwen3_full_sft.yaml "${settings[@]}"
 
 echo "a short training; its log: $out/train.log"
