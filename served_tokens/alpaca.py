@@ -64,15 +64,8 @@ def to_samples(
             spans = []
             continue
         turns = [*samples.pop()["turns"], turn["turn"]] if goes_on else [turn["turn"]]
-        samples.append(
-            {
-                **columns,
-                "source": served["source"],
-                "trajectory": served["trajectory"],
-                "turns": turns,
-                "served_as": served_as,
-            }
-        )
+        of_turns = {"source": served["source"], "trajectory": served["trajectory"], "turns": turns}
+        samples.append({**columns, **of_turns, "served_as": served_as})
     return samples, reasons
 
 
@@ -104,8 +97,7 @@ def _can_close_pair(roles: list[str], text: str, at: int, served_as: str, given:
 
 
 class _AlpacaPrompt:
-    """A served prompt in LlamaFactory's alpaca columns, block by block: a later prompt goes on where it is like the
-    last.
+    """A served prompt in LlamaFactory's alpaca columns, block by block: a later one goes on where it is like the last.
 
     LlamaFactory (0.9.5, data/template.py) begins with a non-empty system text or a user text, and goes on in pairs of a
     user and an assistant text. What does not fit is written out, role marks and all. Its user format replaces
