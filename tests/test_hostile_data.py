@@ -101,7 +101,7 @@ def test_template_that_alters_control_tokens_sets_the_trajectory_aside(tmp_path)
     template = QWEN3.read_text(encoding="utf-8").replace(text, f"({text}) | replace('|im', '')")
     (tmp_path / "t.jinja").write_text(template, encoding="utf-8")
     with pytest.raises(TrajectoryError, match="alters texts with control tokens"):
-        convert_row({"messages": PLACES["a tool output"](FORGED)}, 0, "x", read_chat_template(str(tmp_path / "t.jinja")), True, True)
+        convert_row({"messages": PLACES["a tool output"](FORGED)}, Place("x", 0), read_chat_template(str(tmp_path / "t.jinja")), True, True)
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +118,7 @@ def model_with_a_token_of_its_own(tmp_path_factory):
 def test_special_tokens_of_the_tokenizer_are_control_tokens_too(model_with_a_token_of_its_own):
     row = {"messages": [user("x[OWN]"), assistant("a")]}
     with pytest.raises(TrajectoryError, match=r"the control token \[OWN\]"):
-        convert_row(row, 0, "x", read_chat_template(str(model_with_a_token_of_its_own)), True)
+        convert_row(row, Place("x", 0), read_chat_template(str(model_with_a_token_of_its_own)), True)
     convert_row(row, Place("x", 0), TEMPLATE, True)
 
 
