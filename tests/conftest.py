@@ -1,16 +1,21 @@
+import copy
 import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import tiny_qwen3
 from hypothesis import HealthCheck, settings
 
 ROOT = Path(__file__).resolve().parent.parent
+CACHE = tempfile.TemporaryDirectory()  # so that no test depends on what an earlier run left
 os.environ.update(HF_HUB_OFFLINE="1", LLAMAFACTORY_VERBOSITY="ERROR", TOKENIZERS_PARALLELISM="false")
+os.environ.update(TRANSFORMERS_VERBOSITY="error", HF_DATASETS_CACHE=CACHE.name)
 
 GOLDEN = json.loads((ROOT / "tests" / "golden" / "qwen3_rendering.json").read_text(encoding="utf-8"))
 
@@ -19,12 +24,6 @@ GOLDEN = json.loads((ROOT / "tests" / "golden" / "qwen3_rendering.json").read_te
 for profile, examples in (("suite", 250), ("fuzz", 2000)):
     settings.register_profile(profile, max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck))
 settings.load_profile("suite")  # --hypothesis-profile=fuzz takes its place
-
-
-@pytest.fixture(scope="session", autouse=True)
-def hub_cache(tmp_path_factory):
-    """Caches of their own, so that no test depends on what an earlier run left."""
-    os.environ["HF_DATASETS_CACHE"] = str(tmp_path_factory.mktemp("datasets_cache"))
 
 
 @pytest.fixture(scope="session")
@@ -72,18 +71,42 @@ def pipeline(run, tmp_path):
 
 
 @pytest.fixture
-def check(run, tmp_path, tiny_model):
-    def check(dataset: str, *overrides, expect: int = 0):
-        return run(
-            "check_training_tokens.py",
-            ROOT / "qwen3_full_sft.yaml",
-            f"dataset_dir={tmp_path}",
-            f"dataset={dataset}",
-            f"model_name_or_path={tiny_model}",
-            "preprocessing_num_workers=1",
-            *overrides,
-            expect=expect,
-        ).stdout
+def run_check(tmp_path, monkeypatch, capsys):
+    """run("check_training_tokens.py", …), but in this process, which loads LlamaFactory once."""
+    from llamafactory.data.template import TEMPLATES
+
+    import check_training_tokens
+
+    as_shipped = copy.deepcopy(TEMPLATES)  # LlamaFactory keeps settings in them
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def run_check(*arguments, expect: int = 0):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", ["check_training_tokens.py", *map(str, arguments)])
+        TEMPLATES.update(copy.deepcopy(as_shipped))
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            check_training_tokens.main()
+            sys.exit()
+        code, (stdout, stderr) = end.value.code, capsys.readouterr()
+        process = SimpleNamespace(stdout=stdout, stderr=f"{stderr}{code or ''}", returncode=int(bool(code)))
+        assert process.returncode == expect, process.stdout + process.stderr
+        return process
+
+    yield run_check
+    TEMPLATES.update(as_shipped)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def check(run_check, tmp_path, tiny_model):
+    """check(data set, *overrides) -> what the check prints."""
+
+    def check(dataset: str, *overrides, expect: int = 0) -> str:
+        settings = (f"dataset_dir={tmp_path}", f"dataset={dataset}", f"model_name_or_path={tiny_model}")
+        command = (ROOT / "qwen3_full_sft.yaml", *settings, "preprocessing_num_workers=1", *overrides)
+        return run_check(*command, expect=expect).stdout
 
     return check
 

@@ -123,13 +123,13 @@ def test_setting_that_acts_after_the_samples_are_built_is_caught(pipeline, check
     assert "(100.00%)" in check(name, "packing=true", "neat_packing=true")
 
 
-def test_turn_that_is_trained_more_than_once_is_caught(run, pipeline, check, tmp_path, tiny_model):
+def test_turn_that_is_trained_more_than_once_is_caught(run_check, pipeline, check, tmp_path, tiny_model):
     path = tmp_path / f"{pipeline(GOLDEN)}.parquet"
     table = pq.read_table(path)
     pq.write_table(pa.concat_tables([table, table.slice(0, 2)]), path)
     output = check("samples", expect=1)
     assert "55  (100.00%)" in output and "53  turns" in output
-    process = run("check_training_tokens.py", *arguments(tmp_path, "samples", tiny_model), expect=1)
+    process = run_check(*arguments(tmp_path, "samples", tiny_model), expect=1)
     assert "FAILED: 2 turns are trained more than once" in process.stderr
 
 
@@ -151,13 +151,13 @@ def test_trajectories_can_be_elsewhere(pipeline, check, tmp_path):
     assert "(100.00%)" in check(name, "--trajectories", "moved.jsonl")
 
 
-def test_trajectories_that_are_not_there_or_others_are_named(run, pipeline, tmp_path, tiny_model):
+def test_trajectories_that_are_not_there_or_others_are_named(run_check, pipeline, tmp_path, tiny_model):
     name = pipeline(GOLDEN)
     command = arguments(tmp_path, name, tiny_model)
     (tmp_path / "rows.jsonl").rename(tmp_path / "moved.jsonl")
-    assert "rows.jsonl: no such file" in run("check_training_tokens.py", *command, expect=1).stderr
+    assert "rows.jsonl: no such file" in run_check(*command, expect=1).stderr
     write_jsonl(tmp_path / "few.jsonl", GOLDEN[:3])
-    process = run("check_training_tokens.py", *command, "--trajectories", "few.jsonl", expect=1)
+    process = run_check(*command, "--trajectories", "few.jsonl", expect=1)
     assert "few.jsonl: has no usable trajectory 3" in process.stderr
 
 
@@ -166,7 +166,7 @@ def test_max_samples_gives_a_quick_look(pipeline, check):
     assert "5  (100.00%)" in output and "(max_samples is 5)" in output
 
 
-def test_data_set_that_step_2_did_not_write_is_named(check, tmp_path, run, tiny_model):
+def test_data_set_that_step_2_did_not_write_is_named(check, tmp_path, run_check, tiny_model):
     write_jsonl(
         tmp_path / "x.jsonl", [{"instruction": "q", "input": "", "output": "a", "system": "", "history": [["a", "b"]]}]
     )
@@ -174,8 +174,7 @@ def test_data_set_that_step_2_did_not_write_is_named(check, tmp_path, run, tiny_
         "x": {"file_name": "x.jsonl", "columns": {"prompt": "instruction", "response": "output", "history": "history"}}
     }
     (tmp_path / "dataset_info.json").write_text(json.dumps(entry))
-    process = run(
-        "check_training_tokens.py",
+    process = run_check(
         ROOT / "qwen3_full_sft.yaml",
         f"dataset_dir={tmp_path}",
         "dataset=x",
@@ -188,23 +187,21 @@ def test_data_set_that_step_2_did_not_write_is_named(check, tmp_path, run, tiny_
     )
 
 
-def test_setting_that_llamafactory_refuses_is_a_clear_error(run, tiny_model):
+def test_setting_that_llamafactory_refuses_is_a_clear_error(run_check, run, tiny_model):
     for overrides, reason in (
         (["train_on_prompt=true"], "train_on_prompt"),
         (["dataset=none", f"model_name_or_path={tiny_model}"], "Undefined dataset none"),
         (["template=none", f"model_name_or_path={tiny_model}"], "Template none does not exist"),
         (["model_name_or_path=/none"], "Failed to load tokenizer"),
     ):
-        process = run(
-            "check_training_tokens.py", ROOT / "qwen3_full_sft.yaml", f"dataset_dir={ROOT}", *overrides, expect=1
-        )
+        process = run_check(ROOT / "qwen3_full_sft.yaml", f"dataset_dir={ROOT}", *overrides, expect=1)
         assert "LlamaFactory refuses these settings" in process.stderr and reason in process.stderr
         assert "Traceback" not in process.stderr
     process = run("check_training_tokens.py", "none.yaml", expect=1)
     assert "none.yaml: no such .yaml file" in process.stderr
 
 
-def test_several_data_sets_and_an_evaluation_set_are_checked_each(run, pipeline, check, tmp_path, tiny_model):
+def test_several_data_sets_and_an_evaluation_set_are_checked_each(run_check, pipeline, check, tmp_path, tiny_model):
     def made_of(source: str, name: str, rows: list) -> str:
         pipeline(rows, name=name)
         (tmp_path / "rows.jsonl").rename(tmp_path / source)
@@ -225,7 +222,7 @@ def test_several_data_sets_and_an_evaluation_set_are_checked_each(run, pipeline,
         "mix_strategy=interleave_over",
         "interleave_probs=0.5,0.5",
     ]
-    process = run("check_training_tokens.py", *command, expect=1)
+    process = run_check(*command, expect=1)
     assert "FAILED: mix_strategy interleave_over draws some samples more than once" in process.stderr
 
 
@@ -237,9 +234,9 @@ def test_merged_sample_that_lacks_a_turn_it_names_is_caught(breaking, check):
     assert mismatched(check(breaking(claim, rows), expect=1)) == 1
 
 
-def test_sample_without_provenance_is_named(run, breaking, tmp_path, tiny_model):
+def test_sample_without_provenance_is_named(run_check, breaking, tmp_path, tiny_model):
     name = breaking(lambda sample: sample.update(turns=[]))
-    process = run("check_training_tokens.py", *arguments(tmp_path, name, tiny_model), expect=1)
+    process = run_check(*arguments(tmp_path, name, tiny_model), expect=1)
     assert "sample 0 does not say which turns of which trajectory it is" in process.stderr
 
 
@@ -257,7 +254,7 @@ def test_turn_that_the_chat_template_of_the_model_refuses_is_a_mismatch(pipeline
     assert mismatched(output) == 1 and "the model's chat template refuses it: no" in output
 
 
-def test_template_that_replaces_the_chat_template_of_the_model_is_caught(run, pipeline, tmp_path, tiny_model):
+def test_template_that_replaces_the_chat_template_of_the_model_is_caught(run_check, pipeline, tmp_path, tiny_model):
     name = pipeline(GOLDEN, "--history-thinking", "template")
-    process = run("check_training_tokens.py", *arguments(tmp_path, name, tiny_model), "template=chatml", expect=1)
+    process = run_check(*arguments(tmp_path, name, tiny_model), "template=chatml", expect=1)
     assert "template chatml puts a chat template of its own into the trained model" in process.stderr

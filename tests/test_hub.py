@@ -13,7 +13,7 @@ from collections import Counter
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import assistant, fill_hub_cache, read_jsonl, user, write_jsonl
+from conftest import ROOT, assistant, fill_hub_cache, read_jsonl, user, write_jsonl
 
 from step1_apply_tool_template import default_output
 
@@ -191,7 +191,7 @@ def test_row_of_a_shard_that_is_set_aside_is_named_with_its_file(step1, tmp_path
     assert (reject["source"], reject["row"]) == (source, 1)
 
 
-def test_samples_of_a_data_set_are_checked_against_its_files_in_the_cache(step1, run, check, tmp_path, monkeypatch):
+def test_samples_of_a_data_set_are_checked_against_its_files_in_the_cache(step1, run, tmp_path, tiny_model):
     step1(
         {
             "data/train-00000-of-00002.json": in_json(1, 2),
@@ -200,8 +200,9 @@ def test_samples_of_a_data_set_are_checked_against_its_files_in_the_cache(step1,
         }
     )
     run(STEP2, "y.jsonl", "out.parquet", "--dataset-dir", ".")
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
-    output = check("out")
+    settings = (f"dataset_dir={tmp_path}", "dataset=out", f"model_name_or_path={tiny_model}")
+    command = ("check_training_tokens.py", ROOT / "qwen3_full_sft.yaml", *settings)
+    output = run(*command, HF_HUB_CACHE=str(tmp_path / "hub")).stdout
     assert "3  (100.00%)" in output and "3 rows in = 3 rows checked for samples + 0 set aside" in output
 
 
