@@ -250,8 +250,8 @@ def draw(args: argparse.Namespace, found: list[Findings], page, cutoff_len: int)
 
 
 def main() -> None:
-    args, command = parsed_arguments(), shlex.join(["python", *sys.argv])
     exit_on_signals()
+    args, command = parsed_arguments(), shlex.join(["python", *sys.argv])
     os.environ.setdefault("LLAMAFACTORY_VERBOSITY", "ERROR")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     model_args, data_args, training_args = llamafactory.parse_arguments(args.yaml, args.overrides)

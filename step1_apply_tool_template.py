@@ -138,12 +138,12 @@ def is_on_hub(source: str) -> bool:
 
 
 def default_output(source: str) -> Path:
+    path, kind = Path(source), format_of(source) or Path(source).suffix
     if is_on_hub(source):
-        return ROOT / "data" / (hub_data_set.name_of(source) + SUFFIX + ".jsonl")
-    kind = format_of(source) or Path(source).suffix
-    return Path(source).with_name(
-        Path(source).name.removesuffix(kind) + SUFFIX + (kind.removesuffix(".gz") or ".jsonl")
-    )
+        path, kind = ROOT / "data" / hub_data_set.name_of(source), ""
+    elif path.is_dir():
+        path, kind = path if path.name.strip(".") else path.resolve(), ""
+    return path.with_name(path.name.removesuffix(kind) + SUFFIX + (kind.removesuffix(".gz") or ".jsonl"))
 
 
 def input_files(source: str, pattern: str | None, split: str | None) -> list[str]:
@@ -155,15 +155,27 @@ def input_files(source: str, pattern: str | None, split: str | None) -> list[str
     return find_files(source)
 
 
-def output_schema(source: str):
-    """The columns of a Parquet output: those of a Parquet input keep their types, else the first rows tell."""
-    if format_of(local_file(source)) != ".parquet":
-        first = [row for _, row, error in itertools.islice(read_rows(source), ROWS_OF_SCHEMA) if not error]
+def output_schema(files: list[str], control_tokens: tuple):
+    """The columns of a Parquet output: those of Parquet inputs keep their types, else the first good rows tell."""
+    if {format_of(local_file(file)) for file in files} != {".parquet"}:
+        rows = (row for file in files for _, row, error in read_rows(file) if not error)
+        first = itertools.islice((row for row in rows if is_good(row, control_tokens)), ROWS_OF_SCHEMA)
         return inferred_schema([{**row, **dict.fromkeys(OURS, "")} for row in first])
     import pyarrow as pa
 
-    fields = {field.name: field for field in open_parquet(local_file(source), source).schema_arrow}
+    first, *others = (open_parquet(local_file(file), file).schema_arrow for file in files)
+    for file, other in zip(files[1:], others):
+        if not other.equals(first):
+            raise SystemExit(f"{file}: has other columns than {files[0]}; write .jsonl, or run this for each file")
+    fields = {field.name: field for field in first}
     return pa.schema([*{**fields, "messages": pa.field("messages", pa.string())}.values(), ("served", pa.string())])
+
+
+def is_good(row: dict, control_tokens: tuple) -> bool:
+    """Whether a row is not set aside for what a server makes of it."""
+    with contextlib.suppress(TrajectoryError, RecursionError):
+        return bool(served_trajectory(row, control_tokens))
+    return False
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -210,8 +222,8 @@ def parsed_arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    args = parsed_arguments()
     exit_on_signals()
+    args = parsed_arguments()
     output = args.output or default_output(args.input)
     if args.output:
         check_output(output)
@@ -220,7 +232,8 @@ def main() -> None:
     files = input_files(args.input, args.file, args.split)
     refuse_inputs([args.input, *files], output, output.with_name(output.name + REJECTS))
     as_json = part_suffix(output) == ".jsonl"
-    schema = None if as_json else output_schema(files[0])
+    control_tokens = () if args.allow_control_tokens else chat_template.control_tokens
+    schema = None if as_json else output_schema(files, control_tokens)
     convert = functools.partial(
         convert_row,
         chat_template=chat_template,
@@ -228,6 +241,7 @@ def main() -> None:
         allow_control_tokens=args.allow_control_tokens,
         validate_tools=args.validate_tools,
     )
+    replaced = ", in place of an earlier one" if output.exists() else ""
     with work_folder(output) as parts:
         work = Work(convert, output, parts, part_suffix(output), schema, args.strict)
         totals = convert_files(files, work, args.num_proc, "step 1")
@@ -238,7 +252,7 @@ def main() -> None:
     counts = totals.counts
     rows = accounted("rows", counts[ROWS_IN], counts[ROWS_OUT], "out", counts[SET_ASIDE], "set aside")
     for_samples = counts[TURNS] - counts[LEFT_OUT]
-    print(f"{rows}: {shown(output)}")
+    print(f"{rows}: {shown(output)}{replaced}")
     print(accounted("turns", counts[TURNS], for_samples, "for samples", counts[LEFT_OUT], "left out"))
     print_notes(counts)
     print(f"next: python step2_to_alpaca_mask_history.py {shown(output)}")

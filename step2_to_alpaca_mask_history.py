@@ -122,9 +122,12 @@ def convert_row(row: dict, place: Place, options: Options) -> tuple[Counter, lis
 def load_text(raw: bytes):
     """json.loads, several times faster where texts and small integers matter: orjson may read others differently."""
     try:
-        return orjson.loads(raw)
+        row = orjson.loads(raw)
     except ValueError:
         return json.loads(raw)
+    task = row.get("task_info") if isinstance(row, dict) else None
+    huge = isinstance(task, dict) and isinstance(task.get("task_id"), float)
+    return json.loads(raw) if huge else row
 
 
 def left_out_as(reason: str) -> tuple:
@@ -322,10 +325,12 @@ def refuse_nothing(args: argparse.Namespace, counts: Counter) -> None:
 def save(output: Path, parts: Path, stream: str, preview: int) -> None:
     """Join the samples of a stream, and write the first ones beside them once more, to be read by a person."""
     of_stream = parts_of(parts, stream)
-    join(history_first(of_stream) if part_suffix(output) == ".jsonl" else of_stream, output)
-    first = itertools.islice((row for file in find_files(str(output)) for _, row, _ in read_rows(file)), preview)
+    if part_suffix(output) == ".jsonl":
+        of_stream = history_first(of_stream)
+    first = [*itertools.islice((row for part in of_stream for _, row, _ in read_rows(str(part))), preview)]
+    join(of_stream, output)
     with whole_file(output.with_name(name_of(output) + PREVIEW)) as part:
-        part.write_bytes(orjson.dumps([*first], option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+        part.write_bytes(orjson.dumps(first, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
 
 
 def parsed_arguments() -> argparse.Namespace:
@@ -347,25 +352,26 @@ def parsed_arguments() -> argparse.Namespace:
     )
     add("--strict", action="store_true", help="stop at the first bad row instead of setting it aside")
     args = parser.parse_intermixed_args()
+    check_output(args.output)
     check_options(parser, args)
-    if args.output.absolute() == args.dataset_info.absolute():
+    if args.output.resolve() == args.dataset_info.resolve():
         parser.error(f"{args.output} registers the data sets; name another output")
     return args
 
 
 def main() -> None:
-    args = parsed_arguments()
     exit_on_signals()
+    args = parsed_arguments()
     if not Path(args.input).exists():
         sys.exit(f"{args.input}: no such file; run step1_apply_tool_template.py first")
-    check_output(args.output)
     files, output, name = find_files(args.input), args.output, name_of(args.output)
     val_output = output.with_name(name + VALIDATION + output.name.removeprefix(name))
-    check_output(val_output)
+    outputs = [output, val_output] if args.val_ratio else [output]
+    for path in outputs:
+        check_output(path)
     beside = [output.with_name(output.name + stream) for stream in (REJECTS, LEFT_OUT)]
-    refuse_inputs(
-        [args.input, *files], output, val_output, *beside, output.with_name(name + PREVIEW), args.dataset_info
-    )
+    previews = [path.with_name(name_of(path) + PREVIEW) for path in outputs]
+    refuse_inputs([args.input, *files], *outputs, *beside, *previews, args.dataset_info)
     replaced = ", in place of an earlier one" if output.exists() else ""
     with work_folder(output) as parts:
         convert = functools.partial(convert_row, options=args.options)

@@ -61,7 +61,8 @@ def find_files(system: pa.fs.FileSystem, path: str) -> list[str]:
     if info.type == pa.fs.FileType.Directory:
         infos = [info for info in system.get_file_info(pa.fs.FileSelector(path, recursive=True)) if info.is_file]
     inside = {info.path: info.path.removeprefix(path).lstrip("/") or info.base_name for info in infos}
-    return sorted(found for found, name in inside.items() if is_data(PurePosixPath(name)))
+    data = {found: PurePosixPath(name) for found, name in inside.items() if is_data(PurePosixPath(name))}
+    return sorted(data, key=data.get)
 
 
 def convert_row(row: dict, place: Place, options: step2.Options, step1_options: dict) -> tuple[Counter, list]:
@@ -155,8 +156,9 @@ def main() -> None:
         sys.exit(f"{args.input}: no {', '.join(FORMATS)} file there")
     if PurePosixPath(output).suffix in FORMATS:
         sys.exit(f"{args.address}: names a file; OUTPUT is a folder")
-    if output_system.get_file_info(output).type != pa.fs.FileType.NotFound:
-        sys.exit(f"{args.address}: is there already; remove it, or name another folder")
+    for folder in ("", step2.VALIDATION) if args.val_ratio else ("",):
+        if output_system.get_file_info(output + folder).type != pa.fs.FileType.NotFound:
+            sys.exit(f"{args.address}{folder}: is there already; remove it, or name another folder")
     step1_options = {
         "chat_template": chat_template,
         "allow_control_tokens": args.allow_control_tokens,

@@ -191,7 +191,8 @@ def step1_columns(row: dict) -> tuple[list[dict], dict]:
         numbers = [served["trajectory"], *places, *(turn["turn"] for turn in served["turns"])]
         whole = [kind is str for kind in map(type, texts)] + [kind is int for kind in map(type, numbers)]
         whole += [0 <= place < len(messages) for place in places]
-        whole += ["answer" in turn and "left_out" in turn for turn in served["turns"]]
+        whole += ["left_out" in turn and type(turn["answer"]) in (int, type(None)) for turn in served["turns"]]
+        "".join(texts).encode()
     except (KeyError, TypeError, ValueError, RecursionError):
         whole = [False]
     if not all(whole):

@@ -31,7 +31,7 @@ def group_of(task_info, messages: list) -> tuple[str, str]:
 
 def is_held_out(group: tuple[str, str], ratio: float, seed: int) -> bool:
     """By a hash of the group alone, so that no other row moves it to the other side."""
-    digest = hashlib.sha256("\n".join((str(seed), *group)).encode()).digest()
+    digest = hashlib.sha256("\n".join((str(seed), *group)).encode(errors="surrogatepass")).digest()
     return int.from_bytes(digest[:8]) < ratio * 2**64
 
 

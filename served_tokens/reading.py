@@ -11,6 +11,7 @@ import json
 import os
 import re
 import sys
+import zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,6 +31,8 @@ PARQUET_ROWS, PARQUET_BUFFER = (
     1 << 20,
 )  # rows and bytes read at a time, where a row group may be as long as the file
 SECONDS_OF_LOG = 30  # between two lines of progress in a log file
+
+tqdm.monitor_interval = 0  # no thread beside the bar: processes are forked
 
 
 class Place(NamedTuple):
@@ -61,10 +64,13 @@ def find_files(source: str) -> list[str]:
     if not path.is_dir():
         local_file(source)
         return [source]
-    found = sorted(inner for inner in path.rglob("*") if is_data(inner.relative_to(path)) and inner.is_file())
+    walked = (Path(folder, name) for folder, _, names in os.walk(path, followlinks=True) for name in names)
+    found = sorted(file for file in walked if is_data(file.relative_to(path)))
     if not found:
         raise SystemExit(f"{source}: the folder holds no {', '.join(FORMATS)} file")
-    return [str(inner) for inner in found]
+    for file in found:
+        local_file(str(file))
+    return [*map(str, found)]
 
 
 def is_data(path: Path) -> bool:
@@ -148,11 +154,13 @@ def progress(sources: list[str], desc: str | None):
 
 
 def _line_shards(file, source: str, path: str, inode: int):
-    start = first = 0
+    start, first, whole = 0, 0, os.fstat(file.fileno()).st_size
     while lines := file.readlines(SHARD_BYTES):
         size = sum(map(len, lines))
         yield Shard(Place(source, first), size, path, inode, (start, size))
-        start, first = start + size, first + sum(not line.isspace() for line in lines)
+        start, first = start + size, first + sum(map(_is_row, lines))
+    if start < whole:
+        raise SystemExit(f"{path}: has been cut while it was read; run this again")
 
 
 def _row_group_shards(file, source: str, path: str, inode: int):
@@ -188,7 +196,9 @@ def _rows_at(shard: Shard):
         else:
             start, length = shard.span
             file.seek(start)
-            yield from _read_lines(io.BytesIO(file.read(length)), shard.path)
+            if len(lines := file.read(length)) < length:
+                raise SystemExit(f"{shard.path}: has been cut while it was read; run this again")
+            yield from _read_lines(io.BytesIO(lines), shard.path)
 
 
 # ---------------------------------------------------------------- formats
@@ -229,17 +239,20 @@ def _stream(file, name: Path | str):
 def _unpacked(file, name: Path | str):
     try:
         yield from gzip.GzipFile(fileobj=file)
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise SystemExit(f"{name}: cannot be unpacked ({error})") from None
 
 
 def _read_lines(lines, name: Path | str):
-    for line in lines:
+    for line in filter(_is_row, lines):
         line = line.removeprefix(codecs.BOM_UTF8)
         if len(line) < 100 and line.strip() == b"[":
             raise SystemExit(f"{name}: holds a JSON array over several lines; name it .json")
-        if not line.isspace():
-            yield line
+        yield line
+
+
+def _is_row(line: bytes) -> bool:
+    return not line.isspace() and line.strip() != codecs.BOM_UTF8
 
 
 def _read_json(file, name: Path | str):
@@ -271,7 +284,7 @@ def _read_json(file, name: Path | str):
         if (text[at + 1 :] + file.read(JSON_CHUNK)).strip():
             raise broken("has text after the array")
         file.detach()  # else it would be closed with this
-    except (UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise broken(f"not valid JSON ({error})") from None
 
 

@@ -198,7 +198,7 @@ def exit_on_signals() -> None:
 
     def end(number, frame) -> None:
         for other in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(other, signal.SIG_IGN)
+            signal.signal(other, lambda *_: None)
         sys.exit(128 + number)
 
     if not hasattr(signal, "SIGALRM") or not hasattr(os, "fork"):

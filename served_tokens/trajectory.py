@@ -122,9 +122,10 @@ def _refuse_control_tokens(message: dict, control_tokens: tuple, where: str = ""
     text = "\n".join(
         value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str) for value in values
     )
-    if control_tokens and (found := _any_of(control_tokens).search(text)):
+    if control_tokens and _any_of(control_tokens).search(text):
+        found = next(token for token in control_tokens if token in text)
         raise TrajectoryError(
-            f"{where}the text holds the control token {found[0]}, which could forge a message; take it out of the "
+            f"{where}the text holds the control token {found}, which could forge a message; take it out of the "
             "row, or keep it by --allow-control-tokens of step 1"
         )
 

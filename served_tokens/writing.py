@@ -43,14 +43,21 @@ def check_output(output: Path) -> None:
     is_folder = not re.search(r"\.[A-Za-z]+$", output.name)  # .v2 and .1 end the name of a folder too
     if not is_folder and format_of(output) not in FILES:
         raise SystemExit(f"{output}: unknown file type {output.suffix!r}; known are {', '.join(FILES)} and none")
-    if is_folder and output.is_dir() and any(path.suffix != ".parquet" for path in output.iterdir()):
-        raise SystemExit(f"{output}: holds more than Parquet files; name another folder")
+    with written(output):
+        if output.is_file() if is_folder else output.is_dir():
+            raise FileExistsError(f"there is a {'file' if is_folder else 'folder'} of this name")
+    if is_folder and output.is_dir() and not all(map(_is_shard, output.iterdir())):
+        raise SystemExit(f"{output}: holds more than Parquet files of these scripts; name another folder")
+
+
+def _is_shard(path: Path) -> bool:
+    return path.is_file() and re.fullmatch(r"\d+-of-\d+\.parquet", path.name) is not None
 
 
 def refuse_inputs(inputs, *outputs: Path) -> None:
     """Stop where an input would be written over, whatever names lead to it, alone or with the folder that it is in."""
-    for output in filter(Path.exists, outputs):
-        for source in filter(Path.exists, map(Path, inputs)):
+    for output in filter(os.path.exists, outputs):
+        for source in map(Path, filter(os.path.exists, inputs)):
             if output.samefile(source) or output.resolve() in source.resolve().parents:
                 raise SystemExit(f"{output}: is the input too; name another output")
 
@@ -86,12 +93,12 @@ def whole_file(path: Path):
     with work_folder(path) as folder:
         whole, earlier = folder / "whole", folder / "earlier"
         yield whole
-        if whole.is_dir() and path.is_dir():  # which cannot be replaced at once
-            os.replace(path, earlier)
         try:
+            if whole.is_dir() and path.is_dir():  # which cannot be replaced at once
+                os.replace(path, earlier)
             os.replace(whole, path)
-        except OSError:
-            if earlier.exists():
+        except BaseException:
+            if earlier.exists() and not path.exists():
                 os.replace(earlier, path)
             raise
 

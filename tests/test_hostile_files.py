@@ -10,6 +10,7 @@ import resource
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from unittest import mock
@@ -21,6 +22,7 @@ from conftest import ROOT, assistant, read_jsonl, user, write_jsonl
 from hypothesis import given
 from hypothesis import strategies as st
 
+from served_tokens import reading
 from served_tokens.reading import Place, open_parquet, parse_row, read_rows, read_shards, rows_of, shown_raw
 from served_tokens.shards import REJECTS, SET_ASIDE, Work, convert_shard
 from served_tokens.trajectory import TrajectoryError
@@ -71,6 +73,8 @@ def test_damaged_line_is_set_aside_and_the_rest_goes_on(run, tmp_path, content, 
         ("x.json", gzip.compress(LINE), "x.json: is compressed by gzip; only a .jsonl.gz file is"),
         ("x.jsonl.gz", LINE, "x.jsonl.gz: is not compressed by gzip; only a .jsonl.gz file is"),
         ("x.jsonl.gz", gzip.compress(LINE)[:-9], "x.jsonl.gz: cannot be unpacked"),
+        ("x.jsonl.gz", gzip.compress(LINE)[:10] + b"\xff" * 9, "x.jsonl.gz: cannot be unpacked"),
+        ("x.json", b'[{"id": ' + b"9" * 5000 + b"}]", "x.json: not valid JSON"),
         ("x.json.gz", gzip.compress(LINE), "x.json.gz: unknown file type '.gz'"),
         (
             "x.jsonl",
@@ -166,6 +170,57 @@ def test_any_line_is_a_row_or_set_aside(line):
     except TrajectoryError as error:
         assert "\n" not in str(error)
     json.dumps(shown_raw(line))
+
+
+@given(
+    lines=st.lists(
+        st.sampled_from([LINE, b"", b" ", b"\xef\xbb\xbf", b"\xef\xbb\xbf" + LINE, b"bad", LINE * 3]), max_size=12
+    ),
+    end=st.sampled_from([b"", b"\n"]),
+    size=st.integers(1, 300),
+)
+def test_shards_hold_each_row_of_a_file_once_under_its_number(lines, end, size):
+    kept = [line.removeprefix(b"\xef\xbb\xbf") for line in lines if line.strip() not in (b"", b"\xef\xbb\xbf")]
+    with tempfile.TemporaryDirectory() as folder, mock.patch.object(reading, "SHARD_BYTES", size):
+        path = Path(folder) / "x.jsonl"
+        path.write_bytes(b"\n".join(lines) + end)
+        rows = [row for shard in read_shards([str(path)]) for row in rows_of(shard)]
+        path.write_bytes(gzip.compress(path.read_bytes()))
+        packed = path.rename(f"{path}.gz")
+        unpacked = [(place.row, raw) for shard in read_shards([str(packed)]) for place, raw in rows_of(shard)]
+    assert [(place.row, raw.strip(b"\n")) for place, raw in rows] == [*enumerate(kept)]
+    assert unpacked == [(place.row, raw) for place, raw in rows]
+
+
+@pytest.mark.parametrize("groups", [1, 3, 50])
+def test_shards_hold_each_row_of_a_parquet_file_once_under_its_number(tmp_path, groups):
+    table = pa.table({"id": range(50), "messages": ["[]"] * 50})
+    pq.write_table(table, tmp_path / "x.parquet", row_group_size=50 // groups + 1)
+    with mock.patch.object(reading, "SHARD_BYTES", 100):
+        shards = [*read_shards([str(tmp_path / "x.parquet")])]
+    rows = [(place.row, row["id"]) for shard in shards for place, row in rows_of(shard)]
+    assert rows == [(at, at) for at in range(50)] and len(shards) <= groups + 1
+
+
+def test_file_that_is_cut_while_it_is_read_is_an_error(tmp_path):
+    path = write_jsonl(tmp_path / "x.jsonl", [ROW] * 100)
+    with mock.patch.object(reading, "SHARD_BYTES", 1000):
+        shards = read_shards([str(path)])
+        first = next(shards)
+        os.truncate(path, 100)
+        with pytest.raises(SystemExit, match=r"x.jsonl: has been cut while it was read"):
+            list(shards)
+    with pytest.raises(SystemExit, match=r"x.jsonl: has been cut while it was read"):
+        list(rows_of(first))
+
+
+def test_folder_with_a_link_to_nothing_is_an_error_and_one_to_a_folder_is_followed(run, tmp_path):
+    write_jsonl(tmp_path / "elsewhere" / "b.jsonl", [ROW])
+    write_jsonl(tmp_path / "data" / "a.jsonl", [ROW])
+    (tmp_path / "data" / "more").symlink_to(tmp_path / "elsewhere")
+    assert "2 rows in = 2 rows out" in run(STEP1, "data", "y.jsonl").stdout
+    (tmp_path / "data" / "c.jsonl").symlink_to("none")
+    assert "data/c.jsonl: no such file" in run(STEP1, "data", "y.jsonl", expect=1).stderr
 
 
 # ---------------------------------------------------------------- writing
@@ -365,6 +420,38 @@ def test_folder_that_cannot_take_its_name_gives_the_earlier_one_back(tmp_path):
     ):
         part.mkdir()
     assert names(tmp_path) == ["out"] and names(tmp_path / "out") == ["earlier.parquet"]
+
+
+def test_interrupt_between_the_two_renames_of_a_folder_gives_the_earlier_one_back(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "earlier.parquet").write_bytes(b"x")
+    replace = os.replace
+
+    def interrupted(source, target):
+        replace(source, target)
+        raise SystemExit(130)
+
+    with mock.patch("os.replace", interrupted), pytest.raises(SystemExit), whole_file(tmp_path / "out") as whole:
+        whole.mkdir()
+    assert names(tmp_path / "out") == ["earlier.parquet"]
+
+
+def test_folder_of_parquet_files_that_no_script_wrote_is_not_replaced(run, tmp_path):
+    write_jsonl(tmp_path / "x.jsonl", [ROW])
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.parquet").write_bytes(b"x")
+    assert "out: holds more than Parquet files" in run(STEP1, "x.jsonl", "out", expect=1).stderr
+    assert names(tmp_path / "out") == ["mine.parquet"]
+    run(STEP1, "x.jsonl", "new")
+    assert "new, in place of an earlier one" in run(STEP1, "x.jsonl", "new").stdout
+
+
+def test_preview_of_the_validation_set_is_not_written_over_the_input(run, tmp_path):
+    write_jsonl(tmp_path / "x.jsonl", [ROW])
+    run(STEP1, "x.jsonl", "out_val_preview.json")
+    command = (STEP2, "out_val_preview.json", "out.jsonl", "--dataset-dir", ".")
+    assert "is the input too" in run(*command, "--val-ratio", "0.3", expect=1).stderr
+    run(*command)
 
 
 # ---------------------------------------------------------------- rows set aside

@@ -24,6 +24,7 @@ from served_tokens.chat_template import QWEN3, load_chat_template, read_chat_tem
 from served_tokens.plain_messages import apply_chat_template
 from served_tokens.shards import exit_on_signals
 from served_tokens.trajectory import TrajectoryError, served_trajectory
+from step1_apply_tool_template import default_output
 
 RENDER = load_chat_template(read_chat_template(str(QWEN3)))
 ROW = {"id": 7, "tools": None, "messages": [user("q"), assistant("a", "r")]}
@@ -332,6 +333,34 @@ def test_column_that_no_parquet_type_fits_is_a_clear_error(run, tmp_path, values
     process = run("step1_apply_tool_template.py", "x.jsonl", "y.parquet", expect=1)
     assert reason in process.stderr and "write .jsonl instead" in process.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["x.jsonl"]
+
+
+def test_bad_and_empty_rows_at_the_start_decide_no_type_of_a_parquet_file(run, tmp_path):
+    write_jsonl(tmp_path / "data" / "a.jsonl", [])
+    write_jsonl(tmp_path / "data" / "b.jsonl", [{"id": "x", "why": "bad"}, {**ROW, "id": 1}, {**ROW, "id": 2}])
+    assert "3 rows in = 2 rows out + 1 set aside" in run("step1_apply_tool_template.py", "data", "y.parquet").stdout
+    assert pq.read_table(tmp_path / "y.parquet").column_names == ["id", "tools", "messages", "served"]
+
+
+def test_parquet_files_of_different_columns_are_not_mixed_into_one(run, tmp_path):
+    (tmp_path / "data").mkdir()
+    for name, info in (("a", {"id": 1}), ("b", {"id": 1, "more": 2})):
+        rows = [{"task_info": info, "messages": json.dumps(ROW["messages"])}]
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / "data" / f"{name}.parquet")
+    process = run("step1_apply_tool_template.py", "data", "y.parquet", expect=1)
+    assert "data/b.parquet: has other columns than data/a.parquet; write .jsonl" in process.stderr
+    run("step1_apply_tool_template.py", "data", "y.jsonl")
+    assert [row["task_info"] for row in read_jsonl(tmp_path / "y.jsonl")] == [{"id": 1}, {"id": 1, "more": 2}]
+
+
+@pytest.mark.parametrize(
+    "source, output", [("x.jsonl.gz", "x_S.jsonl"), ("x.json", "x_S.json"), ("d.v2", "d.v2_S.jsonl")]
+)
+def test_default_output_stands_beside_the_input(tmp_path, monkeypatch, source, output):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "d.v2").mkdir()
+    assert default_output(source) == Path(output.replace("_S", "_apply_qwen3_template"))
+    assert default_output(".") == tmp_path.with_name(tmp_path.name + "_apply_qwen3_template.jsonl")
 
 
 def test_input_is_not_overwritten_and_an_output_is_not_taken_for_an_input(run, tmp_path):

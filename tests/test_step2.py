@@ -278,9 +278,12 @@ def test_summary_accounts_for_every_turn(run, tmp_path):
 def test_rows_that_are_not_of_step_1_are_set_aside(run, tmp_path):
     damaged = step1_row(CONVERSATION)
     damaged["served"]["turns"][0]["message"] = 99
-    write_jsonl(tmp_path / "x.jsonl", [{"messages": CONVERSATION}, step1_row(CONVERSATION), {"served": 3}, damaged])
+    surrogate = {**step1_row(CONVERSATION), "task_info": {"task_id": "\ud800"}}
+    surrogate["messages"][1]["content"] = "\ud800"
+    rows = [{"messages": CONVERSATION}, step1_row(CONVERSATION), {"served": 3}, damaged, surrogate]
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     run("step2_to_alpaca_mask_history.py", "x.jsonl", "out.parquet", "--dataset-dir", ".")
-    assert [row["row"] for row in read_jsonl(tmp_path / "out.parquet.rejects.jsonl")] == [0, 2, 3]
+    assert [row["row"] for row in read_jsonl(tmp_path / "out.parquet.rejects.jsonl")] == [0, 2, 3, 4]
     process = run("step2_to_alpaca_mask_history.py", "x.jsonl", "o.parquet", "--strict", expect=1)
     assert "x.jsonl: row 0: the row is not one of step 1; run step1_apply_tool_template.py first" in process.stderr
 
@@ -474,6 +477,12 @@ def test_validation_set_holds_whole_tasks(split, tmp_path, output):
         f"of {2 * len(apart[1])} trajectories, held out by task (rows with the same task_info.task_id fall on one side)"
         in split.said
     )
+
+
+def test_ids_of_tasks_that_differ_far_behind_are_different_tasks(split):
+    rows = [{"task_info": {"task_id": 10**30 + at}, "messages": numbered(at)} for at in range(20)]
+    training, held_out = split(rows, "--val-ratio", "0.4")
+    assert training and held_out
 
 
 def test_added_rows_move_no_old_ones_to_the_other_side(split):
