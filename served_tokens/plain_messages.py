@@ -141,8 +141,8 @@ def _rendered_by_query(messages: list[dict], tools, turns: list[int], render):
             for k, text, as_kept in zip(turns, kept, thinks)
         ]
         answers = [text if text[:1].strip() else _answer(messages[k], render) for k, text in zip(turns, past)]
-        if turns[-1] + 1 < len(messages):
-            blocks += split_blocks(render(messages, tools))[len(blocks) :]
+        if after := starts[-1] - starts[turns[-1] - first]:
+            blocks += split_blocks(render([QUERY, *messages[turns[-1] + 1 :]], None))[-after:]
     except TrajectoryError:
         return None
     return blocks, targets, answers, [None] * len(turns), _edits_by_query(turns, places, queries, targets, past, kept)
