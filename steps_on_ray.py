@@ -29,6 +29,7 @@ from tqdm import tqdm
 
 import step1_apply_tool_template as step1
 import step2_to_alpaca_mask_history as step2
+from served_tokens import samples
 from served_tokens.alpaca import sample_schema
 from served_tokens.chat_template import read_chat_template
 from served_tokens.data_sets import register
@@ -38,7 +39,7 @@ from served_tokens.shards import SET_ASIDE, Totals, Work, convert_shard, print_r
 from served_tokens.writing import shown
 
 ROOT = Path(__file__).resolve().parent
-STREAMS = ("", step2.VALIDATION, REJECTS, LEFT_OUT)
+STREAMS = ("", samples.VALIDATION, REJECTS, LEFT_OUT)
 
 
 def find(address: str) -> tuple[pa.fs.FileSystem, str]:
@@ -65,12 +66,12 @@ def find_files(system: pa.fs.FileSystem, path: str) -> list[str]:
     return sorted(data, key=data.get)
 
 
-def convert_row(row: dict, place: Place, options: step2.Options, step1_options: dict) -> tuple[Counter, list]:
+def convert_row(row: dict, place: Place, options: samples.Options, step1_options: dict) -> tuple[Counter, list]:
     """One input row -> what step 2 makes of what step 1 makes of it; raises TrajectoryError."""
     counts, messages, served = step1.plain_row(row, place, **step1_options)
     with step1.lone_surrogates_refused():
         orjson.dumps([messages, served])
-    of_samples, made = step2.convert_row({**row, "messages": messages, "served": served}, place, options)
+    of_samples, made = samples.convert_row({**row, "messages": messages, "served": served}, place, options)
     return counts | of_samples, made
 
 
@@ -156,7 +157,7 @@ def main() -> None:
         sys.exit(f"{args.input}: no {', '.join(FORMATS)} file there")
     if PurePosixPath(output).suffix in FORMATS:
         sys.exit(f"{args.address}: names a file; OUTPUT is a folder")
-    for folder in ("", step2.VALIDATION) if args.val_ratio else ("",):
+    for folder in ("", samples.VALIDATION) if args.val_ratio else ("",):
         if output_system.get_file_info(output + folder).type != pa.fs.FileType.NotFound:
             sys.exit(f"{args.address}{folder}: is there already; remove it, or name another folder")
     step1_options = {
@@ -181,8 +182,8 @@ def main() -> None:
         print(f"{args.address}: copy it to a folder that each machine of the training can reach, and register it there")
         return
     register(args.dataset_info, args.dataset_name, args.output)
-    if totals.counts[step2.VALIDATION]:
-        register(args.dataset_info, args.dataset_name + step2.VALIDATION, Path(f"{args.output}{step2.VALIDATION}"))
+    if totals.counts[samples.VALIDATION]:
+        register(args.dataset_info, args.dataset_name + samples.VALIDATION, Path(f"{args.output}{samples.VALIDATION}"))
     print(f"{args.address}: {len(paths)} files read, registered as {args.dataset_name} in {shown(args.dataset_info)}")
     step2.print_next(args, totals.counts)
 

@@ -190,11 +190,7 @@ def test_wrong_option_is_named_before_the_work(monkeypatch, capsys, options, err
 
 @pytest.mark.parametrize(
     "lengths, statistics",
-    [
-        (range(1, 101), [1, 50.5, 50.5, 95, 100]),
-        ([7, 3, 3, 30], [3, 10.8, 5, 30, 30]),
-        ([], [0, 0, 0, 0, 0]),
-    ],
+    [(range(1, 101), [1, 50.5, 50.5, 95, 100]), ([7, 3, 3, 30], [3, 10.8, 5, 30, 30]), ([], [0, 0, 0, 0, 0])],
 )
 def test_lengths_have_a_mean_a_median_and_a_95th_percentile_between_their_ends(lengths, statistics):
     found = findings.length_statistics(array("q", lengths))
