@@ -82,7 +82,7 @@ def convert_files(sources: list[str], work: Work, num_proc: int, desc: str) -> T
 
 
 def convert_shard(work: Work, number: int, rows) -> Totals:
-    """Convert one shard and write its parts. `rows`: (place, raw), see `rows_of`; only the first of two runs counts."""
+    """Convert one shard and write its parts. `rows`: (place, raw), see `rows_of`."""
     totals = Totals(Counter(), {})
     with contextlib.ExitStack() as stack:
 
