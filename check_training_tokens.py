@@ -45,12 +45,8 @@ def check_sets(sets: list, to_train: int, truth: Truth, data_args) -> tuple[list
     Args:
         sets: see `llamafactory.training_sets`; those behind the first `to_train` are for evaluation.
     """
-    trained, tasks, found, problems = (
-        Counter(),
-        (set(), set()),
-        [],
-        [],
-    )  # tasks: that are evaluated, that are trained on
+    trained, found, problems = Counter(), [], []
+    tasks = set(), set()  # that are evaluated, that are trained on
     for number, (name, path, provenance, built) in enumerate(sets):
         trains = number < to_train
         settings = (

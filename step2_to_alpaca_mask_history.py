@@ -3,8 +3,8 @@
     python step2_to_alpaca_mask_history.py [INPUT] [OUTPUT] [--history-thinking drop|template] [--no-thinking]
 
 INPUT   what step 1 wrote: "messages" of plain text, and "served".
-OUTPUT  a folder of Parquet files, or one .parquet, .jsonl or .json file: one sample per turn, in the order of the
-rows and turns:
+OUTPUT  a folder of Parquet files, or one .parquet, .jsonl or .json file: one sample per turn, in the order of
+        the rows and turns:
         {"instruction": "…", "input": "", "output": "<target of the turn>", "system": "…", "history": [["…", "…"], …],
          "source": "data/x.jsonl", "trajectory": 17, "turns": [4], "served_as": "drop" | "template" | "no-thinking"}
         Beside it go a preview of the first samples, those that are held out (--val-ratio), a list of the turns that are

@@ -96,7 +96,7 @@ def convert_files(paths: list[str], *options) -> Totals:
     import ray
 
     with tempfile.TemporaryDirectory() as code:  # the modules alone, for all workers
-        for module in [*ROOT.glob("*.py"), *ROOT.glob("served_tokens/*.py"), *ROOT.glob("chat_templates/*")]:
+        for module in [*ROOT.glob("*.py"), *ROOT.glob("served_tokens/*.py")]:
             (Path(code) / module.relative_to(ROOT)).parent.mkdir(exist_ok=True)
             shutil.copy(module, Path(code) / module.relative_to(ROOT))
         address = os.environ.get("RAY_ADDRESS", "local")  # without one, Ray would try a cluster that was here before

@@ -29,13 +29,15 @@ class ChatTemplate(NamedTuple):
     text: str
     special_tokens: tuple = ()  # (name, token), as the template may use them
     control_tokens: tuple = CONTROL_TOKENS  # that no text of a trajectory may hold, with all of the model's own
+    trusted: bool = False  # the embedded one, which is ours
 
 
 def read_chat_template(name: str) -> ChatTemplate:
     """`name` is a `.jinja` file, a local model directory or a Hub model id. Ends with a message where there is none."""
     if name.endswith(".jinja"):
         try:
-            return ChatTemplate(name, Path(name).read_text(encoding="utf-8"))
+            text, trusted = Path(name).read_text(encoding="utf-8"), Path(name).resolve() == QWEN3
+            return ChatTemplate(name, text, trusted=trusted)
         except (OSError, UnicodeDecodeError) as error:
             raise SystemExit(f"{name}: cannot read the chat template ({error})") from None
     from transformers import AutoTokenizer
@@ -57,11 +59,10 @@ def read_chat_template(name: str) -> ChatTemplate:
 def load_chat_template(template: ChatTemplate):
     """render(messages, tools, add_generation_prompt=False, **variables) -> str; made once in each process.
 
-    The embedded template is ours and trusted. Any other is rendered in Jinja's sandbox, as transformers does
+    A template that is not trusted is rendered in Jinja's sandbox, as transformers does
     (utils/chat_template_utils.py), without the import of transformers. render raises TrajectoryError.
     """
-    trusted = Path(template.name).resolve() == QWEN3
-    make = jinja2.Environment if trusted else jinja2.sandbox.ImmutableSandboxedEnvironment
+    make = jinja2.Environment if template.trusted else jinja2.sandbox.ImmutableSandboxedEnvironment
     environment = make(trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, jinja2.ext.loopcontrols])
     environment.filters["tojson"] = _tojson
     environment.globals.update(raise_exception=_raise_exception, strftime_now=_strftime_now, documents=None)
@@ -75,7 +76,7 @@ def load_chat_template(template: ChatTemplate):
         variables |= dict(template.special_tokens, messages=messages, tools=tools)
         variables["add_generation_prompt"] = add_generation_prompt
         try:
-            if trusted:
+            if template.trusted:
                 return compiled.render(variables)
             with time_limit():
                 return _bounded(compiled.generate(variables))

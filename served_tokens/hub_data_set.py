@@ -17,10 +17,7 @@ DATA_SET = re.compile(r"([\w.-]+/[\w.-]+?)(?:@([\w./-]+))?")
 ADDRESS = re.compile(r"hf://datasets/([\w.-]+/[\w.-]+)@([^/]+)/(.+)")
 SHARD = re.compile(r"\d+-of-\d+")
 SPLITS = ("train", "validation", "valid", "val", "dev", "test", "eval")
-LOOKED_AT, FIRST_ROW = (
-    1 << 14,
-    1 << 26,
-)  # bytes of a file that are read at a time, until its first row is whole; the most of it
+LOOKED_AT, FIRST_ROW = 1 << 14, 1 << 26  # bytes of a file read at a time until its first row is whole; the most of it
 SHOWN_FILES = 10  # on the screen, of each kind
 
 os.environ.setdefault("HF_HUB_DISABLE_XET", "1")  # a download by Xet that breaks off begins anew
@@ -61,8 +58,7 @@ def download_trajectories(
         split: only files of this split, by their names.
         formats: what the names of data files end with.
         first_columns: first_columns(file, name) -> the columns of the first row of an open file. It raises
-            SystemExit or
-            ValueError where there is none.
+            SystemExit or ValueError where there is none.
     Ends with a message where no file holds trajectories, or where those that do are not shards of one split: two
     splits, or the same rows under two names, are never read together.
     """

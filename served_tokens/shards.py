@@ -36,8 +36,7 @@ class Work(NamedTuple):
     """What is done with a shard.
 
     convert: convert(row, place) -> (counts, [(stream, row), …]); it raises TrajectoryError where the row is to be
-        set aside. A
-        stream is what its parts end with: "" is the output, another one goes beside it.
+        set aside. A stream is what its parts end with: "" is the output, another one goes beside it.
     output: what the streams are of, for messages.
     folder: where the parts are written, as NUMBER + stream + suffix.
     suffix, schema: of the rows of the output, see `row_writer`; a stream that ends with .jsonl is written so.
