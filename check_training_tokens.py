@@ -266,8 +266,7 @@ def main() -> None:
         return
     if not tokenizer.chat_template:
         sys.exit(f"{model_args.model_name_or_path}: the tokenizer has no chat template to compare with")
-    held_out = {(told["source"], told["trajectory"]) for _, _, provenance, _ in sets[to_train:] for told in provenance}
-    truth = Truth(tokenizer, data_args.cutoff_len, args.trajectories, held_out)
+    truth = Truth(tokenizer, data_args.cutoff_len, args.trajectories, data_args.max_samples is not None)
     found, of_samples = check_sets(sets, to_train, truth, data_args)
     problems += of_samples
 

@@ -6,7 +6,8 @@ INPUT   what step 1 wrote: "messages" of plain text, and "served".
 OUTPUT  a folder of Parquet files, or one .parquet, .jsonl or .json file: one sample per turn, in the order of
         the rows and turns:
         {"instruction": "…", "input": "", "output": "<target of the turn>", "system": "…", "history": [["…", "…"], …],
-         "source": "data/x.jsonl", "trajectory": 17, "turns": [4], "served_as": "drop" | "template" | "no-thinking"}
+         "source": "data/x.jsonl", "trajectory": 17, "turns": [4], "served_as": "drop" | "template" | "no-thinking",
+         "reading": "<the options by which step 1 read the row, as JSON>"}
         Beside it go a preview of the first samples, those that are held out (--val-ratio), a list of the turns that are
         left out and of the rows set aside. dataset_info.json gets an entry for it.
 
@@ -29,6 +30,7 @@ from pathlib import Path
 
 import orjson
 
+from served_tokens import unusual
 from served_tokens.alpaca import COLUMNS, history_first, sample_schema, training_settings
 from served_tokens.data_sets import BY_CONTENT, BY_TASK, name_of, read_dataset_info, register
 from served_tokens.lengths import load_tokenizer
@@ -44,6 +46,7 @@ from served_tokens.samples import (
     UNDATED,
     UNMERGED,
     VALIDATION,
+    WITH_REASONING,
     WITHOUT_SAMPLES,
     Options,
     convert_row,
@@ -173,6 +176,8 @@ def print_counts(counts: Counter) -> None:
         )
     for reason, number in left_out.items():
         print(f"{number} turns left out: {reason}")
+    if counts[SUPERVISED] and not (counts[WITH_REASONING] or counts[NOT_THINKING]):
+        print(unusual.NO_REASONING)
 
 
 def print_next(args: argparse.Namespace, counts: Counter) -> None:
