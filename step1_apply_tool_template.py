@@ -121,7 +121,7 @@ def plain_row(row: dict, place: Place, chat_template: ChatTemplate, reading: Rea
         reasoning = messages[turn["turn"]].get("reasoning_content", "").strip()
         counts[WITH_REASONING] += bool(reasoning)
         counts[UNSEEN] += reasoning not in plain[turn["message"]]["content"]
-    counts += Counter({ROWS_OUT: 1, DIGEST: unusual.digest(trajectory), TURNS: len(served["turns"])})
+    counts += Counter({ROWS_OUT: 1, DIGEST: unusual.digest(plain), TURNS: len(served["turns"])})
     told = {"source": place.source, "trajectory": place.row, "reading": reading.told()}
     return counts, plain, {**told, "enable_thinking": trajectory.thinking, **served}
 

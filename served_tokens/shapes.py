@@ -68,15 +68,18 @@ class _Reader(NamedTuple):
         """A copy to take out of, with the keys of --read-as renamed and those of --ignore-key gone."""
         if not isinstance(value, dict):
             raise TrajectoryError(f"is not an object but {kind_of(value)}")
-        left = {key: item for key, item in value.items() if key not in self.ignore_keys}
+        left = dict(value)
+        for key in self.ignore_keys:
+            left.pop(key, None)
         for key, field in self.read_as:
             if FIELDS[field] == kind and key in left:
                 left[field] = one_of({field: left.get(field), key: left.pop(key)}, field)
         return left
 
     def leave(self, left: dict, kind: str) -> None:
-        known = KNOWN.get(kind, ())
-        self.unread.extend((kind, key, value) for key, value in left.items() if key not in known and _says(value))
+        for key, value in left.items():
+            if key not in KNOWN[kind] and _says(value):
+                self.unread.append((kind, key, value))
 
 
 def in_one_shape(row: dict, read_as: tuple = (), ignore_keys: tuple = ()) -> Shaped:
@@ -126,7 +129,7 @@ def one_of(readings: dict, what: str):
 
 
 def _says(value) -> bool:
-    return value not in (None, "", [], {})
+    return bool(value) or isinstance(value, (bool, int, float))
 
 
 def _bare(value):

@@ -33,6 +33,7 @@ NO_REASONING = (
     "by --no-thinking, and leaves turns without reasoning out by --require-reasoning"
 )
 SHAPE, UNREAD = "shape", "unread"  # what is counted, beside the notes
+UNREAD_KEYS = {"row": "columns"} | {kind: f"{kind} keys" for kind in ("message", "tool call", "content part")}
 SHOWN_KEYS = 10
 NOTES = (
     *(CALL_AS_TEXT, TOOLS_TWICE, NULL_ARGUMENTS, NULL_SCHEMAS, PARTS, SERIALIZED, NO_QUERIES),
@@ -44,16 +45,18 @@ def counted(trajectory: Trajectory) -> Counter:
     """Of a row: what it was read as, keys that nobody reads, and what may be a mistake; see the functions below."""
     counts = unusual(trajectory.as_given, trajectory.messages, trajectory.tools)
     counts.update({(SHAPE, name): number for name, number in trajectory.shapes.items() if number})
-    for kind in {kind for kind, *_ in trajectory.unread}:
-        counts.update((UNREAD, kind, key) for key in {key for its, key, _ in trajectory.unread if its == kind})
+    for kind in dict.fromkeys(kind for kind, *_ in trajectory.unread):
+        counts.update(
+            (UNREAD, kind, key) for key in dict.fromkeys(key for its, key, _ in trajectory.unread if its == kind)
+        )
         counts[UNREAD, kind] += 1
     return counts
 
 
-def digest(trajectory: Trajectory) -> int:
-    """8 bytes that rows with the same messages and tools share, and no others."""
-    text = json.dumps([trajectory.messages, trajectory.tools], sort_keys=True, default=str)
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest())
+def digest(plain: list[dict]) -> int:
+    """8 bytes that rows with the same plain messages share, and no others."""
+    text = "\0".join(message["content"] for message in plain)
+    return int.from_bytes(hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=8).digest())
 
 
 def shapes_met(counts: Counter) -> list[tuple[str, int]]:
@@ -64,12 +67,12 @@ def shapes_met(counts: Counter) -> list[tuple[str, int]]:
 def unread_keys(counts: Counter) -> list[str]:
     """A line for each kind of object: the keys that nobody reads, and in how many rows."""
     lines = []
-    for kind in ("row", "message", "tool call", "content part"):
+    for kind, keys_are in UNREAD_KEYS.items():
         keys = Counter({what[2]: number for what, number in counts.items() if what[:2] == (UNREAD, kind) and what[2:]})
         more = f" and {len(keys) - SHOWN_KEYS} more" * (len(keys) > SHOWN_KEYS)
         shown = ", ".join(f"{key} ({number})" for key, number in keys.most_common(SHOWN_KEYS))
         if keys:
-            lines.append(f"{counts[UNREAD, kind]} rows have {kind} keys that nobody reads: {shown}{more}")
+            lines.append(f"{counts[UNREAD, kind]} rows have {keys_are} that nobody reads: {shown}{more}")
     return lines
 
 
