@@ -28,10 +28,10 @@ from pathlib import Path
 
 from served_tokens import llamafactory
 from served_tokens.charts import plots
+from served_tokens.command_line import CommandLine, exit_on_signals, positive_count
 from served_tokens.comparison import Truth, check_dataset
 from served_tokens.findings import SAMPLES_IN_PAGE, Findings, Sample, Schedule, choice_of_samples, training_cost
 from served_tokens.report import Checked, report_page
-from served_tokens.shards import exit_on_signals, positive_count
 from served_tokens.token_view import terminal_view
 from served_tokens.writing import accounted, shown, whole_file
 
@@ -184,7 +184,7 @@ def html_file(text: str) -> Path:
 
 
 def parsed_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandLine(__doc__)
     add = parser.add_argument
     add("yaml", nargs="?", default=shown(ROOT / "qwen3_full_sft.yaml"), metavar="YAML")
     add("overrides", nargs="*", metavar="key=value", help="as for llamafactory-cli train")

@@ -23,6 +23,7 @@ import functools
 import itertools
 import json
 import os
+import shlex
 import sys
 from collections import Counter
 from pathlib import Path
@@ -31,6 +32,8 @@ import orjson
 
 from served_tokens import hub_data_set, unusual
 from served_tokens.chat_template import QWEN3, ChatTemplate, read_chat_template
+from served_tokens.command_line import CommandLine, exit_on_signals, positive_count
+from served_tokens.data_sets import name_of
 from served_tokens.plain_messages import apply_chat_template, apply_despite_control_tokens, prepared_template
 from served_tokens.reading import (
     FORMATS,
@@ -51,9 +54,7 @@ from served_tokens.shards import (
     Totals,
     Work,
     convert_files,
-    exit_on_signals,
     parts_of,
-    positive_count,
     print_reasons,
     save_beside,
 )
@@ -138,6 +139,12 @@ def default_output(source: str) -> Path:
     elif path.is_dir():
         path, kind = path if path.name.strip(".") else path.resolve(), ""
     return path.with_name(path.name.removesuffix(kind) + SUFFIX + (kind.removesuffix(".gz") or ".jsonl"))
+
+
+def output_of_step2(output: Path) -> list[str]:
+    """Where the samples go, but for EnvScaler's, whose place is the default of step 2."""
+    name = name_of(output).removesuffix(SUFFIX)
+    return [] if "envscaler" in name.lower() else [shown(output.with_name(f"alpaca_mask_history_{name}"))]
 
 
 def input_files(source: str, pattern: str | None, split: str | None) -> list[str]:
@@ -251,7 +258,7 @@ def print_notes(totals: Totals) -> None:
 
 
 def parsed_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandLine(__doc__)
     add = parser.add_argument
     add("input", nargs="?", default=shown(SAMPLE), metavar="INPUT")
     add("output", nargs="?", type=Path, metavar="OUTPUT", help=f"default: INPUT's name with {SUFFIX}")
@@ -292,7 +299,7 @@ def main() -> None:
     print(f"{rows}: {shown(output)}{replaced}")
     print(accounted("turns", counts[TURNS], counts[TURNS] - left_out, "for samples", left_out, "left out"))
     print_notes(totals)
-    print(f"next: python step2_to_alpaca_mask_history.py {shown(output)}")
+    print(shlex.join(["next:", "python", "step2_to_alpaca_mask_history.py", shown(output), *output_of_step2(output)]))
 
 
 if __name__ == "__main__":

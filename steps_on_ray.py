@@ -33,6 +33,7 @@ import step2_to_alpaca_mask_history as step2
 from served_tokens import samples
 from served_tokens.alpaca import sample_schema
 from served_tokens.chat_template import ChatTemplate, read_chat_template
+from served_tokens.command_line import CommandLine
 from served_tokens.data_sets import register
 from served_tokens.plain_messages import prepared_template
 from served_tokens.reading import FORMATS, LEFT_OUT, REJECTS, Place, is_data, stream_rows
@@ -140,7 +141,7 @@ def collect(system: pa.fs.FileSystem, work: str, output: str) -> None:
 
 
 def parsed_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandLine(__doc__)
     parser.add_argument("input", metavar="INPUT")
     parser.add_argument("output", metavar="OUTPUT")
     step1.add_options(parser)

@@ -198,24 +198,3 @@ def _end_with_the_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()
-
-
-def exit_on_signals() -> None:
-    """End by Ctrl-C and SIGTERM without a trace: what is half written is removed, and that is not interrupted."""
-
-    def end(number, frame) -> None:
-        for other in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(other, lambda *_: None)
-        sys.exit(128 + number)
-
-    if not hasattr(signal, "SIGALRM") or not hasattr(os, "fork"):
-        sys.exit("this needs a system with fork and SIGALRM: Linux, or macOS")
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, end)
-
-
-def positive_count(text: str) -> int:
-    """A number above zero, for argparse."""
-    if int(text) < 1:
-        raise ValueError
-    return int(text)

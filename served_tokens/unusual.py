@@ -45,11 +45,8 @@ def counted(trajectory: Trajectory) -> Counter:
     """Of a row: what it was read as, keys that nobody reads, and what may be a mistake; see the functions below."""
     counts = unusual(trajectory.as_given, trajectory.messages, trajectory.tools)
     counts.update({(SHAPE, name): number for name, number in trajectory.shapes.items() if number})
-    for kind in dict.fromkeys(kind for kind, *_ in trajectory.unread):
-        counts.update(
-            (UNREAD, kind, key) for key in dict.fromkeys(key for its, key, _ in trajectory.unread if its == kind)
-        )
-        counts[UNREAD, kind] += 1
+    for kind, key, _ in trajectory.unread:
+        counts[UNREAD, kind, key] = counts[UNREAD, kind] = 1
     return counts
 
 
