@@ -31,6 +31,7 @@ from served_tokens.charts import plots
 from served_tokens.comparison import Truth, check_dataset
 from served_tokens.findings import SAMPLES_IN_PAGE, Findings, Sample, Schedule, choice_of_samples, training_cost
 from served_tokens.report import Checked, report_page
+from served_tokens.row_texts import unread_lines
 from served_tokens.shards import exit_on_signals, positive_count
 from served_tokens.token_view import terminal_view
 from served_tokens.writing import accounted, shown, whole_file
@@ -62,6 +63,8 @@ def check_sets(sets: list, to_train: int, truth: Truth, data_args) -> tuple[list
             trained.update(supervised)
         if found[-1].counts["exact"] < len(built):
             problems.append(f"{name}: the model would not be trained on what it is served with")
+        if lost := found[-1].counts["lost texts"]:
+            problems.append(f"{name}: {lost} texts of the trajectories are in no sample that should hold them")
         print_findings(found[-1], data_args.max_samples)
     if repeated := sum(times > 1 for times in trained.values()):
         problems.append(f"{repeated} turns are trained more than once")
@@ -75,7 +78,7 @@ def check_sets(sets: list, to_train: int, truth: Truth, data_args) -> tuple[list
 
 def print_findings(found: Findings, max_samples: int | None) -> None:
     counts, samples = found.counts, len(found.lengths)
-    for _, text in list(found.mismatches.values())[:SHOWN_MISMATCHES]:
+    for text in [*(text for _, text in list(found.mismatches.values())[:SHOWN_MISMATCHES]), *found.lost]:
         print(text)
     print(f"{found.name}: {samples} samples {found.settings}")
     print(f"  exact            {counts['exact']:>8}  ({counts['exact'] / max(1, samples):.2%})")
@@ -87,6 +90,11 @@ def print_findings(found: Findings, max_samples: int | None) -> None:
     print(f"  left out         {counts['turns'] - counts['supervised turns']:>8}  turns without a sample{limit}")
     for why, number in found.why_left_out.most_common():
         print(f"                   {number:>8}  of them: {why}")
+    print(f"  lost             {counts['lost texts']:>8}  texts are in no sample that should hold them")
+    for why, number in (+found.not_trained).most_common():
+        print(f"  not trained      {number:>8}  texts: {why}")
+    for line in unread_lines(found):
+        print(f"  not trained and not shown: {line}")
     if counts["rows set aside"]:
         print(
             f"  set aside        {counts['rows set aside']:>8}  trajectories that cannot be read or hold control tokens"

@@ -9,6 +9,7 @@ import jinja2
 from served_tokens.chat_template import time_limit
 from served_tokens.findings import IGNORE_INDEX, MISMATCHES_KEPT, PLACES_KEPT, REASONS_KEPT, Findings
 from served_tokens.reading import LEFT_OUT, read_rows
+from served_tokens.row_texts import looking_for
 from served_tokens.served_turn import SERVED_AS, expected_sample, served_turn, task_of
 from served_tokens.trajectory import CONTROL_TOKENS, TrajectoryError, served_trajectory
 
@@ -24,23 +25,26 @@ class Truth(NamedTuple):
     cutoff_len: LlamaFactory's, in tokens.
     trajectories: the file that step 1 read, where it is not the one that the samples name.
     held_out: (source, trajectory) of those that are evaluated.
+    ignored: columns and keys of a row that step 1 was told to ignore.
     """
 
     tokenizer: object
     cutoff_len: int
     trajectories: str | None
     held_out: set
+    ignored: frozenset = frozenset()
 
     def render(self, messages, tools, add_generation_prompt, **variables) -> str:
         variables["add_generation_prompt"] = add_generation_prompt
         with time_limit():
             return self.tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, **variables)
 
-    def expected(self, messages: list, tools: list | None, turns: list[int], served_as: str) -> tuple[dict, list[int]]:
-        """(what a sample of these turns must be, the tokens of each target)"""
+    def expected(self, messages: list, tools: list | None, turns: list[int], served_as: str) -> tuple[dict, list, list]:
+        """(what a sample of these turns must be, the tokens of each target, (served prompt, target) of each turn)"""
         texts = [text for turn in turns for text in served_turn(messages, tools, turn, served_as, self.render)]
         ids = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
-        return expected_sample(list(zip(ids[::2], ids[1::2]))), [*map(len, ids[1::2])]
+        rendered = list(zip(texts[::2], texts[1::2]))
+        return expected_sample(list(zip(ids[::2], ids[1::2]))), [*map(len, ids[1::2])], rendered
 
 
 def check_dataset(found: Findings, path: Path, provenance, built, truth: Truth) -> tuple[list, set]:
@@ -74,13 +78,14 @@ def check_dataset(found: Findings, path: Path, provenance, built, truth: Truth) 
                 tasks.add(task_of(row))
             turns = [turn for turn, message in enumerate(messages) if message["role"] == "assistant"]
             _note_turns(found, (source, index), turns, samples, why, truth.held_out)
+            look = looking_for(found, row, messages, f"{source}: trajectory {index}", truth.ignored)
             for position, its_turns, served_as in samples:
                 place = f"{source}: trajectory {index}, turn {its_turns[-1]}"
                 if not set(its_turns) <= set(turns):
                     raise SystemExit(f"{place}: no such turn; name the file that step 1 read by --trajectories")
                 supervised += [(source, index, turn) for turn in its_turns]
                 what = messages, tools, its_turns, served_as
-                _compare(found, position, built[position], place, what, truth)
+                look(its_turns, served_as, _compare(found, position, built[position], place, what, truth))
         if samples_of:
             raise SystemExit(
                 f"{source}: has no usable trajectory {min(samples_of)}, of which there are samples; "
@@ -127,7 +132,8 @@ def _note_turns(found: Findings, trajectory: tuple, turns: list[int], samples: l
     found.why_left_out.update(why.get((*trajectory, turn), unsaid) for turn in left_out)
 
 
-def _compare(found: Findings, position: int, trained: dict, place: str, what: tuple, truth: Truth) -> None:
+def _compare(found: Findings, position: int, trained: dict, place: str, what: tuple, truth: Truth) -> list:
+    """Returns (served prompt, target) of each turn, none where the template refuses it."""
     counts = found.counts
     found.lengths[position] = len(trained["input_ids"])
     counts["tokens"] += len(trained["input_ids"])
@@ -140,10 +146,10 @@ def _compare(found: Findings, position: int, trained: dict, place: str, what: tu
             found.mismatches[position] = (at, f"{place}: {text}")
 
     try:
-        expected, targets = truth.expected(*what)
+        expected, targets, rendered = truth.expected(*what)
     except (jinja2.TemplateError, TrajectoryError) as error:
         mismatch(REFUSED, None, f"{REFUSED}: {error}")
-        return
+        return []
     found.lengths[position] = len(expected["input_ids"])
     found.targets.update(targets)
     if all(expected[column] == trained[column] for column in expected):
@@ -154,6 +160,7 @@ def _compare(found: Findings, position: int, trained: dict, place: str, what: tu
     else:
         _, kind, at = first_mismatch(expected, trained)
         mismatch(kind, at, describe_mismatch(expected, trained, truth.tokenizer.decode))
+    return rendered
 
 
 def first_difference(ours: list[int], theirs: list[int]) -> int | None:

@@ -1,0 +1,434 @@
+"""Which texts of a row, as it was given, are in no sample that should hold them.
+
+Walks the raw JSON and knows nothing of how step 1 reads it: a text that the reading lost is found missing, whatever its
+key was called. A turn's texts belong into its target, all other texts into the served prompts of later turns.
+
+Nothing that is shown is called lost. What is looked for has places of its own in the rendering, side by side, so a text
+must be there as often as it is in the row; and the messages keep their order.
+"""
+
+import json
+import re
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from served_tokens.findings import Findings
+
+CONVERSATIONS = (("messages",), ("conversations",), ("prompt", "completion"))
+TOOLS, PARAMETERS = ("tools", "functions"), ("parameters", "input_schema", "inputSchema")
+ROLES = ("role", "from", "speaker", "sender")
+TURN = re.compile("assistant|gpt|chatgpt|bing|bard|claude|model|ai|bot|chatbot|agent|llm|function.call|tool.call")
+STRUCTURE = re.compile("|".join(ROLES) + "|type|id|index|tool_call_id|tool_use_id|call_id|toolCallId|requestor")
+HARMLESS = re.compile(  # by name: no text of the conversation
+    r"name|timestamp|time|date|created|created_at|updated_at|cost|model|provider|usage|logprobs|finish_reason|"
+    r"stop_reason|object|uuid|message_id|turn_id|latency|signature|cache_control|format"
+)
+ARGUMENTS = {"arguments", "args", "input", "parameters", "tool_input", "action_input", "kwargs", "params"}
+REASONING = re.compile("reason|think|thought|analysis|scratchpad|^cot", re.IGNORECASE)
+KNOWN = {"content", "value", "reasoning_content", "tool_calls", "function_call"}  # that step 1 reads as they are
+MARKS = re.compile(r"</?(?:think|tool_call|tool_response)>")  # texts are read apart at these, and printed anew
+LONG = 3  # bytes of UTF-8: of shorter texts little can be said
+LOSSES_KEPT, SHOWN = 3, 60
+NO_SAMPLE, NO_THINKING = "in turns without a sample", "reasoning, by --no-thinking"
+NOT_RENDERED = "reasoning, which the model's chat template does not render"
+
+
+class Text(NamedTuple):
+    """A text of a row.
+
+    keys: the way to it from its message or tool.
+    kind: "reasoning", "call" or "text", by its keys.
+    parts: the texts in it, where it is itself JSON.
+    """
+
+    keys: tuple
+    text: str
+    kind: str
+    parts: tuple = ()
+
+
+class Unit(NamedTuple):
+    """The texts of one message, one tool or one column."""
+
+    place: str
+    texts: list[Text]
+
+
+class RowTexts(NamedTuple):
+    """The texts of a row.
+
+    turns: of each turn, in order; others: of the other messages, in order.
+    before: how many of the others come before each turn.
+    shown_first: [[Unit, …], …], what each prompt must hold: the tools, the system column.
+    extras: of the tools, what some servers drop.
+    unread: {("columns" | "message keys" | …, name): how often}, what is looked for nowhere.
+    """
+
+    turns: list[Unit]
+    others: list[Unit]
+    before: list[int]
+    shown_first: list[list[Unit]]
+    extras: list[Text]
+    unread: Counter
+
+
+# ---------------------------------------------------------------- the texts of a row
+
+
+def row_texts(row: dict, ignored: frozenset = frozenset()) -> RowTexts:
+    """The texts of a row as it was given.
+
+    Args:
+        ignored: columns and keys that the user chose not to read.
+    """
+    read = RowTexts([], [], [], [], [], Counter())
+    columns = next((names for names in CONVERSATIONS if row.get(names[0]) is not None), ())
+    given = [_decoded(row[column]) for column in columns if column in row]
+    messages = [message for part in given for message in (part if isinstance(part, list) else [part])]
+    for position, message in enumerate(map(_decoded, messages)):
+        _read_message(read, message if isinstance(message, dict) else {"content": message}, position, ignored)
+    for column in [column for column in row if column not in columns and row[column] is not None]:
+        value = _decoded(row[column])
+        if column == "system" and column not in ignored:
+            read.shown_first.append([Unit("column system", [*texts_of(value, ignored, read.unread, (column,))])])
+        elif column not in ignored and (column in TOOLS or _are_tools(value)):
+            _read_tools(read, value, f"column {column}", ignored)
+        else:
+            read.unread["columns", column] += 1
+    return read
+
+
+def texts_of(value, ignored: frozenset, skipped: Counter, keys: tuple = (), inside: bool = False) -> list[Text]:
+    """Each text in a JSON value that is to be looked for.
+
+    Args:
+        skipped: counts the keys whose values are not looked for.
+        inside: whether it is an argument of a call or the schema of a tool, where any key is a text.
+    """
+    found = []
+
+    def walk(value, keys: tuple, kind: str, inside: bool) -> None:
+        if isinstance(value, str):
+            found.extend(_pieces(value, keys, kind, lambda value: texts_of(value, ignored, Counter(), keys, inside)))
+        elif isinstance(value, list):
+            for position, item in enumerate(value):
+                walk(item, (*keys, str(position)), kind, inside)
+        elif isinstance(value, dict):
+            kind = "call" if not inside and ARGUMENTS & value.keys() else kind
+            kind = "reasoning" if kind == "text" and REASONING.search(str(value.get("type", ""))) else kind
+            for key, item in value.items():
+                if inside:
+                    walk(key, keys, kind, inside)
+                elif STRUCTURE.fullmatch(key):
+                    continue
+                elif key in ignored or (HARMLESS.fullmatch(key) and (key != "name" or not keys)):
+                    skipped["message keys", key] += item is not None
+                    continue
+                thought = kind == "text" and not inside and REASONING.search(key)
+                within = inside or key in ARGUMENTS or (key == "content" and not _are_parts(item))
+                walk(item, (*keys, key), "reasoning" if thought else kind, within)
+
+    walk(value, keys, "call" if inside else "text", inside)
+    return found
+
+
+def _are_parts(content) -> bool:
+    """Whether the content of a message is text; an object or list that a tool returned is shown with its keys."""
+    if isinstance(content, list):
+        return any(not isinstance(part, dict) or part.keys() & {"type", "text"} for part in content)
+    return not isinstance(content, dict)
+
+
+def _pieces(text: str, keys: tuple, kind: str, texts_within: Callable) -> list[Text]:
+    """What a template or a reader of answers leaves of a text: no edges, and what is between the marks."""
+    found = []
+    for piece in map(str.strip, MARKS.split(text)):
+        if len(piece.encode(errors="surrogatepass")) >= LONG:
+            value = _decoded(piece) if piece[0] in "[{" else None
+            parts = () if value is None or value is piece else tuple(texts_within(value))
+            found.append(Text(keys, piece, kind, tuple(part for part in parts if part.text != piece)))
+    return found
+
+
+def _read_message(read: RowTexts, message: dict, position: int, ignored: frozenset) -> None:
+    role = next((message[key] for key in ROLES if isinstance(message.get(key), str)), "")
+    is_turn, place = TURN.fullmatch(role.strip().lower()), f"message {position}"
+    for key in () if is_turn else TOOLS:
+        if message.get(key) is not None and key not in ignored:
+            _read_tools(read, _decoded(message[key]), f"{place}: {key}", ignored)
+            message = {name: value for name, value in message.items() if name != key}
+    unit = Unit(place, texts_of(message, ignored, read.unread))
+    (read.turns if is_turn else read.others).append(unit)
+    read.before.extend([len(read.others)] if is_turn else [])
+
+
+def _are_tools(value) -> bool:
+    """Whether this is a list of tools by its looks, whatever its name."""
+    functions = [_function(tool) for tool in value] if isinstance(value, list) else []
+    return bool(functions) and all("name" in tool and any(key in tool for key in PARAMETERS) for tool in functions)
+
+
+def _function(tool) -> dict:
+    tool = _decoded(tool)
+    tool = tool.get("function", tool) if isinstance(tool, dict) else {}
+    return tool if isinstance(tool, dict) else {}
+
+
+def _read_tools(read: RowTexts, tools, place: str, ignored: frozenset) -> None:
+    """A chain of its own: where a row gives its tools twice, they are shown once."""
+    tools = list(tools.values()) if isinstance(tools, dict) and not tools.keys() & {"name", "function"} else tools
+    chain = []
+    for position, tool in enumerate(tools if isinstance(tools, list) else [tools]):
+        function, tool, texts = _function(tool), _decoded(tool), []
+        beside = {key: item for key, item in tool.items() if key != "function"} if isinstance(tool, dict) else {}
+        has_schema = any(key in function for key in PARAMETERS)
+        for key, item in {**beside, **function}.items():
+            if STRUCTURE.fullmatch(key) or key in ignored:
+                continue
+            must = key in ("name", "description", *PARAMETERS) or (not has_schema and isinstance(item, (dict, list)))
+            within = texts_of(_decoded(item), ignored, Counter(), (key,), inside=True)
+            (texts if must else read.extras).extend(within)
+        chain.append(Unit(f"{place}: tool {position}", texts))
+    read.shown_first.append(chain)
+
+
+def _decoded(value):
+    """A value, out of the JSON strings around it: what is no object or list then stays the text that it is."""
+    inner = value
+    while isinstance(inner, str):
+        try:
+            inner = json.loads(inner)
+        except (ValueError, RecursionError):
+            return value
+    return inner if isinstance(inner, (dict, list)) else value
+
+
+# ---------------------------------------------------------------- looking for them
+
+
+def forms(text: str) -> list[str]:
+    """How a text may be shown: as it is, and as JSON within one or two levels of strings."""
+    shown = [text]
+    for ascii_only in (False, True):
+        once = json.dumps(text, ensure_ascii=ascii_only)[1:-1]
+        if once not in shown:
+            shown += [once, json.dumps(once, ensure_ascii=ascii_only)[1:-1]]
+    return shown
+
+
+def _wholes(text: Text) -> list[str]:
+    """How a text may be shown as a whole: JSON also printed anew."""
+    value = _decoded(text.text) if text.text[0] in "[{" else text.text
+    anew = [] if value is text.text else forms(json.dumps(value, ensure_ascii=False))
+    return list(dict.fromkeys([*forms(text.text), *anew]))
+
+
+def missing_from(texts: list[Text], shown: str, needed: Callable) -> list[Text]:
+    """The texts that are in `shown` less often than needed(text) says."""
+
+    def is_there(text: Text) -> bool:
+        if sum(map(shown.count, _wholes(text))) >= needed(text):
+            return True
+        return bool(text.parts) and all(map(is_there, text.parts))
+
+    return [text for text in texts if not is_there(text)]
+
+
+def times_in(units: list[Unit], kinds: tuple = ("text", "reasoning", "call")) -> Callable:
+    """needed(text): how often a text must be shown at least where all texts of these units are.
+
+    As often as they hold it, also within one another: a call has its name in it beside the reasoning that speaks of
+    it. But what a message holds under two keys (`reasoning` and `reasoning_content`) may be shown once.
+    """
+    groups = []
+    for unit in units:
+        keyed = {kind: {} for kind in kinds}
+        for text in unit.texts:
+            for leaf in _leaves(text):
+                if leaf.kind in kinds:
+                    keyed[leaf.kind].setdefault(text.keys[:1], []).append(leaf.text)
+        wholes = Counter((text.text, text.keys[:1]) for text in unit.texts if text.parts)
+        groups.append(
+            (wholes, [["\0".join(texts) for texts in by_key.values()] for by_key in keyed.values() if by_key])
+        )
+
+    def needed(text: Text) -> int:
+        if text.parts:
+            times = (max((n for (it, _), n in wholes.items() if it == text.text), default=0) for wholes, _ in groups)
+        else:
+            times = (max(joined.count(text.text) for joined in by_key) for _, group in groups for by_key in group)
+        return max(1, sum(times))
+
+    return needed
+
+
+def _leaves(text: Text):
+    for part in text.parts:
+        yield from _leaves(part)
+    if not text.parts:
+        yield text
+
+
+def located(unit: Unit, shown: str, start: int) -> tuple[int, list[Text]]:
+    """(where the texts of a unit end at the earliest, those that are not there) from `start` on."""
+    ends, end, missing = {}, start, []
+
+    def end_of(text: Text) -> int:
+        place, best = (text.keys[:1], text.text), -1
+        since = ends.get(place, start)
+        for form in _wholes(text):
+            position = shown.find(form, since, len(shown) if best < 0 else best)
+            best = best if position < 0 else position + len(form)
+        if best >= 0:
+            ends[place] = best
+            return best
+        of_parts = [end_of(part) for part in text.parts]
+        return max(of_parts) if of_parts and min(of_parts) >= 0 else -1
+
+    for text in unit.texts:
+        found = end_of(text)
+        end = max(end, found)
+        missing += [text] * (found < 0)
+    return end, missing
+
+
+def common_length(one: str, other: str) -> int:
+    """How many characters two texts begin with alike."""
+    low, high = 0, min(len(one), len(other))
+    if one[:high] == other[:high]:
+        return high
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if one[low:middle] == other[low:middle] else (low, middle - 1)
+    return low
+
+
+@dataclass
+class Chain:
+    """Units that each prompt shows in this order, looked for in one prompt after the other.
+
+    The earliest places in order are the right ones to take: where the units are there in order at all, each ends there
+    no later than it really does, so the next is not missed. They stay the same as far as a prompt begins as the one
+    before it did, so of the prompts of a trajectory only what is new in each is searched. A text that is not found in
+    order is counted in the whole prompt instead.
+    """
+
+    units: list[Unit]
+    shown: str = ""
+    ends: list = field(default_factory=list)  # of the first units in `shown`
+    astray: list = field(default_factory=list)  # (unit, text) that is not there in order
+    lost: set = field(default_factory=set)  # of these, those that were missing
+
+    def missing(self, shown: str, count: int) -> list[tuple[str, Text]]:
+        """(place, text) of those of the first `count` units that this prompt lacks, where no prompt before did."""
+        kept = min(bisect_right(self.ends, common_length(self.shown, shown)), count)
+        self.shown, self.ends = shown, self.ends[:kept]
+        self.astray = [(number, text) for number, text in self.astray if number < kept]
+        for number in range(kept, count):
+            end, missing = located(self.units[number], shown, self.ends[-1] if self.ends else 0)
+            self.ends.append(end)
+            self.astray += [(number, text) for text in missing]
+        suspects = [suspect for suspect in self.astray if suspect not in self.lost]
+        needed = times_in(self.units[:count]) if suspects else None
+        gone = [suspect for suspect in suspects if missing_from([suspect[1]], shown, needed)]
+        self.lost.update(gone)
+        return [(self.units[number].place, text) for number, text in gone]
+
+
+def missing_in_target(unit: Unit, target: str, unshown: str = "") -> tuple[list[Text], list[Text]]:
+    """(texts of a turn that its target lacks, those that are instead in `unshown`: reasoning that is left out)"""
+    thought, closed, _ = target.rpartition("</think>")
+    sides = (True, thought if closed else target, ("reasoning",)), (False, target, ("text", "reasoning", "call"))
+    missing, elsewhere = [], []
+    for thoughts, shown, kinds in sides:
+        texts = [text for text in unit.texts if (text.kind == "reasoning") == thoughts]
+        lost = missing_from(texts, f"{shown}\0{unshown}", times_in([unit], kinds))
+        missing += lost
+        elsewhere += [text for text in missing_from(texts, shown, lambda _: 1) if text not in lost] if unshown else []
+    return missing, elsewhere
+
+
+# ---------------------------------------------------------------- what the check learns
+
+
+def looking_for(found: Findings, row: dict, messages: list[dict], place: str, ignored: frozenset) -> Callable:
+    """Note what of a row is read nowhere; returns look(turns, served_as, rendered), which notes what a sample lacks.
+
+    Args:
+        messages: of the row as they are read.
+        place: of the row, for people.
+        ignored: columns and keys that the user chose not to read.
+        turns, served_as: of a sample; rendered: [(served prompt, target)] of its turns, none where there is none.
+    """
+    try:
+        texts = row_texts(row, ignored)
+    except RecursionError:
+        _note(found, f"{place}: is nested too deep to look for its texts; leave it out")
+        return lambda *_: None
+    found.unread.update(texts.unread)
+    positions = [position for position, message in enumerate(messages) if message["role"] == "assistant"]
+    if len(positions) != len(texts.turns):
+        _note(
+            found, f"{place}: has {len(texts.turns)} turns by the roles of its messages, but {len(positions)} are read"
+        )
+        return lambda *_: None
+    found.not_trained[NO_SAMPLE] += sum(len(unit.texts) for unit in texts.turns)
+    numbers = {position: number for number, position in enumerate(positions)}
+    chains, looked = [Chain(texts.others), *map(Chain, texts.shown_first)], set()
+
+    def look(turns: list[int], served_as: str, rendered: list[tuple[str, str]]) -> None:
+        for turn, (prompt, target) in zip(turns, rendered):
+            number = numbers[turn]
+            if not looked:
+                lost = missing_from(texts.extras, prompt, lambda _: 1)
+                found.unread.update(("tool keys", key) for key in sorted({text.keys[0] for text in lost}))
+            if number not in looked:
+                looked.add(number)
+                _look_in_target(found, place, texts.turns[number], target, (messages[turn], served_as))
+            for chain in chains:
+                count = texts.before[number] if chain is chains[0] else len(chain.units)
+                for where, text in chain.missing(prompt, count):
+                    _note(
+                        found,
+                        f"{place}: {where}: "
+                        + _said(text, f"the served prompt of turn {turn}", False, chain is chains[0]),
+                    )
+
+    return look
+
+
+def _look_in_target(found: Findings, place: str, unit: Unit, target: str, turn: tuple[dict, str]) -> None:
+    message, served_as = turn
+    left_out = served_as == "no-thinking" or "</think>" not in target
+    unshown = message.get("reasoning_content", "") if left_out else ""
+    missing, elsewhere = missing_in_target(unit, target, unshown)
+    found.not_trained[NO_SAMPLE] -= len(unit.texts)
+    found.not_trained[NO_THINKING if served_as == "no-thinking" else NOT_RENDERED] += len(elsewhere)
+    for text in missing:
+        _note(found, f"{place}: {unit.place}: " + _said(text, "the target of its turn", True, True))
+
+
+def _note(found: Findings, said: str) -> None:
+    found.counts["lost texts"] += 1
+    if len(found.lost) < LOSSES_KEPT:
+        found.lost.append(said)
+
+
+def _said(text: Text, where: str, is_turn: bool, is_message: bool) -> str:
+    beginning = text.text[:SHOWN] + "…" * (len(text.text) > SHOWN)
+    way_out = "bring the row into a shape that the README names, or leave it out"
+    if is_message and (key := text.keys[0]) not in KNOWN:
+        way_out = f"read it by step 1 --read-as {key}=reasoning_content, or " * is_turn
+        way_out += f"leave it out by step 1 --ignore-key {key}"
+    return f"{'.'.join(text.keys)}: {beginning!r} is not in {where}; {way_out}"
+
+
+def unread_lines(found: Findings) -> list[str]:
+    """What is neither trained nor shown, for people."""
+    kinds = {}
+    for (kind, name), number in sorted(found.unread.items()):
+        kinds.setdefault(kind, []).append(f"{name} ({number:,})")
+    return [f"{kind} {', '.join(names)}" for kind, names in kinds.items()]
