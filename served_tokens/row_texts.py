@@ -144,13 +144,18 @@ def _are_parts(content) -> bool:
 
 def _pieces(text: str, keys: tuple, kind: str, texts_within: Callable) -> list[Text]:
     """What a template or a reader of answers leaves of a text: no edges, and what is between the marks."""
-    found = []
-    for piece in map(str.strip, MARKS.split(text)):
+    found, text = [], text.strip()
+    for piece in [text] if _json_in(text) is not None else map(str.strip, MARKS.split(text)):
         if len(piece.encode(errors="surrogatepass")) >= LONG:
-            value = _decoded(piece) if piece[0] in "[{" else None
-            parts = () if value is None or value is piece else tuple(texts_within(value))
-            found.append(Text(keys, piece, kind, tuple(part for part in parts if part.text != piece)))
+            value = _json_in(piece)
+            found.append(Text(keys, piece, kind, tuple(texts_within(value)) if value is not None else ()))
     return found
+
+
+def _json_in(text: str) -> list | dict | None:
+    """The list or object that a text writes out, if it does."""
+    value = _decoded(text) if text[:1] in ("[", "{") else text
+    return None if value is text else value
 
 
 def _read_message(read: RowTexts, message: dict, position: int, ignored: frozenset) -> None:
@@ -221,8 +226,8 @@ def forms(text: str) -> list[str]:
 
 def _wholes(text: Text) -> list[str]:
     """How a text may be shown as a whole: JSON also printed anew."""
-    value = _decoded(text.text) if text.text[0] in "[{" else text.text
-    anew = [] if value is text.text else forms(json.dumps(value, ensure_ascii=False))
+    value = _json_in(text.text)
+    anew = [] if value is None else forms(json.dumps(value, ensure_ascii=False))
     return list(dict.fromkeys([*forms(text.text), *anew]))
 
 
@@ -389,13 +394,11 @@ def looking_for(found: Findings, row: dict, messages: list[dict], place: str, ig
                 looked.add(number)
                 _look_in_target(found, place, texts.turns[number], target, (messages[turn], served_as))
             for chain in chains:
-                count = texts.before[number] if chain is chains[0] else len(chain.units)
-                for where, text in chain.missing(prompt, count):
-                    _note(
-                        found,
-                        f"{place}: {where}: "
-                        + _said(text, f"the served prompt of turn {turn}", False, chain is chains[0]),
-                    )
+                of_messages = chain is chains[0]
+                missing = chain.missing(prompt, texts.before[number] if of_messages else len(chain.units))
+                for where, text in missing:
+                    said = _said(text, f"the served prompt of turn {turn}", False, of_messages)
+                    _note(found, f"{place}: {where}: {said}")
 
     return look
 
