@@ -6,7 +6,8 @@
 Takes the YAML and the overrides of `llamafactory-cli train`. LlamaFactory itself (its parser, its template, its data
 loader) builds the training set. Beside it, for each sample, the served prompt and the target of its turn are rendered
 from the original trajectory with the tokenizer's own chat template, prefix by prefix, and tokenized as the server does.
-Token ids and loss mask must be the same, all of them. Exit code 1 where anything differs or is cut.
+Token ids and loss mask must be the same, all of them; and each text of the row as it was given must be in the samples
+that should hold it. Exit code 1 where anything differs, is cut or lost.
 --report and --plots draw what the check learns on its way; --show prints one sample and checks nothing.
 
 The one idea: nothing of step 1 and step 2 is trusted; the two sides share only the trajectories.
@@ -37,7 +38,7 @@ from served_tokens.token_view import terminal_view
 from served_tokens.writing import accounted, shown, whole_file
 
 ROOT = Path(__file__).resolve().parent
-SHOWN_MISMATCHES = 3
+SHOWN_MISMATCHES, SHOWN_KEYS = 3, 10
 
 
 def check_sets(sets: list, to_train: int, truth: Truth, data_args) -> tuple[list[Findings], list[str]]:
@@ -91,6 +92,8 @@ def print_findings(found: Findings, max_samples: int | None) -> None:
     for why, number in found.why_left_out.most_common():
         print(f"                   {number:>8}  of them: {why}")
     print(f"  lost             {counts['lost texts']:>8}  texts are in no sample that should hold them")
+    for key, number in found.lost_under.most_common(SHOWN_KEYS):
+        print(f"                   {number:>8}  of them: {key}")
     for why, number in (+found.not_trained).most_common():
         print(f"  not trained      {number:>8}  texts: {why}")
     for line in unread_lines(found):

@@ -32,7 +32,9 @@ KNOWN = {"content", "value", "reasoning_content", "tool_calls", "function_call"}
 MARKS = re.compile(r"</?(?:think|tool_call|tool_response)>")  # texts are read apart at these, and printed anew
 LONG = 3  # bytes of UTF-8: of shorter texts little can be said
 LOSSES_KEPT, SHOWN = 3, 60
-NO_SAMPLE, NO_THINKING = "in turns without a sample", "reasoning, by --no-thinking"
+WAY_OUT = "bring the row into a shape that the README names, or leave it out"
+NO_SAMPLE, NO_PROMPT = "in turns without a sample", "in other messages that no sample shows"
+NO_THINKING = "reasoning, by --no-thinking"
 NOT_RENDERED = "reasoning, which the model's chat template does not render"
 
 
@@ -90,7 +92,7 @@ def row_texts(row: dict, ignored: frozenset = frozenset()) -> RowTexts:
     messages = [message for part in given for message in (part if isinstance(part, list) else [part])]
     for position, message in enumerate(map(_decoded, messages)):
         _read_message(read, message if isinstance(message, dict) else {"content": message}, position, ignored)
-    for column in [column for column in row if column not in columns and row[column] is not None]:
+    for column in [column for column in row if column not in columns and row[column] not in (None, "", [], {})]:
         value = _decoded(row[column])
         if column == "system" and column not in ignored:
             read.shown_first.append([Unit("column system", [*texts_of(value, ignored, read.unread, (column,))])])
@@ -187,11 +189,11 @@ def _read_tools(read: RowTexts, tools, place: str, ignored: frozenset) -> None:
     tools = list(tools.values()) if isinstance(tools, dict) and not tools.keys() & {"name", "function"} else tools
     chain = []
     for position, tool in enumerate(tools if isinstance(tools, list) else [tools]):
-        function, tool, texts = _function(tool), _decoded(tool), []
-        beside = {key: item for key, item in tool.items() if key != "function"} if isinstance(tool, dict) else {}
-        has_schema = any(key in function for key in PARAMETERS)
-        for key, item in {**beside, **function}.items():
-            if STRUCTURE.fullmatch(key) or key in ignored:
+        function, tool = _function(tool), _decoded(tool)
+        keyed = {**tool, **function} if isinstance(tool, dict) else {"description": tool}
+        has_schema, texts = any(key in function for key in PARAMETERS), []
+        for key, item in keyed.items():
+            if STRUCTURE.fullmatch(key) or key in ignored or item is function:
                 continue
             must = key in ("name", "description", *PARAMETERS) or (not has_schema and isinstance(item, (dict, list)))
             within = texts_of(_decoded(item), ignored, Counter(), (key,), inside=True)
@@ -256,9 +258,8 @@ def times_in(units: list[Unit], kinds: tuple = ("text", "reasoning", "call")) ->
                 if leaf.kind in kinds:
                     keyed[leaf.kind].setdefault(text.keys[:1], []).append(leaf.text)
         wholes = Counter((text.text, text.keys[:1]) for text in unit.texts if text.parts)
-        groups.append(
-            (wholes, [["\0".join(texts) for texts in by_key.values()] for by_key in keyed.values() if by_key])
-        )
+        joined = [["\0".join(texts) for texts in by_key.values()] for by_key in keyed.values() if by_key]
+        groups.append((wholes, joined))
 
     def needed(text: Text) -> int:
         if text.parts:
@@ -371,36 +372,45 @@ def looking_for(found: Findings, row: dict, messages: list[dict], place: str, ig
     try:
         texts = row_texts(row, ignored)
     except RecursionError:
-        _note(found, f"{place}: is nested too deep to look for its texts; leave it out")
+        _note(found, "nesting", f"{place}: is nested too deep to look for its texts; leave it out")
         return lambda *_: None
     found.unread.update(texts.unread)
     positions = [position for position, message in enumerate(messages) if message["role"] == "assistant"]
     if len(positions) != len(texts.turns):
-        _note(
-            found, f"{place}: has {len(texts.turns)} turns by the roles of its messages, but {len(positions)} are read"
-        )
+        by_role = f"{len(texts.turns)} turns by the roles of its messages"
+        _note(found, "roles", f"{place}: has {by_role}, but {len(positions)} are read; {WAY_OUT}")
         return lambda *_: None
-    found.not_trained[NO_SAMPLE] += sum(len(unit.texts) for unit in texts.turns)
+    found.not_trained[NO_SAMPLE] += _texts_in(texts.turns)
+    found.not_trained[NO_PROMPT] += _texts_in(texts.others)
     numbers = {position: number for number, position in enumerate(positions)}
     chains, looked = [Chain(texts.others), *map(Chain, texts.shown_first)], set()
 
     def look(turns: list[int], served_as: str, rendered: list[tuple[str, str]]) -> None:
         for turn, (prompt, target) in zip(turns, rendered):
             number = numbers[turn]
-            if not looked:
-                lost = missing_from(texts.extras, prompt, lambda _: 1)
-                found.unread.update(("tool keys", key) for key in sorted({text.keys[0] for text in lost}))
             if number not in looked:
+                _note_extras(found, texts.extras if not looked else [], prompt)
+                found.not_trained[NO_PROMPT] -= _texts_in(texts.others[_most(texts, looked) : texts.before[number]])
                 looked.add(number)
                 _look_in_target(found, place, texts.turns[number], target, (messages[turn], served_as))
             for chain in chains:
-                of_messages = chain is chains[0]
-                missing = chain.missing(prompt, texts.before[number] if of_messages else len(chain.units))
-                for where, text in missing:
-                    said = _said(text, f"the served prompt of turn {turn}", False, of_messages)
-                    _note(found, f"{place}: {where}: {said}")
+                _look_in_prompt(found, place, chain, prompt, (turn, chain is chains[0] and texts.before[number]))
 
     return look
+
+
+def _texts_in(units: list[Unit]) -> int:
+    return sum(len(unit.texts) for unit in units)
+
+
+def _most(texts: RowTexts, looked: set) -> int:
+    """How many of the other messages are in prompts of these turns."""
+    return max((texts.before[number] for number in looked), default=0)
+
+
+def _note_extras(found: Findings, extras: list[Text], prompt: str) -> None:
+    lost = missing_from(extras, prompt, lambda _: 1)
+    found.unread.update(("tool keys", key) for key in sorted({text.keys[0] for text in lost}))
 
 
 def _look_in_target(found: Findings, place: str, unit: Unit, target: str, turn: tuple[dict, str]) -> None:
@@ -411,22 +421,32 @@ def _look_in_target(found: Findings, place: str, unit: Unit, target: str, turn: 
     found.not_trained[NO_SAMPLE] -= len(unit.texts)
     found.not_trained[NO_THINKING if served_as == "no-thinking" else NOT_RENDERED] += len(elsewhere)
     for text in missing:
-        _note(found, f"{place}: {unit.place}: " + _said(text, "the target of its turn", True, True))
+        key, way_out = text.keys[0], WAY_OUT
+        if key not in KNOWN:
+            way_out = f"read it by step 1 --read-as {key}=reasoning_content, or leave it out by --ignore-key {key}"
+        _note(found, key, f"{place}: {unit.place}: {_said(text)} is not in the target of its turn; {way_out}")
 
 
-def _note(found: Findings, said: str) -> None:
+def _look_in_prompt(found: Findings, place: str, chain: Chain, prompt: str, turn: tuple[int, int | bool]) -> None:
+    """turn: (its message, how many of the messages before it are no turns; False where this is not of messages)"""
+    turn, before = turn
+    of_messages = before is not False
+    for where, text in chain.missing(prompt, before if of_messages else len(chain.units)):
+        key = text.keys[0] if of_messages else where.partition(": tool ")[0].split()[-1]
+        way_out = f"leave it out by step 1 --ignore-key {key}" if of_messages and key not in KNOWN else WAY_OUT
+        said = f"{_said(text)} is not in the served prompt of turn {turn}; {way_out}"
+        _note(found, key, f"{place}: {where}: {said}")
+
+
+def _said(text: Text) -> str:
+    return f"{'.'.join(text.keys)}: {text.text[:SHOWN] + '…' * (len(text.text) > SHOWN)!r}"
+
+
+def _note(found: Findings, key: str, said: str) -> None:
     found.counts["lost texts"] += 1
+    found.lost_under[key] += 1
     if len(found.lost) < LOSSES_KEPT:
         found.lost.append(said)
-
-
-def _said(text: Text, where: str, is_turn: bool, is_message: bool) -> str:
-    beginning = text.text[:SHOWN] + "…" * (len(text.text) > SHOWN)
-    way_out = "bring the row into a shape that the README names, or leave it out"
-    if is_message and (key := text.keys[0]) not in KNOWN:
-        way_out = f"read it by step 1 --read-as {key}=reasoning_content, or " * is_turn
-        way_out += f"leave it out by step 1 --ignore-key {key}"
-    return f"{'.'.join(text.keys)}: {beginning!r} is not in {where}; {way_out}"
 
 
 def unread_lines(found: Findings) -> list[str]:

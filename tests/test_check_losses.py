@@ -59,6 +59,7 @@ def test_rows_that_were_silently_trained_without_their_texts_fail(checked, monke
     process = checked(read_jsonl(CASES / "00-all-silent-together.jsonl"), expect=1)
     assert "(100.00%)" in process.stdout
     texts = number_of("lost", process.stdout)
+    assert "  of them: tools" in process.stdout and "2  of them: thinking" in process.stdout
     assert f"FAILED: samples: {texts} texts of the trajectories are in no sample that should hold" in process.stderr
     assert [f"rows.jsonl: trajectory {number}: message" in process.stdout for number in range(17)] == (
         [True] * 11 + [False] * 6

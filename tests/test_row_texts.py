@@ -221,7 +221,7 @@ def test_loss_names_the_way_out():
     beginning = ("A long reasoning. " * 4)[:60]
     assert said == (
         f"x: trajectory 0: message 1: inner_voice: '{beginning}…' is not in the target of its turn; read it by step 1 "
-        "--read-as inner_voice=reasoning_content, or leave it out by step 1 --ignore-key inner_voice"
+        "--read-as inner_voice=reasoning_content, or leave it out by --ignore-key inner_voice"
     )
     assert lost({"messages": [user("hi there"), message]}, ignored=["inner_voice"]) == []
 
@@ -246,7 +246,13 @@ def test_other_number_of_turns_is_a_loss():
 
 def test_texts_of_turns_without_a_sample_are_counted():
     found = learned({"messages": [user("hello"), assistant("hi there", "hm hm")]}, left_out=[1])
-    assert found.not_trained == {"in turns without a sample": 2} and found.lost == []
+    assert found.not_trained == {
+        "in turns without a sample": 2,
+        "in other messages that no sample shows": 1,
+    }
+    found = learned({"messages": [*ROW["messages"], user("###STOP###")], "tools": ROW["tools"]})
+    assert dict(+found.not_trained) == {"in other messages that no sample shows": 1}
+    assert found.lost == []
 
 
 def test_what_is_not_looked_for_is_named():
