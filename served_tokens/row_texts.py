@@ -19,9 +19,9 @@ from served_tokens.findings import Findings
 
 CONVERSATIONS = (("messages",), ("conversations",), ("prompt", "completion"))
 TOOLS, PARAMETERS = ("tools", "functions"), ("parameters", "input_schema", "inputSchema")
-ROLES = ("role", "from", "speaker", "sender")
+ROLES = ("role", "from", "speaker", "sender", "type")
 TURN = re.compile("assistant|gpt|chatgpt|bing|bard|claude|model|ai|bot|chatbot|agent|llm|function.call|tool.call")
-STRUCTURE = re.compile("|".join(ROLES) + "|type|id|index|tool_call_id|tool_use_id|call_id|toolCallId|requestor")
+STRUCTURE = re.compile("|".join(ROLES) + "|id|index|tool_call_id|tool_use_id|call_id|toolCallId|requestor")
 HARMLESS = re.compile(  # by name: no text of the conversation
     r"name|timestamp|time|date|created|created_at|updated_at|cost|model|provider|usage|logprobs|finish_reason|"
     r"stop_reason|object|uuid|message_id|turn_id|latency|signature|cache_control|format"
@@ -29,7 +29,9 @@ HARMLESS = re.compile(  # by name: no text of the conversation
 ARGUMENTS = {"arguments", "args", "input", "parameters", "tool_input", "action_input", "kwargs", "params"}
 REASONING = re.compile("reason|think|thought|analysis|scratchpad|^cot", re.IGNORECASE)
 KNOWN = {"content", "value", "reasoning_content", "tool_calls", "function_call"}  # that step 1 reads as they are
-MARKS = re.compile(r"</?(?:think|tool_call|tool_response)>")  # texts are read apart at these, and printed anew
+MARKS = re.compile(
+    r"</?(?:think|thinking|tool_call|function_call|tool_response|tools)>"
+)  # texts are read apart at these, and printed anew
 LONG = 3  # bytes of UTF-8: of shorter texts little can be said
 LOSSES_KEPT, SHOWN = 3, 60
 WAY_OUT = "bring the row into a shape that the README names, or leave it out"
@@ -44,12 +46,14 @@ class Text(NamedTuple):
     keys: the way to it from its message or tool.
     kind: "reasoning", "call" or "text", by its keys.
     parts: the texts in it, where it is itself JSON.
+    also: another way to show it.
     """
 
     keys: tuple
     text: str
     kind: str
     parts: tuple = ()
+    also: str = ""
 
 
 class Unit(NamedTuple):
@@ -123,15 +127,26 @@ def texts_of(value, ignored: frozenset, skipped: Counter, keys: tuple = (), insi
             kind = "reasoning" if kind == "text" and REASONING.search(str(value.get("type", ""))) else kind
             for key, item in value.items():
                 if inside:
-                    walk(key, keys, kind, inside)
-                elif STRUCTURE.fullmatch(key):
+                    walk_pair(key, item, keys, kind)
                     continue
-                elif key in ignored or (HARMLESS.fullmatch(key) and (key != "name" or not keys)):
+                if STRUCTURE.fullmatch(key):
+                    continue
+                if key in ignored or (HARMLESS.fullmatch(key) and (key != "name" or not keys)):
                     skipped["message keys", key] += item is not None
                     continue
-                thought = kind == "text" and not inside and REASONING.search(key)
-                within = inside or key in ARGUMENTS or (key == "content" and not _are_parts(item))
+                thought = kind == "text" and REASONING.search(key)
+                within = key in ARGUMENTS or (key == "content" and not _are_parts(item))
                 walk(item, (*keys, key), "reasoning" if thought else kind, within)
+
+    def walk_pair(key: str, item, keys: tuple, kind: str) -> None:
+        before = len(found)
+        walk(key, keys, kind, True)
+        walk(item, (*keys, key), kind, True)
+        if len(found) == before and item is not None:  # {"x": 3}: short texts and numbers are looked for together
+            printed = json.dumps(item, ensure_ascii=False, default=str)
+            in_xml = f"={key}>\n{item if isinstance(item, str) else printed}\n</"
+            pair = f"{json.dumps(key, ensure_ascii=False)}: {printed}"
+            found.append(Text((*keys, key), pair, kind, also=in_xml))
 
     walk(value, keys, "call" if inside else "text", inside)
     return found
@@ -230,7 +245,7 @@ def _wholes(text: Text) -> list[str]:
     """How a text may be shown as a whole: JSON also printed anew."""
     value = _json_in(text.text)
     anew = [] if value is None else forms(json.dumps(value, ensure_ascii=False))
-    return list(dict.fromkeys([*forms(text.text), *anew]))
+    return list(dict.fromkeys([*forms(text.text), *anew, *[text.also] * bool(text.also)]))
 
 
 def missing_from(texts: list[Text], shown: str, needed: Callable) -> list[Text]:

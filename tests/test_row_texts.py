@@ -158,6 +158,126 @@ def test_messages_in_another_order_than_in_the_row_are_found():
     assert lost(row, as_read=as_read) == []
 
 
+FLAT = {"name": "get_weather", "description": "Weather of a city", "parameters": {"type": "object", "x": {"y": 1}}}
+TOOL = {"type": "function", "function": FLAT}
+SHAPES = {  # columns of a row, and the messages that they mean; both have the tool above
+    "legacy": (
+        {
+            "messages": [
+                user("weather?"),
+                {
+                    "role": "assistant",
+                    "content": None,
+                    "function_call": {"name": "act", "arguments": '{"city": "Oslo"}'},
+                },
+                {"role": "function", "name": "act", "content": "clear"},
+                assistant("It is clear."),
+            ],
+            "functions": [FLAT],
+        },
+        [
+            user("weather?"),
+            assistant("", None, [call("act", {"city": "Oslo"})]),
+            tool("clear"),
+            assistant("It is clear."),
+        ],
+    ),
+    "Anthropic": (
+        {
+            "system": [{"type": "text", "text": "Be brief.", "cache_control": {"type": "ephemeral"}}],
+            "messages": [
+                user("weather?"),
+                assistant(
+                    [
+                        {"type": "thinking", "thinking": "call it", "signature": "c2lnbmF0dXJl"},
+                        {"type": "text", "text": "Looking."},
+                        {"type": "tool_use", "id": "t1", "name": "act", "input": {"city": "Oslo", "x": 3}},
+                    ]
+                ),
+                user(
+                    [
+                        {"type": "text", "text": "Go on."},
+                        {"type": "tool_result", "tool_use_id": "t1", "content": [{"type": "text", "text": "clear"}]},
+                    ]
+                ),
+                assistant([{"type": "text", "text": "It is "}, {"type": "text", "text": "clear."}]),
+            ],
+            "tools": [{"name": FLAT["name"], "description": FLAT["description"], "input_schema": FLAT["parameters"]}],
+        },
+        [
+            SYSTEM,
+            user("weather?"),
+            assistant("Looking.", "call it", [call("act", {"city": "Oslo", "x": 3})]),
+            tool("clear"),
+            user("Go on."),
+            assistant("It is clear."),
+        ],
+    ),
+    "ShareGPT": (
+        {
+            "conversations": [
+                {"from": "human", "value": "weather?"},
+                {"from": "function_call", "value": '{"name":"act","arguments":{"city":"Oslo","x":3}}'},
+                {"from": "observation", "value": "clear"},
+                {"from": "gpt", "value": "<think>so it is</think>It is clear."},
+            ],
+            "system": "Be brief.",
+            "tools": json.dumps([FLAT]),
+        },
+        [
+            SYSTEM,
+            user("weather?"),
+            assistant("", None, [call("act", {"city": "Oslo", "x": 3})]),
+            tool("clear"),
+            assistant("It is clear.", "so it is"),
+        ],
+    ),
+    "TRL": (
+        {
+            "prompt": [user("hello"), assistant("hi there"), user("weather?")],
+            "completion": [{**assistant("It is clear."), "thinking": "so it is"}],
+            "tools": [TOOL],
+        },
+        [user("hello"), assistant("hi there"), user("weather?"), assistant("It is clear.", "so it is")],
+    ),
+    "calls of LangChain": (
+        {
+            "messages": [
+                {"type": "human", "content": "weather?"},
+                {
+                    "type": "ai",
+                    "content": "",
+                    "tool_calls": [{"name": "act", "args": {"x": 3}, "id": "1", "type": "tool_call"}],
+                },
+                {"type": "tool", "content": "clear"},
+                {
+                    "type": "ai",
+                    "content": "It is clear.",
+                    "reasoning_details": [{"type": "reasoning.text", "text": "so it is"}],
+                },
+            ],
+            "tools": [TOOL],
+        },
+        [
+            user("weather?"),
+            assistant("", None, [call("act", {"x": 3})]),
+            tool("clear"),
+            assistant("It is clear.", "so it is"),
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize("served_as", MODES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_nothing_is_lost_of_other_shapes_that_are_read_right(shape, served_as):
+    row, messages = SHAPES[shape]
+    assert lost(row, served_as, as_read={"messages": messages, "tools": [TOOL]}) == []
+    for place, message in enumerate(messages):  # and what is not read of them is
+        less = [*messages[:place], {**message, "content": "", "reasoning_content": None, "tool_calls": None}]
+        assert lost(row, served_as, as_read={"messages": [*less, *messages[place + 1 :]], "tools": [TOOL]})
+
+
 # ---------------------------------------------------------------- what is lost is found
 
 LOSSES = {  # what the reading does to the row, and what is said
@@ -207,6 +327,14 @@ def test_text_that_is_lost_where_another_place_holds_the_same_is_found():
     for kept in ([], calls[:1]):
         as_read = {"messages": [user("go on"), assistant("", "I act on this.", kept)]}
         assert any("tool_calls.0.function.name: 'act'" in text for text in lost(row, as_read=as_read))
+
+
+def test_arguments_of_short_names_and_numbers_are_looked_for_together():
+    row = {"messages": [user("add"), assistant("", "I add.", [call("add", {"x": 3, "y": "b", "z": None})])]}
+    assert lost(row) == []
+    for arguments, said in (({"x": 3}, 'y: \'"y": "b"\''), ({"x": 4, "y": "b"}, "x: '\"x\": 3'")):
+        [text] = lost(row, as_read={"messages": [user("add"), assistant("", "I add.", [call("add", arguments)])]})
+        assert f"arguments.{said} is not in the target" in text
 
 
 def test_reasoning_that_became_the_answer_is_lost():
