@@ -142,7 +142,7 @@ def texts_of(value, ignored: frozenset, skipped: Counter, keys: tuple = (), insi
         before = len(found)
         walk(key, keys, kind, True)
         walk(item, (*keys, key), kind, True)
-        if len(found) == before and item is not None:  # {"x": 3}: short texts and numbers are looked for together
+        if len(found) == before:  # {"x": 3}: short texts and numbers are looked for together
             printed = json.dumps(item, ensure_ascii=False, default=str)
             in_xml = f"={key}>\n{item if isinstance(item, str) else printed}\n</"
             pair = f"{json.dumps(key, ensure_ascii=False)}: {printed}"

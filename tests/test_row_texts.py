@@ -330,7 +330,7 @@ def test_text_that_is_lost_where_another_place_holds_the_same_is_found():
 
 
 def test_arguments_of_short_names_and_numbers_are_looked_for_together():
-    row = {"messages": [user("add"), assistant("", "I add.", [call("add", {"x": 3, "y": "b", "z": None})])]}
+    row = {"messages": [user("add"), assistant("", "I add.", [call("add", {"x": 3, "y": "b"})])]}
     assert lost(row) == []
     for arguments, said in (({"x": 3}, 'y: \'"y": "b"\''), ({"x": 4, "y": "b"}, "x: '\"x\": 3'")):
         [text] = lost(row, as_read={"messages": [user("add"), assistant("", "I add.", [call("add", arguments)])]})
