@@ -43,7 +43,7 @@ class Findings:
     why_left_out: Counter = field(default_factory=Counter)  # reason -> turns without a sample
     lost: list = field(default_factory=list)  # the first texts that are in no sample that should hold them, as text
     lost_under: Counter = field(default_factory=Counter)  # key or column -> such texts
-    not_trained: Counter = field(default_factory=Counter)  # why -> texts of turns
+    not_trained: Counter = field(default_factory=Counter)  # why -> texts of messages that no sample trains or shows
     unread: Counter = field(default_factory=Counter)  # (kind, column or key) that is not looked for -> how often
 
 
