@@ -10,6 +10,7 @@ import jinja2
 from served_tokens.chat_template import time_limit
 from served_tokens.findings import IGNORE_INDEX, MISMATCHES_KEPT, PLACES_KEPT, REASONS_KEPT, Findings
 from served_tokens.reading import LEFT_OUT, read_rows
+from served_tokens.row_texts import looking_for
 from served_tokens.samples import THINKING_OFF
 from served_tokens.served_turn import SERVED_AS, expected_sample, served_turn, task_of
 from served_tokens.trajectory import Reading, Trajectory, read_trajectory
@@ -40,11 +41,12 @@ class Truth(NamedTuple):
         with time_limit():
             return self.tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, **variables)
 
-    def expected(self, messages: list, tools: list | None, turns: list[int], served_as: str) -> tuple[dict, list[int]]:
-        """(what a sample of these turns must be, the tokens of each target)"""
+    def expected(self, messages: list, tools: list | None, turns: list[int], served_as: str) -> tuple[dict, list, list]:
+        """(what a sample of these turns must be, the tokens of each target, (served prompt, target) of each turn)"""
         texts = [text for turn in turns for text in served_turn(messages, tools, turn, served_as, self.render)]
         ids = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
-        return expected_sample(list(zip(ids[::2], ids[1::2]))), [*map(len, ids[1::2])]
+        rendered = list(zip(texts[::2], texts[1::2]))
+        return expected_sample(list(zip(ids[::2], ids[1::2]))), [*map(len, ids[1::2])], rendered
 
 
 def check_dataset(found: Findings, path: Path, provenance, built, truth: Truth) -> tuple[list, set]:
@@ -80,13 +82,15 @@ def check_dataset(found: Findings, path: Path, provenance, built, truth: Truth) 
                 tasks.add(task_of(row))
             turns = [turn for turn, message in enumerate(trajectory.messages) if message["role"] == "assistant"]
             _note_turns(found, (source, index), turns, samples, why)
+            ignored = frozenset(reading.ignore_keys)
+            look = looking_for(found, row, trajectory.messages, f"{source}: trajectory {index}", ignored)
             for position, its_turns, served_as in samples:
                 place = f"{source}: trajectory {index}, turn {its_turns[-1]}"
                 if not set(its_turns) <= set(turns):
                     raise SystemExit(f"{place}: no such turn; name the file that step 1 read by --trajectories")
                 supervised += [(source, index, turn) for turn in its_turns]
                 what = trajectory.messages, trajectory.tools, its_turns, served_as
-                _compare(found, position, built[position], place, what, truth)
+                look(its_turns, served_as, _compare(found, position, built[position], place, what, truth))
         if samples_of:
             raise SystemExit(
                 f"{source}: has no usable trajectory {min(samples_of)}, of which there are samples; "
@@ -145,7 +149,8 @@ def _note_turns(found: Findings, trajectory: tuple, turns: list[int], samples: l
     found.why_left_out.update(why.get((*trajectory, turn), NOT_SAID) for turn in left_out)
 
 
-def _compare(found: Findings, position: int, trained: dict, place: str, what: tuple, truth: Truth) -> None:
+def _compare(found: Findings, position: int, trained: dict, place: str, what: tuple, truth: Truth) -> list:
+    """Returns (served prompt, target) of each turn, none where the template refuses it."""
     counts = found.counts
     found.lengths[position] = len(trained["input_ids"])
     counts["tokens"] += len(trained["input_ids"])
@@ -158,10 +163,10 @@ def _compare(found: Findings, position: int, trained: dict, place: str, what: tu
             found.mismatches[position] = (at, f"{place}: {text}")
 
     try:
-        expected, targets = truth.expected(*what)
+        expected, targets, rendered = truth.expected(*what)
     except (jinja2.TemplateError, TrajectoryError) as error:
         mismatch(REFUSED, None, f"{REFUSED}: {error}")
-        return
+        return []
     found.lengths[position] = len(expected["input_ids"])
     found.targets.update(targets)
     if all(expected[column] == trained[column] for column in expected):
@@ -172,6 +177,7 @@ def _compare(found: Findings, position: int, trained: dict, place: str, what: tu
     else:
         _, kind, at = first_mismatch(expected, trained)
         mismatch(kind, at, describe_mismatch(expected, trained, truth.tokenizer.decode))
+    return rendered
 
 
 def first_difference(ours: list[int], theirs: list[int]) -> int | None:
