@@ -51,8 +51,8 @@ def counted(trajectory: Trajectory) -> Counter:
 
 
 def digest(trajectory: Trajectory) -> int:
-    """8 bytes that rows with the same messages and tools share, and no others."""
-    text = json.dumps([trajectory.messages, trajectory.tools], sort_keys=True, default=str)
+    """8 bytes that rows with the same messages and tools share, with keys in the same order, and no others."""
+    text = json.dumps([trajectory.messages, trajectory.tools], default=str)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest())
 
 
