@@ -353,7 +353,7 @@ def test_merging_says_what_it_saves_and_why_it_needs_the_template_history(run, t
     )
     samples = read_samples(tmp_path / "out.jsonl")
     assert [sample["turns"] for sample in samples] == [[2, 4], [6, 8]]
-    assert "4 turns merged into 2 samples: 1.3 times less text to train on" in process.stdout
+    assert "4 turns merged into 2 samples: 1.7 times less text to train on" in process.stdout
     process = run("step2_to_alpaca_mask_history.py", "plain.jsonl", "out.jsonl", "--merge-turns", expect=2)
     assert "--merge-turns needs --history-thinking template: where the history drops" in process.stderr
 
