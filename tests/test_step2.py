@@ -571,9 +571,7 @@ def test_option_that_cannot_be_followed_is_a_clear_error(run, tmp_path, options,
 )
 def test_task_that_is_trained_on_and_evaluated_is_caught(run, run_check, tmp_path, tiny_model, trained, evaluated):
     for name, row in (("one", trained), ("two", evaluated)):
-        write_jsonl(
-            tmp_path / f"{name}.jsonl", [row_of(numbered(9 if name == "one" else 8)), row]
-        )
+        write_jsonl(tmp_path / f"{name}.jsonl", [row_of(numbered(9 if name == "one" else 8)), row])
         run("step1_apply_tool_template.py", f"{name}.jsonl", f"{name}_plain.jsonl")
         run("step2_to_alpaca_mask_history.py", f"{name}_plain.jsonl", f"{name}.parquet", "--dataset-dir", ".")
     process = run_check(
