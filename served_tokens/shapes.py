@@ -145,7 +145,9 @@ def _conversation(left: dict, reader: _Reader) -> tuple[list, int, bool]:
     if len(found) == 2 or (found and isinstance(left.get("completion"), list)):
         raise TrajectoryError(f"has {found[0]} beside {(found[1:] or ['completion'])[0]}; ignore one by --ignore-key")
     if not found and _says(left.get("completion")):
-        prompt, completion = (decoded(left.pop(key, None), key) for key in ("prompt", "completion"))
+        if "prompt" not in left:
+            raise TrajectoryError("has a completion and no prompt")
+        prompt, completion = (decoded(left.pop(key), key) for key in ("prompt", "completion"))
         reader.shapes["prompt and completion"] += 1
         return prompt + completion, len(prompt), False
     if not found and "messages" not in left:
@@ -215,12 +217,8 @@ def _tools(tools, column: str, wrap: bool, reader: _Reader) -> list:
 def _from_sharegpt(left: dict, reader: _Reader) -> dict:
     """{"from", "value"} as {"role", "content"}; a function_call has calls as JSON behind its reasoning, if any."""
     has_text, role, value = "value" in left, left.pop("from", None), left.pop("value", None)
-    message = {
-        **left,
-        "role": one_of(
-            {"from": SHAREGPT.get(role, role) if isinstance(role, str) else role, "role": left.get("role")}, "the role"
-        ),
-    }
+    from_role = SHAREGPT.get(role, role) if isinstance(role, str) else role
+    message = {**left, "role": one_of({"from": from_role, "role": left.get("role")}, "the role")}
     if role != "function_call" and has_text:
         message["content"] = one_of({"value": value, "content": left.get("content")}, "the text")
     if role == "function_call":
@@ -321,6 +319,8 @@ def _parts_of_turn(parts: list, reader: _Reader) -> tuple:
             order = 2
             left = reader.copied(part, "content part")
             function = {key: value for key, value in left.items() if key not in ("id", "type", *KNOWN["content part"])}
+            if "arguments" not in function:
+                function["arguments"] = function.pop("input", None)
             calls.append({"id": left.get("id"), "type": "function", "function": function})
         else:
             raise _unknown_part(part)
@@ -345,9 +345,12 @@ def _tool_results(parts: list, reader: _Reader) -> tuple[list, list]:
             raise TrajectoryError("a part of type tool_result comes after text")
         left = reader.copied(part, "content part")
         del left["type"]
+        without_content = "content" not in left
         outputs.append({"role": "tool", "content": left.pop("content", None)})
         if (identity := left.pop("tool_use_id", None)) is not None:
             outputs[-1]["tool_call_id"] = identity
+        if without_content and (lost := [key for key in left if key not in KNOWN["content part"]]):
+            raise TrajectoryError(f"a part of type tool_result has no content but {', '.join(lost)}")
         reader.leave(left, "content part")
         reader.shapes["content part tool_result"] += 1
     return outputs, texts
@@ -502,6 +505,7 @@ def refuse_suspicious(unread: list) -> None:
 
 def _suggests(key: str, what: str) -> bool:
     words = [word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", str(key))]
+    words += re.findall("[a-z]+", str(key).lower())  # CoT
     return any(
         word.startswith(hint) if what != "arguments" and hint != "cot" else word in (hint, hint + "s")
         for hint in SUSPICIOUS[what]
