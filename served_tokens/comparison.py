@@ -77,7 +77,7 @@ def check_dataset(found: Findings, path: Path, provenance, built, truth: Truth) 
                 continue
             samples = samples_of.pop(index, [])
             if samples:
-                tasks.add(task_of(row))
+                tasks.add(task_of(row.get("task_info"), trajectory.messages, trajectory.tools))
             turns = [turn for turn, message in enumerate(trajectory.messages) if message["role"] == "assistant"]
             _note_turns(found, (source, index), turns, samples, why)
             for position, its_turns, served_as in samples:

@@ -490,11 +490,21 @@ WAY_OUT = {
 }
 
 
+# Of what is read, what is lost where a client spells it otherwise, and no word above tells.
+SPELLED = {"row": ("enable_thinking", "chat_template_kwargs"), "message": ("content", "prefix", "partial")}
+
+
 def refuse_suspicious(unread: list) -> None:
     """Raise TrajectoryError for the first (kind of object, key, value) that looks like what must not be lost."""
     for kind, key, value in unread:
+        if (known := re.sub("([a-z])([A-Z])", r"\1_\2", str(key)).lower()) in SPELLED.get(kind, ()) and known != key:
+            raise TrajectoryError(
+                f"a {kind} has the key {key}, which is not read, as {known} is: rename it, or leave it out by "
+                f"--ignore-key {key}"
+            )
         for what in SUSPICIOUS:
-            if (what != "arguments" or kind == "tool call") and _suggests(key, what) and _is_of_kind(value, what):
+            suggested = _suggests(key, what) or (what == "tools" and kind == "message" and _are_calls(value))
+            if (what != "arguments" or kind == "tool call") and suggested and _is_of_kind(value, what):
                 field = WAY_OUT.get((what, kind))
                 read = f"read it by --read-as {key}={field}, or " * (field not in (None, key))
                 raise TrajectoryError(
@@ -511,6 +521,14 @@ def _suggests(key: str, what: str) -> bool:
         for hint in SUSPICIOUS[what]
         for word in words
     ) or any(hint in word for hint in SUSPICIOUS[what] if len(hint) > 5 for word in words)
+
+
+def _are_calls(value) -> bool:
+    """Whether objects look like calls, whatever the name they stand under."""
+    return isinstance(value, list) and any(
+        isinstance(item, dict) and ("function" in item or ("name" in item and any(key in item for key in ARGUMENTS)))
+        for item in value
+    )
 
 
 def _is_of_kind(value, what: str) -> bool:

@@ -4,6 +4,7 @@ import copy
 import json
 import re
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -619,6 +620,11 @@ def test_turn_that_is_no_whole_answer_is_left_out(keys, why):
             (turn(**{key: [{"name": "f"}]}), "message", key, "tools", "tool_calls")
             for key in ("toolCalls", "toolcalls", "tool_call", "function", "invalid_tool_calls", "api_calls", "tools")
         ),
+        *(
+            (turn(**{key: [{"function": {"name": "f"}}]}), "message", key, "tools", "tool_calls")
+            for key in ("xq7", "calls")
+        ),
+        (turn(actions=[{"name": "f", "args": {}}]), "message", "actions", "tools", "tool_calls"),
         (row(toolList=["f"]), "row", "toolList", "tools", "tools"),
         (row(available_tools=json.dumps(TOOLS)), "row", "available_tools", "tools", "tools"),
         (row(api_list={"f": {}}), "row", "api_list", "tools", "tools"),
@@ -653,6 +659,22 @@ def test_key_that_looks_like_what_must_not_be_lost_sets_the_row_aside(one, kind,
     assert unread(one, ignore_keys=(key,)) == []
 
 
+@pytest.mark.parametrize(
+    "one, kind, key, known",
+    [
+        (turn(Content="x"), "message", "Content", "content"),
+        (turn(Prefix=True), "message", "Prefix", "prefix"),
+        (row(enableThinking=False), "row", "enableThinking", "enable_thinking"),
+        (row(chatTemplateKwargs={"enable_thinking": False}), "row", "chatTemplateKwargs", "chat_template_kwargs"),
+    ],
+)
+def test_key_that_is_read_but_spelled_otherwise_sets_the_row_aside(one, kind, key, known):
+    assert reason(one) == (
+        f"a {kind} has the key {key}, which is not read, as {known} is: rename it, or leave it out by "
+        f"--ignore-key {key}"
+    )
+
+
 def test_harmless_look_alikes_are_kept_and_named():
     keys = {
         "tool_count": 3,
@@ -663,6 +685,7 @@ def test_harmless_look_alikes_are_kept_and_named():
         "reasoning_tokens": 5,
         "scotland": "x",
         "cottage": "x",
+        "attachments": [{"name": "a.txt"}],
     }
     assert unread(turn(**keys, thinking=True, finish_reason="stop")) == [
         ("message", key) for key in (*keys, "thinking")
@@ -850,3 +873,227 @@ def test_row_with_renamed_keys_is_the_same_or_set_aside_or_the_key_is_named(data
     calls_of = [[one.get("tool_calls") for one in messages] for messages in (now[0], read_to(ROWS[index])[0])]
     lost = {name for name, key in renamed.items() if key in ARGUMENT_KEYS}
     assert not lost & named or calls_of[0] == calls_of[1]
+
+
+# ---------------------------------------------------------------- through both scripts and the check
+
+
+@pytest.fixture
+def scripts(run, tmp_path):
+    """scripts(rows, step 1's options, step 2's options) -> what both print, and why step 2 left turns out, counted."""
+
+    def scripts(rows: list, reading: tuple = (), options: tuple = ()) -> tuple[str, str, dict]:
+        write_jsonl(tmp_path / "rows.jsonl", rows)
+        read = run("step1_apply_tool_template.py", "rows.jsonl", "plain.jsonl", *reading)
+        made = run("step2_to_alpaca_mask_history.py", "plain.jsonl", "out.parquet", "--dataset-dir", ".", *options)
+        listed = tmp_path / "out.parquet.left_out.jsonl"
+        reasons = Counter(row["reason"] for row in read_jsonl(listed)) if listed.exists() else {}
+        return read.stdout, made.stdout, dict(reasons)
+
+    return scripts
+
+
+def lines(output: str, *starts: str) -> list[str]:
+    return [line.strip() for line in output.splitlines() if line.strip().startswith(starts)]
+
+
+def accounted_for(output: str) -> list[str]:
+    return [line.strip() for line in output.splitlines() if " in = " in line]
+
+
+def test_all_that_is_kept_of_the_rows_that_failed_silently_is_exact(scripts, check, tmp_path):
+    read, made, left_out = scripts(case("00"))
+    assert accounted_for(read) == [
+        "17 rows in = 13 rows out + 4 set aside: plain.jsonl",
+        "21 turns in = 20 turns for samples + 1 left out",
+    ]
+    assert lines(read, "read as") == [
+        "read as: OpenAI messages (13), flat tools (1), function_call (1), reasoning under thinking (2), reasoning "
+        "under reasoning_details (2), content part reasoning (1), content part thinking (1), tools in the system "
+        "message (1), calls with args (1), flat calls (3), calls with input (1), calls with parameters (1)"
+    ]
+    assert f"1 turns left out: {UNCLOSED}" in read and f"2 {unusual.NULL_ARGUMENTS}" in read
+    assert "2 rows have the same messages and tools as another row" in read
+    reasons = [(row["row"], row["reason"]) for row in read_jsonl(tmp_path / "plain.jsonl.rejects.jsonl")]
+    assert reasons == [(3, REFUSED["03", 2]), (4, REFUSED["03", 3]), (11, CUT_JSON), (15, REFUSED["08", 0])]
+    assert accounted_for(made) == [
+        "13 rows in = 11 rows out as samples + 1 set aside + 1 of which all turns are left out",
+        "20 turns in = 19 turns in samples + 1 left out",
+    ]
+    assert [row["reason"] for row in read_jsonl(tmp_path / "out.parquet.rejects.jsonl")] == [THINKING_OFF]
+    assert left_out == {UNCLOSED: 1}
+    output = check("out")
+    assert "out: 19 samples" in output and "19  (100.00%)" in output
+    assert accounted_for(output) == [
+        "17 rows in = 12 rows checked for samples + 5 set aside",
+        "20 turns in = 19 turns in samples + 1 left out",
+    ]
+    assert f"1  of them: {UNCLOSED}" in output
+    samples = pq.read_table(tmp_path / "out.parquet").to_pylist()
+    assert [sample["output"] for sample in samples if sample["trajectory"] in (0, 1, 5)] == [
+        '<think>\n\n</think>\n\n<tool_call>\n{"name": "get_weather", "arguments": {"city": "Oslo"}}\n</tool_call>',
+        "<think>\nI should call the tool.\n</think>\n\n"
+        '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Oslo"}}\n</tool_call>',
+        "<think>\nNow answer.\n</think>\n\n3 degrees.",
+        "<think>\nSECRET REASONING. \n</think>\n\n3 degrees.",
+    ]
+
+
+def test_rows_that_a_validation_of_tools_sets_aside_are_counted_alike(scripts, check):
+    read, made, _ = scripts(case("31"), ("--validate-tools",))
+    assert accounted_for(read) == [
+        "2 rows in = 1 rows out + 1 set aside: plain.jsonl",
+        "2 turns in = 2 turns for samples + 0 left out",
+    ]
+    assert accounted_for(made) == [
+        "1 rows in = 1 rows out as samples + 0 set aside",
+        "2 turns in = 2 turns in samples + 0 left out",
+    ]
+    output = check("out")
+    assert accounted_for(output) == [
+        "2 rows in = 1 rows checked for samples + 1 set aside",
+        "2 turns in = 2 turns in samples + 0 left out",
+    ]
+    assert "2  (100.00%)" in output
+
+
+def test_rows_that_switch_thinking_off_are_kept_only_without_thinking_and_counted_alike(scripts, check, run, tmp_path):
+    rows = [*case("12"), {"messages": [QUERY, assistant("3", "r"), user("and?"), assistant("4", "r")]}]
+    read, made, _ = scripts(rows)
+    assert accounted_for(read)[1] == "3 turns in = 3 turns for samples + 0 left out"
+    assert accounted_for(made) == [
+        "2 rows in = 1 rows out as samples + 1 set aside",
+        "2 turns in = 2 turns in samples + 0 left out",
+    ]
+    output = check("out")
+    assert accounted_for(output) == [
+        "2 rows in = 1 rows checked for samples + 1 set aside",
+        "2 turns in = 2 turns in samples + 0 left out",
+    ]
+    _, made, _ = scripts(rows, (), ("--no-thinking",))
+    output = check("out", "enable_thinking=false")
+    assert accounted_for(made) == [
+        "2 rows in = 2 rows out as samples + 0 set aside",
+        "3 turns in = 3 turns in samples + 0 left out",
+    ]
+    assert accounted_for(output) == [
+        "2 rows in = 2 rows checked for samples + 0 set aside",
+        "3 turns in = 3 turns in samples + 0 left out",
+    ]
+
+
+def test_turns_that_are_switched_off_held_out_or_too_long_are_counted_alike(scripts, check, tiny_model):
+    rows = [
+        {"messages": [user(f"q{number}"), assistant("a", "r"), user("q " * 300), assistant("b", "s")], "id": number}
+        for number in range(12)
+    ]
+    rows += [{"messages": [user("q"), {**assistant("a", "r"), "weight": 0}, user("q2"), assistant("b", "s")]}]
+    options = ("--val-ratio", "0.4", "--cutoff-len", "300", "--tokenizer", tiny_model)
+    read, made, left_out = scripts(rows, (), options)
+    assert accounted_for(read)[1] == "26 turns in = 25 turns for samples + 1 left out"
+    assert left_out[TOO_LONG] == 12 and left_out[SWITCHED_OFF] == 1 and 2 <= left_out[HELD_OUT] <= 9
+    output = check("out", "cutoff_len=300")
+    for why, number in left_out.items():
+        assert re.search(rf"^ +{number}  of them: {re.escape(why)}$", output, re.MULTILINE)
+    trained, out = 26 - sum(left_out.values()), sum(left_out.values())
+    assert accounted_for(output)[1] == f"26 turns in = {trained} turns in samples + {out} left out"
+    assert f"{trained}  (100.00%)" in output
+    assert accounted_for(made)[1] == f"26 turns in = {trained + left_out[HELD_OUT]} turns in samples + 13 left out"
+
+
+def test_options_of_reading_reach_step_1_and_the_check(scripts, check, run, tmp_path):
+    rows = [
+        {
+            "dialogue": [user("q"), {**assistant("a"), "thought": "r", "loss_scale": 0.5}],
+            "api_list": TOOLS,
+            "policy_system": "s",
+        },
+        {
+            "dialogue": [user("q2"), {**assistant("b"), "thought": "s", "mask": 0, "tool_log": "x"}],
+            "api_list": [],
+        },
+        {"dialogue": [user("q3"), {**assistant("", None, [OSLO]), "thought": "t"}]},
+    ]
+    renamed = (
+        "dialogue=messages",
+        "thought=reasoning_content",
+        "api_list=tools",
+        "policy_system=system",
+        "mask=weight",
+    )
+    reading = [part for pair in renamed for part in ("--read-as", pair)]
+    reading += ["--ignore-key", "loss_scale", "--ignore-key", "tool_log", "--allow-calls-without-tools"]
+    read, _, left_out = scripts(rows, reading)
+    assert accounted_for(read) == [
+        "3 rows in = 3 rows out + 0 set aside: plain.jsonl",
+        "3 turns in = 2 turns for samples + 1 left out",
+    ]
+    assert left_out == {SWITCHED_OFF: 1}
+    samples = pq.read_table(tmp_path / "out.parquet").to_pylist()
+    assert [sample["output"].split("\n")[1] for sample in samples] == ["r", "t"]
+    assert samples[0]["system"].startswith("s\n\n# Tools") and samples[1]["system"] == ""
+    assert json.loads(samples[0]["reading"]) == {
+        "read_as": [pair.split("=") for pair in renamed],
+        "ignore_keys": ["loss_scale", "tool_log"],
+        "allow_calls_without_tools": True,
+    }
+    output = check("out")
+    assert accounted_for(output) == [
+        "3 rows in = 3 rows checked for samples + 0 set aside",
+        "3 turns in = 2 turns in samples + 1 left out",
+    ]
+    assert "2  (100.00%)" in output
+
+
+@pytest.mark.parametrize("option", ["thought", "=content", "thought=", "thought=thinking", "a=b=content"])
+def test_wrong_read_as_is_a_clear_error(run, option):
+    process = run("step1_apply_tool_template.py", "x.jsonl", "--read-as", option, expect=2)
+    assert (
+        f"{option!r} is not KEY=FIELD with a FIELD of messages, tools, system, role, content, reasoning_content, "
+        "tool_calls, weight, arguments" in process.stderr
+    )
+
+
+def test_key_that_is_read_as_a_field_which_says_something_else_sets_the_row_aside():
+    options = {"read_as": (("thought", "reasoning_content"),)}
+    assert reason(turn(thought="x", reasoning_content="y"), **options) == (
+        "message 1: reasoning_content stands in both reasoning_content and thought, and they differ"
+    )
+    assert read(turn(thought="x", reasoning_content="x"), **options).messages[1] == assistant("a", "x")
+
+
+def test_summary_of_all_case_files_names_what_was_met_and_left_out(run, tmp_path):
+    shutil.copytree(CASES, tmp_path / "cases")
+    output = run("step1_apply_tool_template.py", "cases", "plain.jsonl").stdout
+    assert accounted_for(output) == [
+        "81 rows in = 52 rows out + 29 set aside: plain.jsonl",
+        "79 turns in = 69 turns for samples + 10 left out",
+    ]
+    for line in (
+        f"2 turns left out: {UNCLOSED}",
+        f"3 turns left out: {SWITCHED_OFF}",
+        f"1 turns left out: {CONTINUED}",
+        "1 turns left out: their finish_reason is length, so they were cut off",
+        f"3 turns left out: {EMPTY}",
+        "1 rows have message keys that nobody reads: refusal (1)",
+        f"1 {unusual.CALL_AS_TEXT}",
+        f"1 {unusual.TOOLS_TWICE}",
+        f"5 {unusual.NULL_ARGUMENTS}",
+        f"5 {unusual.NULL_SCHEMAS}",
+        f"2 {unusual.NO_CALL}",
+        "23 rows have the same messages and tools as another row",
+    ):
+        assert line in output.splitlines()
+    assert "read as: OpenAI messages (51), flat tools (2), function_call (2), reasoning under thinking (4)" in output
+
+
+def test_rows_without_any_reasoning_are_named_with_the_ways_out(scripts):
+    rows = [{"messages": [QUERY, assistant(f"{number}")]} for number in range(4)] + [
+        {"messages": [QUERY, assistant("1")]}
+    ]
+    read, made, _ = scripts(rows)
+    assert unusual.NO_REASONING in read.splitlines() and unusual.NO_REASONING in made.splitlines()
+    assert "--no-thinking" in unusual.NO_REASONING and "--require-reasoning" in unusual.NO_REASONING
+    assert "1 rows have the same messages and tools as another row" in read.splitlines()
+    read, made, _ = scripts([*rows, row()])
+    assert unusual.NO_REASONING not in read + made
