@@ -139,6 +139,11 @@ def _bare(value):
 # ---------------------------------------------------------------- rows
 
 
+def holds_conversation(columns) -> bool:
+    """Whether rows with these columns are of a known shape."""
+    return "messages" in columns or "conversations" in columns or {"prompt", "completion"} <= {*columns}
+
+
 def _conversation(left: dict, reader: _Reader) -> tuple[list, int, bool]:
     """(messages as given, the first of them that is trained, whether they are ShareGPT's)"""
     found = [key for key in ("messages", "conversations") if _says(left.get(key))]

@@ -7,17 +7,18 @@ import shutil
 from collections import Counter
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import assistant, call, read_jsonl, tool, user, write_jsonl
+from conftest import ROOT, assistant, call, read_jsonl, tool, user, write_jsonl
 from hypothesis import given
 from hypothesis import strategies as st
 
 from served_tokens import unusual
 from served_tokens.chat_template import QWEN3, read_chat_template
-from served_tokens.reading import Place
+from served_tokens.reading import Place, read_rows
 from served_tokens.samples import HELD_OUT, THINKING_OFF, TOO_LONG
-from served_tokens.shapes import CONTINUED, IN_PROMPT, SWITCHED_OFF
+from served_tokens.shapes import CONTINUED, IN_PROMPT, SWITCHED_OFF, holds_conversation
 from served_tokens.trajectory import EMPTY, NO_TOOLS, UNCLOSED, Reading, read_trajectory
 from served_tokens.values import TrajectoryError
 from step1_apply_tool_template import plain_row
@@ -1043,6 +1044,86 @@ def test_options_of_reading_reach_step_1_and_the_check(scripts, check, run, tmp_
         "3 turns in = 2 turns in samples + 1 left out",
     ]
     assert "2  (100.00%)" in output
+
+
+def test_rows_of_every_shape_are_exact_and_counted_alike(scripts, check, tmp_path):
+    rows = [row for row in ROWS if "chat_template_kwargs" not in row]
+    rows += [{**row, "chat_template_kwargs": None} for row in ROWS if "chat_template_kwargs" in row]
+    read, made, left_out = scripts(rows)
+    assert accounted_for(read) == [
+        "4 rows in = 4 rows out + 0 set aside: plain.jsonl",
+        "9 turns in = 4 turns for samples + 5 left out",
+    ]
+    assert left_out == {
+        SWITCHED_OFF: 2,
+        CONTINUED: 1,
+        IN_PROMPT: 1,
+        "their finish_reason is max_tokens, so they were cut off": 1,
+    }
+    output = check("out")
+    assert accounted_for(made)[1] == accounted_for(output)[1] == "9 turns in = 4 turns in samples + 5 left out"
+    assert "4  (100.00%)" in output and "4 rows in = 4 rows checked for samples + 0 set aside" in output
+    call = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "%s"}}\n</tool_call>'
+    assert [sample["output"] for sample in pq.read_table(tmp_path / "out.parquet").to_pylist()] == [
+        "<think>\ndeep\n</think>\n\nwhole",
+        "<think>\ndeep\n</think>\n\n" + call % "O",
+        "<think>\n\n</think>\n\n" + call % "O",
+        "<think>\ndeep\n</think>\n\nLet me look.\n" + call % "Oslo",
+    ]
+
+
+def test_equal_rows_of_two_shapes_are_one_task_to_the_check(scripts, run_check, run, tmp_path, tiny_model):
+    for name, one in (
+        ("one", {"messages": [QUERY, assistant("3", "r")]}),
+        (
+            "two",
+            {"conversations": [{"from": "human", "value": QUERY["content"]}, {"from": "gpt", "value": "r</think>3"}]},
+        ),
+    ):
+        write_jsonl(tmp_path / f"{name}.jsonl", [one])
+        run("step1_apply_tool_template.py", f"{name}.jsonl", f"{name}_plain.jsonl")
+        run("step2_to_alpaca_mask_history.py", f"{name}_plain.jsonl", f"{name}.parquet", "--dataset-dir", ".")
+    settings = ("dataset=one", "eval_dataset=two", "preprocessing_num_workers=1", f"model_name_or_path={tiny_model}")
+    process = run_check(ROOT / "qwen3_full_sft.yaml", f"dataset_dir={tmp_path}", *settings, expect=1)
+    assert "FAILED: 1 tasks are both trained on and evaluated" in process.stderr
+
+
+@pytest.mark.parametrize(
+    "column, value",
+    [
+        ("conversations", [{"from": "function_call", "value": {"name": "f", "input": {"x": 1}}}]),
+        ("completion", [assistant("", None, [call("f", {"x": 1}), call("g", {"y": 1})])]),
+        ("prompt", [assistant([{"type": "tool_use", "name": "f", "input": {"x": 1}}])]),
+        ("messages", [{"role": "system", "content": "s", "tools": [WEATHER]}]),
+        ("messages", [{"role": "assistant", "tool_calls": [{"name": "f", "args": {"x": 1}}]}]),
+        ("functions", [{"name": "f", "parameters": {"x": 1}}]),
+    ],
+)
+def test_parquet_that_mixed_calls_or_tools_is_refused_in_every_shape(tmp_path, column, value):
+    pq.write_table(pa.Table.from_pylist([{column: value, "x": 1}]), tmp_path / "x.parquet")
+    with pytest.raises(SystemExit, match=f"column {column} holds objects as Arrow structs"):
+        list(read_rows(str(tmp_path / "x.parquet")))
+
+
+def test_parquet_of_conversations_without_calls_is_read(tmp_path):
+    conversations = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
+    pq.write_table(pa.Table.from_pylist([{"conversations": conversations}]), tmp_path / "x.parquet")
+    [(_, one, error)] = read_rows(str(tmp_path / "x.parquet"))
+    assert not error and read(one).messages == [user("q"), assistant("a")]
+
+
+@pytest.mark.parametrize(
+    "columns, is_one",
+    [
+        (["id", "messages"], True),
+        (["conversations", "tools"], True),
+        (["prompt", "completion"], True),
+        (["prompt", "chosen"], False),
+        (["instruction", "output"], False),
+    ],
+)
+def test_file_of_a_hub_data_set_holds_trajectories_in_any_shape(columns, is_one):
+    assert holds_conversation(columns) is is_one
 
 
 @pytest.mark.parametrize("option", ["thought", "=content", "thought=", "thought=thinking", "a=b=content"])
