@@ -122,7 +122,7 @@ def _check_rows(found: Findings, samples: Samples, truth: Truth, batch: tuple) -
             continue
         if its_samples:
             used.append(place)
-            tasks.add(task_of(row))
+            tasks.add(task_of(row.get("task_info"), trajectory.messages, trajectory.tools))
         _note_turns(found, place, trajectory.turns, its_samples, samples.why)
         look = looking_for(found, row, trajectory.messages, named(place), frozenset(reading.ignore_keys))
         _check_samples(found, place, trajectory, its_samples, (samples.built, truth, look))

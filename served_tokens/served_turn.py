@@ -63,11 +63,11 @@ def expected_sample(spans: list[tuple[list[int], list[int]]]) -> dict:
     return {"input_ids": input_ids, "labels": labels}
 
 
-def task_of(row: dict) -> bytes:
-    """A digest of what no two sides of a split may share: the row's task_info.task_id, else its messages and tools."""
-    task = _parsed(row.get("task_info"))
+def task_of(task_info, messages: list, tools: list | None) -> bytes:
+    """A digest of what no two sides of a split may share: task_info.task_id, else what is served of the row."""
+    task = _parsed(task_info)
     task = task.get("task_id") if isinstance(task, dict) else None
-    same = [_parsed(row["messages"]), _parsed(row.get("tools")) or None] if task is None else str(task)
+    same = [messages, tools] if task is None else str(task)
     return hashlib.sha256(json.dumps(same, default=str).encode()).digest()
 
 
