@@ -702,7 +702,7 @@ def test_keys_that_nobody_reads_are_named_with_the_number_of_rows():
     counts = unusual.counted(read({"messages": [{**user("q"), "cost": 1}, {**assistant("a"), "cost": 1, "at": "x"}]}))
     counts += unusual.counted(read({**turn(at="x"), "id": 1}))
     assert unusual.unread_keys(counts) == [
-        "1 rows have row keys that nobody reads: id (1)",
+        "1 rows have columns that nobody reads: id (1)",
         "2 rows have message keys that nobody reads: at (2), cost (1)",
     ]
 
@@ -914,7 +914,7 @@ def test_all_that_is_kept_of_the_rows_that_failed_silently_is_exact(scripts, che
         "message (1), calls with args (1), flat calls (3), calls with input (1), calls with parameters (1)"
     ]
     assert f"1 turns left out: {UNCLOSED}" in read and f"2 {unusual.NULL_ARGUMENTS}" in read
-    assert "2 rows have the same messages and tools as another row" in read
+    assert "4 rows have the same messages and tools as another row" in read
     reasons = [(row["row"], row["reason"]) for row in read_jsonl(tmp_path / "plain.jsonl.rejects.jsonl")]
     assert reasons == [(3, REFUSED["03", 2]), (4, REFUSED["03", 3]), (11, CUT_JSON), (15, REFUSED["08", 0])]
     assert accounted_for(made) == [
@@ -1162,7 +1162,7 @@ def test_summary_of_all_case_files_names_what_was_met_and_left_out(run, tmp_path
         f"5 {unusual.NULL_ARGUMENTS}",
         f"5 {unusual.NULL_SCHEMAS}",
         f"2 {unusual.NO_CALL}",
-        "23 rows have the same messages and tools as another row",
+        "25 rows have the same messages and tools as another row",
     ):
         assert line in output.splitlines()
     assert "read as: OpenAI messages (51), flat tools (2), function_call (2), reasoning under thinking (4)" in output

@@ -366,7 +366,7 @@ def test_merging_says_what_it_saves_and_why_it_needs_the_template_history(run, t
         (1, ["x.jsonl", "x.jsonl"], "x.jsonl: is the input too"),
         (2, ["x.jsonl", "a,b.parquet"], "LlamaFactory separates data sets by commas"),
         (2, ["x.jsonl", "dataset_info.json"], "dataset_info.json registers the data sets"),
-        (2, ["x.jsonl", "--preview", "-1"], "invalid positive_count value"),
+        (2, ["x.jsonl", "--preview", "-1"], "is no whole number above 0"),
     ],
 )
 def test_wrong_argument_is_a_clear_error_before_the_work(run, tmp_path, status, arguments, reason):
@@ -531,7 +531,7 @@ def test_validation_set_passes_the_check_as_eval_dataset(split, check):
     [
         (["--cutoff-len", "10"], "--cutoff-len and --tokenizer go together"),
         (["--min-turns", "3", "--max-turns", "2"], "--max-turns is below --min-turns"),
-        (["--val-ratio", "1"], "invalid ratio value: '1'"),
+        (["--val-ratio", "1"], "'1' is no number from 0 up to, but not, 1"),
         (["--cutoff-len", "10", "--tokenizer", "none/such"], "none/such: no tokenizer to be had from this model"),
         (["--val-ratio", "0.999"], "no sample is left to train on"),
         (
