@@ -71,10 +71,10 @@ def served_tool(tool: dict, style: str) -> dict:
     if not keys:
         return tool
     function, later = _known_function(tool, style), tool.get("defer_loading")
-    if function.get("defer_loading") is None:
-        function = {**function, "defer_loading": later}
     if style == "sglang":
         keys = [key for key in {**function, **dict.fromkeys(keys)} if key in keys]
+    if function.get("defer_loading") is None:
+        function = {**function, "defer_loading": later}
     shown = {key: function.get(key) for key in keys if key in SHOWN_AS_NULL or function.get(key) is not None}
     served = {"type": tool.get("type", "function"), "function": shown}
     return served if style == "vllm" and later is None else {**served, "defer_loading": later}

@@ -107,6 +107,10 @@ def test_a_tool_that_is_loaded_later_says_so_in_its_function_too():
     for style in ("vllm", "sglang"):
         assert served_tool(tool, style) == {"type": "function", "function": shown, "defer_loading": True}
     assert served_tool(tool, "template") is tool
+    assert printed({"function": {"name": "f"}, "defer_loading": True}, "sglang") == (
+        '{"type": "function", '
+        '"function": {"name": "f", "description": null, "parameters": null, "defer_loading": true}, "defer_loading": true}'
+    )
 
 
 @pytest.mark.parametrize(
@@ -127,7 +131,7 @@ def test_a_tool_that_a_server_refuses_is_an_error(tool):
 
 def test_parameters_that_are_no_object_are_refused_by_vllm_only():
     tool = {"type": "function", "function": {"name": "f", "parameters": []}}
-    with pytest.raises(TrajectoryError, match="'f': a server refuses its function.parameters"):
+    with pytest.raises(TrajectoryError, match=r"'f': a server refuses its function\.parameters"):
         served_tool(tool, "vllm")
     assert served_tool(tool, "sglang")["function"]["parameters"] == []
 
