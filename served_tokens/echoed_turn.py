@@ -9,17 +9,19 @@ END, OPEN, CLOSE = "<|im_end|>", "<think>", "</think>"
 CALL, CALLED = "<tool_call>", "</tool_call>"
 
 
-def echoed_turn(target: str, echo: str, tools: bool) -> dict:
+def echoed_turn(target: str, echo: str, tools: bool, thinking: bool = True) -> dict:
     """A past turn as the chat template gets it, after an agent sent back what the server answered to it.
 
     Args:
         target: what the model wrote.
         echo: "vllm" or "vllm-stream", as step 1 writes it.
         tools: whether the request offers any.
+        thinking: false where it says `enable_thinking: false`.
     Returns {"role": "assistant", "content", "reasoning_content", "tool_calls"}, the last two where there are such.
     """
     streamed = echo == "vllm-stream"
-    reasoning, content = _before_and_after(_up_to(target, END), streamed)
+    written = _up_to(target, END)
+    reasoning, content = _before_and_after(written, streamed) if thinking else ("", written)
     calls = []
     if tools and CALL in content:
         content, calls = (_from_stream if streamed else _from_whole)(content)

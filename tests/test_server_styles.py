@@ -108,8 +108,8 @@ def test_a_tool_that_is_loaded_later_says_so_in_its_function_too():
         assert served_tool(tool, style) == {"type": "function", "function": shown, "defer_loading": True}
     assert served_tool(tool, "template") is tool
     assert printed({"function": {"name": "f"}, "defer_loading": True}, "sglang") == (
-        '{"type": "function", '
-        '"function": {"name": "f", "description": null, "parameters": null, "defer_loading": true}, "defer_loading": true}'
+        '{"type": "function", "function": {"name": "f", "description": null, "parameters": null, '
+        '"defer_loading": true}, "defer_loading": true}'
     )
 
 
