@@ -1,11 +1,13 @@
 """The trained prompts against those that a real server makes of the same conversations."""
 
+import itertools
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from typing import NamedTuple
 
 from served_tokens.comparison import SHOWN_TOKENS, first_difference
 from served_tokens.echoed_turn import END, echoed_turn
+from served_tokens.findings import IGNORE_INDEX
 from served_tokens.server import Refused, Server, ask_all, parsed_answer, prompt_ids, request_body
 from served_tokens.server_styles import STYLES, joined, served_tool
 from served_tokens.trajectory import TrajectoryError
@@ -157,15 +159,36 @@ def _cause_in_tools(served: str, tools: list[dict]) -> str:
 # ---------------------------------------------------------------- for the check
 
 
-def even_choice(total: int, number: int) -> list[int]:
-    """At most `number` of range(total), evenly spread."""
-    return [index * total // min(number, total) for index in range(min(number, total))]
+def chosen_turns(turns_of_samples: list[list[int]], number: int) -> dict[int, list[int]]:
+    """At most `number` of all turns, evenly spread: {position of the sample: its turns}."""
+    turns = [(position, turn) for position, its_turns in enumerate(turns_of_samples) for turn in its_turns]
+    chosen, number = defaultdict(list), min(number, len(turns))
+    for index in range(number):
+        position, turn = turns[index * len(turns) // number]
+        chosen[position].append(turn)
+    return chosen
 
 
-def trained_prompts(input_ids: list[int], supervised: list[bool]) -> list[list[int]]:
-    """The prompts in a sample: what stands before each run of supervised tokens."""
-    starts = [k for k, one in enumerate(supervised) if one and not (k and supervised[k - 1])]
-    return [input_ids[:start] for start in starts]
+def questions_of(about: Question, its_turns: list[int], chosen: list[int], sample: dict) -> list[Question]:
+    """The questions about the chosen turns of a sample.
+
+    Args:
+        about: a question without `turn` and `trained`, with the targets of all turns of the trajectory.
+        its_turns: those that the sample supervises, in order.
+        sample: {"input_ids", "labels"} as LlamaFactory built it; a prompt is what stands before a supervised run.
+    """
+    labels = [IGNORE_INDEX, *sample["labels"]]
+    starts = [k for k, (a, b) in enumerate(itertools.pairwise(labels)) if a == IGNORE_INDEX != b]
+    return [
+        about._replace(
+            place=f"{about.place}, turn {turn}",
+            turn=turn,
+            trained=sample["input_ids"][:start],
+            targets={k: target for k, target in about.targets.items() if k < turn},
+        )
+        for turn, start in zip(its_turns, starts)
+        if turn in chosen
+    ]
 
 
 def written(target: str) -> str:

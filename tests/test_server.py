@@ -22,10 +22,10 @@ from served_tokens.server import (
 from served_tokens.server_check import (
     Question,
     cause_of,
+    chosen_turns,
     compare_with_server,
-    even_choice,
     lines_of,
-    trained_prompts,
+    questions_of,
     written,
 )
 
@@ -370,14 +370,22 @@ def test_the_cause_of_a_difference_is_named(served, trained, more, cause):
     assert cause in cause_of(served, trained, question(trained, **more))
 
 
-def test_a_choice_is_even_and_never_more_than_there_are():
-    assert even_choice(10, 4) == [0, 2, 5, 7]
-    assert even_choice(3, 8) == [0, 1, 2]
-    assert even_choice(0, 5) == []
+def test_a_choice_of_turns_is_even_and_never_more_than_there_are():
+    samples = [[1, 3], [5], [1], [2, 4, 6], [7]]
+    assert chosen_turns(samples, 4) == {0: [1], 1: [5], 3: [2, 6]}
+    assert chosen_turns(samples, 99) == dict(enumerate(samples))
+    assert chosen_turns([], 5) == {}
 
 
 def test_the_prompts_of_a_sample_end_where_its_turns_begin():
-    assert trained_prompts([1, 2, 3, 4, 5, 6], [False, False, True, True, False, True]) == [[1, 2], [1, 2, 3, 4, 5]]
+    sample = {"input_ids": [1, 2, 3, 4, 5, 6], "labels": [-100, -100, 3, 4, -100, 6]}
+    about = question("", turn=None, targets={1: [3, 4], 3: [6]})._replace(place="row 0")
+    asked = questions_of(about, [1, 3], [1, 3], sample)
+    assert [(one.place, one.turn, one.trained, one.targets) for one in asked] == [
+        ("row 0, turn 1", 1, [1, 2], {}),
+        ("row 0, turn 3", 3, [1, 2, 3, 4, 5], {1: [3, 4]}),
+    ]
+    assert questions_of(about, [1, 3], [3], sample) == asked[1:]
 
 
 def test_a_target_is_written_up_to_the_end_mark():
