@@ -10,7 +10,7 @@ from served_tokens.echoed_turn import END, echoed_turn
 from served_tokens.findings import IGNORE_INDEX
 from served_tokens.server import Refused, Server, ask_all, parsed_answer, prompt_ids, request_body
 from served_tokens.server_styles import STYLES, joined, served_tool
-from served_tokens.trajectory import TrajectoryError
+from served_tokens.values import TrajectoryError
 
 WAYS = {  # of an agent with its past turns
     "none": "sends them as the rows have them",

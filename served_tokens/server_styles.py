@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import orjson
 
-from served_tokens.trajectory import TrajectoryError
+from served_tokens.values import TrajectoryError
 
 
 class Style(NamedTuple):

@@ -14,7 +14,7 @@ from served_tokens.server_styles import (
     served_text,
     served_tool,
 )
-from served_tokens.trajectory import TrajectoryError
+from served_tokens.values import TrajectoryError
 
 RECORDED = json.loads((ROOT / "tests" / "server" / "vllm_render.json").read_text(encoding="utf-8"))
 SET_ASIDE = {"role function": "a `function` message is not shown to the model"}  # although the server answered
