@@ -26,11 +26,11 @@ def echoed_history(messages: list[dict], targets: dict[int, str], echo: str, too
     Args:
         messages, tools: as `served_trajectory` returns them.
         targets: what the model writes at turn k after a generation prompt that opens no think block, by k.
-        echo: "vllm" or "vllm-stream".
+        echo: one of ECHOES; "none" leaves the messages as they are.
     That is the `template` history; `without_reasoning` of it is what an agent sends that sends no reasoning back.
     """
     history = list(messages)
-    for turn, target in targets.items():
+    for turn, target in targets.items() if echo != "none" else ():
         answer = answer_to(target, echo, bool(tools))
         history[turn] = {**answer, "content": answer["content"] or ""}
         for call in answer.get("tool_calls", ()):

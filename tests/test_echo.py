@@ -1,13 +1,14 @@
 import json
 
 import pytest
-from conftest import GOLDEN, ROOT
+from conftest import GOLDEN, ROOT, assistant, call, tool, user
 from hypothesis import given
 from hypothesis import strategies as st
 
 from served_tokens.chat_template import QWEN3, load_chat_template, read_chat_template
 from served_tokens.echo import answer_to, echoed_history
 from served_tokens.echoed_turn import echoed_turn
+from served_tokens.plain_messages import apply_chat_template
 from served_tokens.trajectory import served_trajectory, without_reasoning
 
 RECORDED = json.loads((ROOT / "tests" / "server" / "vllm_echo.json").read_text(encoding="utf-8"))["prompts"]
@@ -59,6 +60,21 @@ def test_an_answer_is_parsed_as_the_server_parses_it(target, whole, streamed, re
         assert (answer["content"], answer.get("reasoning_content")) == (content, reasoning)
 
 
+@pytest.mark.parametrize("linear", [True, False])
+@pytest.mark.parametrize("prompt", RECORDED, ids=recorded_name)
+def test_plain_messages_and_edits_make_up_the_same_prompts(prompt, linear):
+    render = load_chat_template(read_chat_template(str(QWEN3)))
+    messages, tools = served_trajectory({"tools": None, **CASES[prompt["name"]]})
+    plain, served = apply_chat_template(messages, tools, render, linear, prompt["echo"])
+    place = next(turn["message"] for turn in served["turns"] if turn["turn"] == prompt["turn"])
+    shown = [message["content"] for message in plain[:place]]
+    for edit in served["template" if prompt["reasoning_sent_as"] else "drop"]:
+        if edit["turn"] <= prompt["turn"]:
+            shown[edit["message"]] = edit["content"]
+    blocks = [f"<|im_start|>{message['role']}\n{text}<|im_end|>\n" for message, text in zip(plain, shown)]
+    assert "".join(blocks) + "<|im_start|>assistant\n" == prompt["prompt"]
+
+
 def arguments_of(calls: str, echo: str) -> list:
     answer = answer_to("<think>\nr\n</think>\n\n" + calls, echo, tools=True)
     return [(call["function"]["name"], call["function"]["arguments"]) for call in answer.get("tool_calls", ())]
@@ -106,6 +122,23 @@ WHOLE = ['\n<tool_call>\n{"name": "f", "arguments": {"x": "<é\\n"}}\n</tool_cal
 def test_both_definitions_read_any_text_the_same(target, streamed, tools):
     echo = "vllm-stream" if streamed else "vllm"
     [ours] = echoed_history([{}], {0: target}, echo, [{}] if tools else None)
-    for call in ours.get("tool_calls", ()):
-        del call["id"]
+    for one in ours.get("tool_calls", ()):
+        del one["id"]
     assert ours == echoed_turn(target, echo, tools)
+
+
+TEXTS = st.sampled_from(["", "a", "\n", "\n\n a\n", "x <tool", "é<tool_call>\n{}", " b </think> c", "<think>"])
+CALLS = st.lists(st.sampled_from([{}, {"x": "</tool_call>"}, {"x": [1.0, None, "\n"]}]), max_size=2)
+TURN = st.tuples(TEXTS, st.none() | TEXTS, CALLS).map(
+    lambda turn: assistant(turn[0], turn[1], [call("f", arguments) for arguments in turn[2]])
+)
+CONVERSATION = st.lists(st.one_of(TURN, st.just(user("q")), st.just(tool("t"))), min_size=1, max_size=7)
+
+
+@given(CONVERSATION, TURN, st.sampled_from(["vllm", "vllm-stream"]))
+def test_echoed_edits_are_the_same_however_they_are_rendered(messages, last, echo):
+    render = load_chat_template(read_chat_template(str(QWEN3)))
+    messages = [user("q"), *messages, last]
+    assert apply_chat_template(messages, [{}], render, True, echo) == apply_chat_template(
+        messages, [{}], render, False, echo
+    )
