@@ -9,6 +9,7 @@ from served_tokens.chat_template import QWEN3, load_chat_template, read_chat_tem
 from served_tokens.echo import answer_to, echoed_history
 from served_tokens.echoed_turn import echoed_turn
 from served_tokens.plain_messages import apply_chat_template
+from served_tokens.served_turn import echoed_messages, served_turn
 from served_tokens.trajectory import served_trajectory, without_reasoning
 
 RECORDED = json.loads((ROOT / "tests" / "server" / "vllm_echo.json").read_text(encoding="utf-8"))["prompts"]
@@ -58,6 +59,15 @@ def test_an_answer_is_parsed_as_the_server_parses_it(target, whole, streamed, re
     for echo, content in (("vllm", whole), ("vllm-stream", streamed)):
         answer = answer_to(target, echo, tools=True)
         assert (answer["content"], answer.get("reasoning_content")) == (content, reasoning)
+
+
+@pytest.mark.parametrize("prompt", RECORDED, ids=recorded_name)
+def test_the_check_renders_the_same_prompts(prompt):
+    render = load_chat_template(read_chat_template(str(QWEN3)))
+    messages, tools = served_trajectory({"tools": None, **CASES[prompt["name"]]})
+    served_as = "template" if prompt["reasoning_sent_as"] else "drop"
+    came_back = echoed_messages(messages, tools, served_as, prompt["echo"], render)
+    assert served_turn(messages, tools, prompt["turn"], served_as, render, came_back)[0] == prompt["prompt"]
 
 
 @pytest.mark.parametrize("linear", [True, False])
