@@ -1,9 +1,9 @@
 """Asking a server: the prompt ids that it makes of a chat request, and the message that it makes of an answer.
 
-vLLM: `POST /v1/chat/completions/render` (field `token_ids`; seen on 0.32.0, no GPU is used). Where there is none, the
-chat itself with one token to generate: vLLM's `return_token_ids` gives `prompt_token_ids`, SGLang's
-`return_prompt_token_ids` the same in its first choice. vLLM's `/tokenize` is never asked: it ignores
-`reasoning_content`.
+vLLM: `POST /v1/chat/completions/render` (field `token_ids`; seen on 0.32.0, where `vllm launch render` has it, without
+a GPU, and `vllm serve --enable-scale-out`). Where there is none, the chat itself with one token to generate: vLLM's
+`return_token_ids` gives `prompt_token_ids`, SGLang's `return_prompt_token_ids` the same in its first choice. vLLM's
+`/tokenize` is never asked: it ignores `reasoning_content`.
 """
 
 import itertools
@@ -61,7 +61,7 @@ def connect(url: str, timeout: float = SECONDS) -> Server:
         model = listed["data"][0]["id"]
     except (TypeError, KeyError, IndexError):
         raise SystemExit(f"{url}: lists no model at /v1/models; is it an OpenAI-compatible server?") from None
-    empty = {"model": model, "messages": []}  # refused where there is such a path, with 404 where there is none
+    empty = {"model": model, "messages": []}  # which is refused in another way where there is such a path
     renders, parses = (_is_there(_answer(server, "POST", path, empty)) for path in (RENDER, DERENDER))
     return server._replace(model=model, prompts=RENDER if renders else CHAT, parses=parses)
 
@@ -191,7 +191,8 @@ def _sent_output(content):
 
 
 def _is_there(answer) -> bool:
-    return not (isinstance(answer, Refused) and answer.status in (404, 405))
+    """Whether a path is served: `vllm serve` answers 403 unless it was started with --enable-scale-out."""
+    return not (isinstance(answer, Refused) and answer.status in (403, 404, 405))
 
 
 def _answer(server: Server, method: str, path: str, body: dict | None = None) -> dict | list | Refused:
@@ -217,7 +218,7 @@ def _answer(server: Server, method: str, path: str, body: dict | None = None) ->
 
 
 def _read(server: Server, path: str, response: httpx.Response) -> dict | list | Refused:
-    if response.status_code in (401, 403):
+    if response.status_code == 401:
         raise SystemExit(f"{server.url}: wants an API key; set the environment variable {API_KEY}")
     if response.is_error:
         return Refused(response.status_code, _words(response))

@@ -17,7 +17,7 @@ WAYS = {  # of an agent with its past turns
     "vllm": "sends the answers back as they came",
     "vllm-stream": "streams, and sends the answers back as they came",
 }
-DIFFERENCES_KEPT = 3
+TURNS_ASKED, DIFFERENCES_KEPT = 200, 3
 PROMPT_END = 16  # tokens: more than a generation prompt has
 
 
@@ -93,6 +93,8 @@ def served_ids(question: Question, way: str, server: Server, reasoning_field: st
 def _echoed(question: Question, target: list[int], way: str, server: Server, decode) -> dict | Refused:
     """A past turn as its answer came back: parsed by the server, or by the check's own reading of its rules."""
     thinking = question.served_as != "no-thinking"
+    if not target:
+        return {"role": "assistant", "content": ""}
     if not server.parses:
         return echoed_turn(decode(target), way, bool(question.tools), thinking)
     body = request_body([{"role": "user", "content": ""}], question.tools, "none", thinking)

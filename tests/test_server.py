@@ -131,6 +131,16 @@ def test_without_a_render_path_the_chat_is_asked_for_one_token(answer):
     }
 
 
+def test_paths_that_are_switched_off_are_not_there():
+    off = {
+        path: lambda *_: (403, {"error": {"message": "Scale-out endpoints are disabled."}})
+        for path in (RENDER, DERENDER)
+    }
+    with serving(a_server(**off)) as url:
+        server = connect(url)
+    assert (server.prompts, server.parses) == (CHAT, False)
+
+
 def test_a_request_is_sent_as_an_agent_sends_it():
     calls = [{"function": {"name": "f", "arguments": {"x": "é"}}}, call("g", None), call("h", '{"a":1}', id="own")]
     messages = [
