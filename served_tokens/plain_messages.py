@@ -152,7 +152,10 @@ def _rendered_by_query(messages: list[dict], tools, turns: list[int], render, ec
         ]
         answers = [text if text[:1].strip() else _answer(messages[k], render) for k, text in zip(turns, past)]
         if echo != "none":
-            past, kept = _echoed_looks(echoed_history(messages, dict(zip(turns, targets)), echo, tools), turns, render)
+            echoed = echoed_history(messages, dict(zip(turns, targets)), echo, tools)
+            if any("</think>" in echoed[k]["content"] for k in turns):  # of a stream: the second one of a turn
+                return None
+            past, kept = _echoed_looks(echoed, turns, render)
         if after := starts[-1] - starts[turns[-1] - first]:
             blocks += split_blocks(render([QUERY, *messages[turns[-1] + 1 :]], None))[-after:]
     except TrajectoryError:
