@@ -27,13 +27,14 @@ from array import array
 from collections import Counter
 from pathlib import Path
 
-from served_tokens import llamafactory
+from served_tokens import llamafactory, server_check
 from served_tokens.charts import plots
 from served_tokens.command_line import CommandLine, exit_on_signals, positive_count
-from served_tokens.comparison import Truth, check_dataset
+from served_tokens.comparison import Truth, check_dataset, samples_by_trajectory
 from served_tokens.findings import SAMPLES_IN_PAGE, Findings, Sample, Schedule, choice_of_samples, training_cost
 from served_tokens.report import Checked, report_page
 from served_tokens.row_texts import unread_lines
+from served_tokens.server import connect
 from served_tokens.token_view import terminal_view
 from served_tokens.writing import accounted, shown, whole_file
 
@@ -84,6 +85,9 @@ def print_findings(found: Findings, max_samples: int | None) -> None:
     print(f"{found.name}: {samples} samples {found.settings}")
     print(f"  exact            {counts['exact']:>8}  ({counts['exact'] / max(1, samples):.2%})")
     print(f"  mismatched       {counts['mismatched']:>8}")
+    if counts["recorded turns"]:
+        exact = counts["exact by record"]
+        print(f"  exact by record  {exact:>8}  of {counts['recorded turns']} turns whose token ids a server recorded")
     print(f"  over cutoff_len  {counts['cut']:>8}  (the longest sample has {max(found.lengths, default=0)} tokens)")
     print(f"  turns            {counts['turns']:>8}  in the trajectories")
     print(f"  supervised       {counts['supervised turns']:>8}  turns")
@@ -201,6 +205,20 @@ def parsed_arguments() -> argparse.Namespace:
     add("overrides", nargs="*", metavar="key=value", help="as for llamafactory-cli train")
     add("--trajectories", metavar="FILE", help="what step 1 read (default: where the samples say)")
     add("--max-samples", type=positive_count, metavar="N", help="check the first N samples of each data set only")
+    add("--server", metavar="URL", help="ask this server, such as http://127.0.0.1:8000, for its own prompts too")
+    add(
+        "--reasoning-field",
+        choices=("reasoning_content", "reasoning", "none"),
+        default="reasoning_content",
+        help="what the agent sends reasoning back as (default: reasoning_content)",
+    )
+    add(
+        "--max-turns",
+        type=positive_count,
+        default=server_check.TURNS_ASKED,
+        metavar="N",
+        help=f"ask the server for so many turns of each data set, evenly chosen (default: {server_check.TURNS_ASKED})",
+    )
     add("--report", type=html_file, metavar="FILE.html", help="write what is found as a page, whether it passes or not")
     add("--plots", type=Path, metavar="FOLDER", help="write the histograms of the page as PNG")
     add("--gpus", type=positive_count, default=1, metavar="N", help="for the cost in the page (default: 1)")
@@ -241,6 +259,25 @@ def show(sets: list, place: tuple[int, int], tokenizer) -> None:
     colour, special = wants_colour(sys.stdout, os.environ), set(tokenizer.added_tokens_decoder)
     for sample in samples_of_turn(sets, *place):
         print(terminal_view(sample, tokenizer.decode, special, colour))
+
+
+def ask_server(sets: list, truth: Truth, args: argparse.Namespace) -> list[str]:
+    """Compare the prompts with those that a server makes, print the result, and say why not to train."""
+    server, problems = connect(args.server), []
+    for name, _, provenance, built in sets:
+        chosen = server_check.chosen_turns(provenance["turns"][:], args.max_turns)
+        questions = server_check.questions_about(
+            samples_by_trajectory(provenance, truth.trajectories), built, truth, chosen
+        )
+        total = sum(map(len, chosen.values()))
+        compared = server_check.compare_with_server(
+            questions, total, server, args.reasoning_field, truth.tokenizer.decode
+        )
+        print(f"{name}: asked the server")
+        print("\n".join(server_check.lines_of(compared, server, sum(map(len, provenance["turns"][:])))))
+        if off := compared.off():
+            problems.append(f"{name}: {off} of {total} prompts are not those of the server at {server.url}")
+    return problems
 
 
 def draw(args: argparse.Namespace, found: list[Findings], page, cutoff_len: int) -> None:
@@ -291,6 +328,8 @@ def main() -> None:
         checked = Checked(command, model_args.model_name_or_path, data_args.cutoff_len, *cost)
         return report_page(checked, problems, found, samples, tokenizer.decode, set(tokenizer.added_tokens_decoder))
 
+    if args.server:
+        problems += ask_server(sets, truth, args)
     draw(args, found, page, data_args.cutoff_len)
     sys.exit("FAILED: " + "\nFAILED: ".join(problems) if problems else None)
 

@@ -34,6 +34,7 @@ from served_tokens import hub_data_set, unusual
 from served_tokens.chat_template import QWEN3, ChatTemplate, read_chat_template
 from served_tokens.command_line import CommandLine, exit_on_signals, positive_count
 from served_tokens.data_sets import name_of
+from served_tokens.echo import ECHOES
 from served_tokens.plain_messages import apply_chat_template, apply_despite_control_tokens, prepared_template
 from served_tokens.reading import (
     FORMATS,
@@ -46,6 +47,7 @@ from served_tokens.reading import (
     open_parquet,
     read_rows,
 )
+from served_tokens.server_styles import STYLES
 from served_tokens.shapes import FIELDS
 from served_tokens.shards import (
     DIGEST,
@@ -115,7 +117,7 @@ def plain_row(row: dict, place: Place, chat_template: ChatTemplate, reading: Rea
         unusual.refuse_breaks(messages, tools)
     render, linear = prepared_template(chat_template)
     apply = apply_despite_control_tokens if reading.allow_control_tokens else apply_chat_template
-    plain, served = apply(messages, tools, render, linear)
+    plain, served = apply(messages, tools, render, linear, reading.echo)
     for turn in served["turns"]:
         turn["left_out"] = trajectory.not_trained.get(turn["turn"], turn["left_out"])
         counts[LEFT_OUT, turn["left_out"]] += turn["left_out"] is not None
@@ -188,6 +190,20 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="a .jinja file, a model directory or a Hub model id (default: the embedded Qwen3 template)",
     )
     add(
+        "--server-style",
+        choices=[*STYLES],
+        default="vllm",
+        help="whose way of handing tools, text parts and arguments to the chat template the prompts follow (default: "
+        "vllm; template: the chat template alone)",
+    )
+    add(
+        "--echo",
+        choices=ECHOES,
+        default="none",
+        help="past turns as an agent has them that sends the server's answers back as they came, streamed or not "
+        "(default: as the rows have them)",
+    )
+    add(
         "--read-as",
         action="append",
         default=[],
@@ -236,6 +252,8 @@ def reading_of(args: argparse.Namespace) -> Reading:
         args.allow_control_tokens,
         args.allow_calls_without_tools,
         args.validate_tools,
+        args.server_style,
+        args.echo,
     )
 
 
@@ -250,6 +268,8 @@ def print_notes(totals: Totals) -> None:
         print(line)
     if counts[TURNS] and not counts[WITH_REASONING]:
         print(unusual.NO_REASONING)
+    if counts[unusual.TOOLS]:
+        print(unusual.tools_line(counts))
     for note in (UNSEEN, *unusual.NOTES):
         if counts[note]:
             print(f"{counts[note]} {note}")

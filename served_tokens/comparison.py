@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import itertools
 import json
 import os
 import re
@@ -16,13 +17,14 @@ from served_tokens.findings import IGNORE_INDEX, PLACES_KEPT, Findings
 from served_tokens.reading import LEFT_OUT, Place, parse_row, progress, read_rows, read_shards, rows_of
 from served_tokens.row_texts import looking_for
 from served_tokens.samples import THINKING_OFF
-from served_tokens.served_turn import SERVED_AS, expected_sample, served_turn, task_of
+from served_tokens.served_turn import SERVED_AS, echoed_messages, expected_sample, served_turn, task_of
 from served_tokens.shards import in_processes
 from served_tokens.trajectory import BLOCK_END, BLOCK_START, Reading, Trajectory, read_trajectory
 from served_tokens.unusual import refuse_breaks
 from served_tokens.values import TrajectoryError
 
 NOT_SAID = "step 2 does not say why"
+OFF_RECORD = "differs from the token ids that the server recorded of it"
 REFUSED = "the model's chat template refuses it"
 ROWS_AT_ONCE = 8  # trajectories that a process checks at a time
 SHOWN_TOKENS = 12  # on each side of the first difference
@@ -126,14 +128,15 @@ def _check_rows(found: Findings, samples: Samples, truth: Truth, batch: tuple) -
         _note_turns(found, place, trajectory.turns, its_samples, samples.why)
         columns = {dict(reading.read_as).get(column, column): value for column, value in row.items()}
         look = looking_for(found, columns, trajectory.messages, named(place), frozenset(reading.ignore_keys))
-        _check_samples(found, place, trajectory, its_samples, (samples.built, truth, look))
+        _check_samples(found, place, trajectory, its_samples, (samples.built, truth, look, reading.echo))
     return found, used, tasks, size
 
 
 def _check_samples(found: Findings, place: Place, trajectory: Trajectory, samples: list, against: tuple) -> None:
     """Compare the samples of one trajectory with its turns."""
-    built, truth, look = against
-    tokenize = Tokens(truth.tokenizer)
+    built, truth, look, echo = against
+    tokenize, what = Tokens(truth.tokenizer), (trajectory.messages, trajectory.tools)
+    came_back = None if echo == "none" else functools.cache(lambda as_: echoed_messages(*what, as_, echo, truth.render))
     for position, turns, served_as in samples:
         where = f"{named(place)}, turn {turns[-1]}"
         if not set(turns) <= set(trajectory.turns):
@@ -142,16 +145,47 @@ def _check_samples(found: Findings, place: Place, trajectory: Trajectory, sample
         found.lengths[position] = len(trained["input_ids"])
         found.counts["tokens"] += len(trained["input_ids"])
         found.counts["supervised tokens"] += len(trained["labels"]) - trained["labels"].count(IGNORE_INDEX)
+        decided = _compare_records(found, position, trained, [trajectory.recorded.get(turn) for turn in turns], where)
         try:
-            what = trajectory.messages, trajectory.tools
-            rendered = [served_turn(*what, turn, served_as, truth.render) for turn in turns]
+            history = came_back(served_as) if came_back else None
+            rendered = [served_turn(*what, turn, served_as, truth.render, history) for turn in turns]
             spans = [(tokenize(prompt), tokenize(target)) for prompt, target in rendered]
         except (jinja2.TemplateError, TrajectoryError) as error:
-            found.mismatch(position, REFUSED, None, f"{where}: {REFUSED}: {error}")
+            if not decided:
+                found.mismatch(position, REFUSED, None, f"{where}: {REFUSED}: {error}")
         else:
             found.targets.update(len(target) for _, target in spans)
-            _compare(found, position, (expected_sample(spans), trained), where, truth)
+            if not decided:
+                _compare(found, position, (expected_sample(spans), trained), where, truth)
         look(turns, served_as, rendered)
+
+
+def _compare_records(found: Findings, position: int, trained: dict, records: list, where: str) -> bool:
+    """Compare a sample with what a server recorded of its turns, which outranks any rendering; whether that decides."""
+    spans, problem = supervised_spans(trained["labels"]), None
+    for (start, end), record in zip(spans, records):
+        if record and start:
+            prompt, target = trained["input_ids"][:start], trained["input_ids"][start:end]
+            wrote = record.get("token_ids", target)
+            rest = len(target) - len(wrote)  # a server stops at <|im_end|>, with it or without
+            exact = record.get("prompt_token_ids", prompt) == prompt and target[: len(wrote)] == wrote and rest <= 2
+            found.counts["recorded turns"] += 1
+            found.counts["exact by record"] += exact
+            problem = problem or (None if exact else f"{where}: {OFF_RECORD}")
+    if problem:
+        found.mismatch(position, OFF_RECORD, None, problem)
+    whole = len(spans) == len(records) and all(record and len(record) == 2 for record in records)
+    if whole and not problem:
+        found.counts["exact"] += 1
+        found.exact[position] = 1
+    return whole or bool(problem)
+
+
+def supervised_spans(labels: list[int]) -> list[tuple[int, int]]:
+    """The (start, end) of each run of supervised tokens."""
+    marked = [IGNORE_INDEX, *labels, IGNORE_INDEX]
+    edges = [k for k, (a, b) in enumerate(itertools.pairwise(marked)) if (a == IGNORE_INDEX) != (b == IGNORE_INDEX)]
+    return [*zip(edges[::2], edges[1::2])]
 
 
 def _compare(found: Findings, position: int, sides: tuple[dict, dict], where: str, truth: Truth) -> None:

@@ -51,6 +51,10 @@ def convert_row(row: dict, place: Place, options: Options) -> tuple[Counter, lis
     messages, served = step1_columns(row)
     if served["enable_thinking"] is False and options.served_as != "no-thinking":
         raise TrajectoryError(THINKING_OFF)
+    if served["reading"].get("echo", "none") != "none" and options.served_as == "no-thinking":
+        raise SystemExit(
+            "--no-thinking: step 1 was run with --echo, which echoes what a thinking model writes; run it without"
+        )
     samples, left_out = row_samples(messages, served, options)
     by, _ = group = group_of(row.get("task_info"), messages)
     held_out = is_held_out(group, options.val_ratio, options.seed)

@@ -1,15 +1,16 @@
 """The trained prompts against those that a real server makes of the same conversations."""
 
-import itertools
 import json
 from collections import Counter, defaultdict
 from typing import NamedTuple
 
-from served_tokens.comparison import SHOWN_TOKENS, first_difference
+from served_tokens.comparison import SHOWN_TOKENS, Tokens, Truth, first_difference, named, supervised_spans
 from served_tokens.echoed_turn import END, echoed_turn
-from served_tokens.findings import IGNORE_INDEX
+from served_tokens.reading import Place, read_rows
+from served_tokens.served_turn import served_turn
 from served_tokens.server import Refused, Server, ask_all, parsed_answer, prompt_ids, request_body
 from served_tokens.server_styles import STYLES, joined, served_tool
+from served_tokens.trajectory import Trajectory, read_trajectory
 from served_tokens.values import TrajectoryError
 
 WAYS = {  # of an agent with its past turns
@@ -44,13 +45,18 @@ class Question(NamedTuple):
 
 class Compared(NamedTuple):
     """How many prompts were asked, and are exact, by way (see WAYS); what the server refused, in its words; the first
-    differences as text, and what they come from."""
+    differences as text, and what they come from; the ways that samples are made for."""
 
     asked: Counter
     exact: Counter
     refused: Counter
     differences: list
     causes: Counter
+    echoes: set
+
+    def off(self) -> int:
+        """How many prompts are not those that their samples are made for."""
+        return sum(self.causes.values()) + sum(self.refused.values())
 
 
 def compare_with_server(questions, total: int, server: Server, reasoning_field: str, decode) -> Compared:
@@ -62,7 +68,7 @@ def compare_with_server(questions, total: int, server: Server, reasoning_field: 
         decode: token ids -> text.
     Ends with one line where the server stops answering.
     """
-    compared = Compared(Counter(), Counter(), Counter(), [], Counter())
+    compared = Compared(Counter(), Counter(), Counter(), [], Counter(), set())
 
     def ask(question: Question) -> dict:
         return {way: served_ids(question, way, server, reasoning_field, decode) for way in ways_of(question, server)}
@@ -103,6 +109,7 @@ def _echoed(question: Question, target: list[int], way: str, server: Server, dec
 
 def _note(compared: Compared, question: Question, way: str, served: list[int] | Refused, decode) -> None:
     compared.asked[way] += 1
+    compared.echoes.add(question.echo)
     if isinstance(served, Refused):
         compared.refused[f"{served.status}: {served.words[:200]}"] += way == question.echo
     elif served == question.trained:
@@ -171,6 +178,44 @@ def chosen_turns(turns_of_samples: list[list[int]], number: int) -> dict[int, li
     return chosen
 
 
+def questions_about(samples: dict, built, truth: Truth, chosen: dict[int, list[int]]):
+    """Yield the questions about the chosen turns of samples.
+
+    Args:
+        samples: {source: (how step 1 read it, {trajectory: [(position, turns, served_as)]})}
+        built: the samples as LlamaFactory made them.
+        chosen: see `chosen_turns`.
+    """
+    for source, (reading, of) in samples.items():
+        for index, row, error in read_rows(source):
+            its_samples = [sample for sample in of.get(index, ()) if sample[0] in chosen]
+            if error or not its_samples:
+                continue
+            trajectory = read_trajectory(row, reading)
+            for position, turns, served_as in its_samples:
+                targets = _targets(trajectory, max(turns), served_as, truth)
+                place = f"{named(Place(source, index))}"
+                messages = _sent_messages(trajectory)
+                about = Question(place, messages, trajectory.tools_given, 0, served_as, reading.echo, [], targets)
+                yield from questions_of(about, turns, chosen[position], built[position])
+
+
+def _sent_messages(trajectory: Trajectory) -> list[dict]:
+    """The messages as given; turns with their reasoning in its own field, wherever the row has it."""
+    both = zip(trajectory.messages, trajectory.as_given)
+    return [served if served["role"] == "assistant" else given for served, given in both]
+
+
+def _targets(trajectory: Trajectory, before: int, served_as: str, truth: Truth) -> dict[int, list[int]]:
+    """The token ids of what the model writes at each turn before one."""
+    tokenize, targets = Tokens(truth.tokenizer), {}
+    for turn in trajectory.turns:
+        if turn < before:
+            _, target = served_turn(trajectory.messages, trajectory.tools, turn, served_as, truth.render)
+            targets[turn] = tokenize(written(target))
+    return targets
+
+
 def questions_of(about: Question, its_turns: list[int], chosen: list[int], sample: dict) -> list[Question]:
     """The questions about the chosen turns of a sample.
 
@@ -179,8 +224,6 @@ def questions_of(about: Question, its_turns: list[int], chosen: list[int], sampl
         its_turns: those that the sample supervises, in order.
         sample: {"input_ids", "labels"} as LlamaFactory built it; a prompt is what stands before a supervised run.
     """
-    labels = [IGNORE_INDEX, *sample["labels"]]
-    starts = [k for k, (a, b) in enumerate(itertools.pairwise(labels)) if a == IGNORE_INDEX != b]
     return [
         about._replace(
             place=f"{about.place}, turn {turn}",
@@ -188,7 +231,7 @@ def questions_of(about: Question, its_turns: list[int], chosen: list[int], sampl
             trained=sample["input_ids"][:start],
             targets={k: target for k, target in about.targets.items() if k < turn},
         )
-        for turn, start in zip(its_turns, starts)
+        for turn, (start, _) in zip(its_turns, supervised_spans(sample["labels"]))
         if turn in chosen
     ]
 
@@ -198,9 +241,10 @@ def written(target: str) -> str:
     return target.partition(END)[0]
 
 
-def lines_of(compared: Compared, echo: str, server: Server, of: int) -> list[str]:
+def lines_of(compared: Compared, server: Server, of: int) -> list[str]:
     """The result, to be printed below that of the check."""
-    asked, exact = compared.asked[echo], compared.exact[echo]
+    asked = max(compared.asked.values(), default=0)
+    exact = asked - compared.off()
     lines = [
         *compared.differences,
         f"  asked            {asked:>8}  of {of} prompts at {server.url}{server.prompts}",

@@ -21,6 +21,7 @@ FIELDS = {
 SHAREGPT = {"human": "user", "gpt": "assistant", "function_call": "assistant", "observation": "tool"}
 REASONING = ("reasoning_details", "reasoning_content", "reasoning", "thinking")
 ARGUMENTS = ("arguments", "args", "input", "parameters")
+RECORDED = ("prompt_token_ids", "token_ids")  # what a server was given and what the model wrote, as vLLM returns them
 SWITCHES = ("weight", "loss", "train")  # of OpenAI, ms-swift and axolotl
 CUT = ("length", "max_tokens", "content_filter", "error", "abort", "aborted", "cancelled", "pause_turn", "refusal")
 FINISHED = ("stop", "tool_calls", "function_call", "end_turn", "tool_use", "stop_sequence", "eos")
@@ -47,6 +48,7 @@ class Shaped(NamedTuple):
     tools: None where there are none.
     not_trained: {position of a turn in messages: why}
     thinking: what the row says of `enable_thinking`, or None.
+    recorded: {position of a turn: {key of RECORDED: token ids}}
     shapes: {name: how often it was met}
     unread: [(kind of object, key, value)]
     """
@@ -55,6 +57,7 @@ class Shaped(NamedTuple):
     tools: list | None
     not_trained: dict
     thinking: bool | None
+    recorded: dict
     shapes: Counter
     unread: list
 
@@ -117,8 +120,10 @@ def in_one_shape(row: dict, read_as: tuple = (), ignore_keys: tuple = ()) -> Sha
     turns = [position for position, message in enumerate(messages) if message["role"] == "assistant"]
     if turns and (why := _why_cut(left)):
         not_trained.setdefault(turns[-1], why)
+    recorded = _recorded(left, [messages[position] for position in turns])
+    recorded = {position: its for position, its in zip(turns, recorded) if its}
     reader.leave(left, "row")
-    return Shaped(messages, one_of(tools, "tools"), not_trained, thinking, reader.shapes, reader.unread)
+    return Shaped(messages, one_of(tools, "tools"), not_trained, thinking, recorded, reader.shapes, reader.unread)
 
 
 def one_of(readings: dict, what: str):
@@ -182,6 +187,22 @@ def _thinking(left: dict) -> bool | None:
     return thinking
 
 
+def _recorded(left: dict, turns: list[dict]) -> list[dict]:
+    """Of each turn, the token ids that a server recorded, in the turn or in the row: of each turn, or of the last."""
+    recorded = [{key: turn.pop(key) for key in RECORDED if key in turn} for turn in turns]
+    for key in RECORDED:
+        of_row = left.pop(key, None) or []
+        of_row = of_row if all(isinstance(ids, list) for ids in of_row) else [of_row]
+        if len(of_row) not in (0, 1, len(turns)):
+            raise TrajectoryError(f"{key} of the row are those of {len(of_row)} turns, and it has {len(turns)}")
+        for its, ids in zip(recorded[len(turns) - len(of_row) :], of_row):
+            its[key] = one_of({"the turn": its.get(key), "the row": ids}, key)
+    for its in recorded:
+        if not all(isinstance(ids, list) and all(type(number) is int for number in ids) for ids in its.values()):
+            raise TrajectoryError(f"{' and '.join(its)} are no lists of token ids")
+    return recorded
+
+
 def _system(left: dict, messages: list, reader: _Reader) -> dict | None:
     """The column `system` as a message, where the messages do not have it."""
     content = left.pop("system", None)
@@ -190,7 +211,7 @@ def _system(left: dict, messages: list, reader: _Reader) -> dict | None:
     if not isinstance(content, str) and not is_text_parts(content):
         raise TrajectoryError(f"column system is not text but {kind_of(content)}")
     reader.shapes["system column"] += 1
-    if messages and messages[0]["role"] == "system":
+    if messages and messages[0]["role"] in ("system", "developer"):
         one_of({"column system": content, "the first message": messages[0]["content"]}, "the system prompt")
         return None
     return {"role": "system", "content": content}
@@ -245,18 +266,19 @@ def _message(left: dict, reader: _Reader) -> tuple[list, str | None, list | None
         raise TrajectoryError(f"has no role but the type {left['type']}; write it as a message with a role")
     if role == "developer" or (role == "function" and isinstance(left.get("name"), str)):
         reader.shapes[f"role {role}"] += 1
-        role = "system" if role == "developer" else "tool"
+        role = "developer" if role == "developer" else "tool"
     without_content = "content" not in left
     message = {"role": role, "content": left.pop("content", None)}
     message |= {key: left[key] for key in ("name", "tool_call_id") if left.get(key) is not None}
     outputs, why = [], None
     if role == "assistant":
+        message |= {key: left.pop(key) for key in RECORDED if left.get(key) is not None}
         why = _read_turn(message, left, reader)
-    elif _says(left.pop("tool_calls", None)) and role in ("system", "user", "tool"):
+    elif _says(left.pop("tool_calls", None)) and role in ("system", "developer", "user", "tool"):
         raise TrajectoryError(f"a {role} message has tool_calls: they are of a simulated user, and none of the model's")
     elif role == "user" and isinstance(message["content"], list):
         outputs, message["content"] = _tool_results(message["content"], reader)
-    if role == "system" and _says(left.get("tools")):
+    if role in ("system", "developer") and _says(left.get("tools")):
         tools = _tools(left.pop("tools"), "tools", False, reader)
     if role != "assistant":
         for key in SWITCHES:  # there is no loss there anyway

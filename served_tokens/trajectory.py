@@ -8,7 +8,8 @@ import string
 from collections import Counter
 from typing import NamedTuple
 
-from served_tokens.shapes import in_one_shape, refuse_suspicious
+from served_tokens.server_styles import joined, served_arguments, served_tool
+from served_tokens.shapes import Shaped, in_one_shape, refuse_suspicious
 from served_tokens.values import MEDIA, TrajectoryError, is_text_parts, kind_of, map_texts
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -38,10 +39,13 @@ class Reading(NamedTuple):
     allow_control_tokens: bool = False
     allow_calls_without_tools: bool = False
     validate_tools: bool = False
+    server_style: str = "vllm"  # see `server_styles`
+    echo: str = "none"  # see `echo`
 
     def told(self) -> dict:
-        """What is not the default, as JSON has it."""
-        return {key: value for key, value in self._asdict().items() if value != Reading._field_defaults[key]}
+        """What the prompts follow, and what else is not the default, as JSON has it."""
+        told = {"server_style": self.server_style, "echo": self.echo}
+        return told | {key: value for key, value in self._asdict().items() if value != Reading._field_defaults[key]}
 
     @classmethod
     def of(cls, told: dict) -> "Reading":
@@ -57,9 +61,10 @@ class Trajectory(NamedTuple):
     """A row as it is served, and what was met on the way.
 
     messages, tools: see `served_trajectory`.
-    as_given: the messages before that, in the one shape; at the same positions.
+    as_given, tools_given: the same before that, in the one shape; messages at the same positions.
     not_trained: {position of a turn: why it is context only}
     thinking: what the row says of `enable_thinking`, or None.
+    recorded: {position of a turn: {"prompt_token_ids": …, "token_ids": …}}, as a server recorded them; one may lack.
     shapes: {name: how often it was met}
     unread: [(kind of object, key, value)] what nobody reads.
     """
@@ -67,8 +72,10 @@ class Trajectory(NamedTuple):
     messages: list
     tools: list | None
     as_given: list
+    tools_given: list | None
     not_trained: dict
     thinking: bool | None
+    recorded: dict
     shapes: Counter
     unread: list
 
@@ -80,13 +87,34 @@ class Trajectory(NamedTuple):
 
 def read_trajectory(row: dict, reading: Reading = AS_IT_IS, control_tokens: tuple = CONTROL_TOKENS) -> Trajectory:
     """A row of any known shape as it is served; raises TrajectoryError where it is to be set aside."""
-    shaped = in_one_shape(row, reading.read_as, reading.ignore_keys)
+    shaped = _developer_as_system(in_one_shape(row, reading.read_as, reading.ignore_keys), reading.server_style)
     refuse_suspicious(shaped.unread)
-    messages, tools = served_trajectory(shaped._asdict(), () if reading.allow_control_tokens else control_tokens)
+    tokens = () if reading.allow_control_tokens else control_tokens
+    messages, tools = served_trajectory(shaped._asdict(), reading.server_style, tokens)
     if not (tools or reading.allow_calls_without_tools) and any(message.get("tool_calls") for message in messages):
         raise TrajectoryError(f"the trajectory {NO_TOOLS}")
     not_trained = {k: why for k, message in enumerate(messages) if (why := _unfinished(message))} | shaped.not_trained
-    return Trajectory(messages, tools, shaped.messages, not_trained, *shaped[3:])
+    return Trajectory(messages, tools, shaped.messages, shaped.tools, not_trained, *shaped[3:])
+
+
+def _developer_as_system(shaped: Shaped, style: str) -> Shaped:
+    """vLLM puts all system and developer messages into one at the front where there is a developer message.
+
+    Seen on 0.32.0. Where one comes after a turn, the prompts before it are without it, so no place is right for all.
+    """
+    instructions = [k for k, message in enumerate(shaped.messages) if message["role"] in ("system", "developer")]
+    if not any(shaped.messages[k]["role"] == "developer" for k in instructions):
+        return shaped
+    if style != "vllm" or any(message["role"] == "assistant" for message in shaped.messages[: instructions[-1]]):
+        raise TrajectoryError("a developer message is not shown in its place; send it with the role system")
+    texts = [_text(shaped.messages[k]["content"], "system", style) for k in instructions]
+    others = [message for message in shaped.messages if message["role"] not in ("system", "developer")]
+    earlier = len(instructions) - 1
+    return shaped._replace(
+        messages=[{"role": "system", "content": "\n\n".join(texts)}, *others],
+        not_trained={k - earlier: why for k, why in shaped.not_trained.items()},
+        recorded={k - earlier: ids for k, ids in shaped.recorded.items()},
+    )
 
 
 def _frozen(value):
@@ -102,12 +130,12 @@ def _unfinished(message: dict) -> str | None:
     return None if content or message.get("tool_calls") else EMPTY
 
 
-def served_trajectory(row: dict, control_tokens: tuple = CONTROL_TOKENS) -> tuple[list[dict], list[dict] | None]:
-    """The messages and tools of a row in the one shape as an OpenAI-compatible server hands them to the chat template.
+def served_trajectory(row: dict, style: str, control_tokens: tuple) -> tuple[list[dict], list[dict] | None]:
+    """The messages and tools of a row in the one shape as a server hands them to the chat template.
 
-    vLLM and SGLang parse tool-call `arguments` strings into objects and read `content: null` as empty. A list of text
-    parts becomes their concatenation; another list or an object that a tool returned, its JSON. Reasoning, whether in
-    `reasoning_content` or inline in `content`, comes out in `reasoning_content`. See README, "What the server sees".
+    Tools are as the server prints them, and text parts joined as it does (see `server_styles`). What a client would
+    mend before it sends the row is mended: null is no text, an object that a tool returned is its JSON. Reasoning,
+    whether in `reasoning_content` or inline in `content`, comes out in `reasoning_content`.
 
     Returns (messages, tools): new dicts, the row is left alone; tools is None where there are none.
     Raises TrajectoryError, also where a text holds one of `control_tokens`.
@@ -118,14 +146,14 @@ def served_trajectory(row: dict, control_tokens: tuple = CONTROL_TOKENS) -> tupl
     served = []
     for position, message in enumerate(row["messages"]):
         try:
-            served.append(_served_message(message))
+            served.append(_served_message(message, style))
         except TrajectoryError as error:
             raise TrajectoryError(f"message {position}: {error}") from None
     for position, message in enumerate(served):
         _refuse_control_tokens(message, control_tokens, f"message {position}: ")
     if not any(message["role"] == "assistant" for message in served):
         raise TrajectoryError("the trajectory has no assistant message, so there is nothing to train on")
-    return served, row["tools"] or None
+    return served, [served_tool(tool, style) for tool in row["tools"] or ()] or None
 
 
 def without_reasoning(messages: list[dict]) -> list[dict]:
@@ -176,12 +204,12 @@ def _any_of(tokens: tuple) -> re.Pattern:
     return re.compile("|".join(map(re.escape, tokens)))
 
 
-def _served_message(message: dict) -> dict:
+def _served_message(message: dict, style: str) -> dict:
     role = message["role"]
     if role not in ROLES:
         raise TrajectoryError(f"unknown role {role!r}; known are {', '.join(ROLES)}")
     served = {key: value for key, value in message.items() if key not in ("reasoning_content", "tool_calls")}
-    served["content"] = _text(message["content"], role)
+    served["content"] = _text(message["content"], role, style)
     if role == "assistant":
         reasoning = message.get("reasoning_content") or ""
         # Beside reasoning in its own field, which templates read first, a think tag further on is text of the answer.
@@ -196,7 +224,7 @@ def _served_message(message: dict) -> dict:
         if reasoning:
             served["reasoning_content"] = reasoning
         if calls := message.get("tool_calls"):
-            served["tool_calls"] = [_served_call(call) for call in calls]
+            served["tool_calls"] = [_served_call(call, style) for call in calls]
             _refuse_twice(served)
     return served
 
@@ -224,8 +252,8 @@ def _inline_reasoning(content: str) -> tuple[str | None, str]:
     return (reasoning if opened else before).strip("\n"), answer.lstrip("\n")
 
 
-def _served_call(call: dict) -> dict:
-    arguments = call["function"]["arguments"]
+def _served_call(call: dict, style: str) -> dict:
+    arguments = given = call["function"]["arguments"]
     if isinstance(arguments, str) and arguments.strip():
         try:
             arguments = json.loads(arguments)
@@ -235,10 +263,12 @@ def _served_call(call: dict) -> dict:
         arguments = {}
     if not isinstance(arguments, dict):
         raise TrajectoryError(f"tool call arguments are not a JSON object but {kind_of(arguments)}")
+    if style == "sglang":
+        arguments = served_arguments(given, style)
     return {**call, "function": {**call["function"], "arguments": arguments}}
 
 
-def _text(content, role: str) -> str:
+def _text(content, role: str, style: str) -> str:
     if content is None:
         return ""
     if isinstance(content, str):
@@ -249,7 +279,7 @@ def _text(content, role: str) -> str:
                 f"content is not text but a list with a part of type {part['type']}; leave it out of the row"
             )
     if is_text_parts(content):
-        return "".join(part["text"] for part in content)
+        return joined([part["text"] for part in content], style)
     if role == "tool" and isinstance(content, (dict, list)):  # what a client sends; a template would render nothing
         return json.dumps(content, ensure_ascii=False, default=str)
     raise TrajectoryError(f"content is not text but {kind_of(content)}")

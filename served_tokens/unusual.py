@@ -9,7 +9,8 @@ from served_tokens.chat_template import time_limit
 from served_tokens.trajectory import CALL_TEXT, Trajectory
 from served_tokens.values import TrajectoryError, is_text_parts
 
-PARTS = "messages have several text parts; they are concatenated here, while vLLM puts a newline between them"
+PARTS = "messages have several text parts, which servers join in different ways (--server-style)"
+TOOLS = "trajectories have tools that the server prints otherwise than they are given (--server-style)"
 SERIALIZED = "tool outputs are objects or lists; they are rendered as JSON, as clients send them"
 NO_QUERIES = "user messages are one <tool_response> block, which Qwen3's template does not take for a query"
 UNKNOWN_TOOL = "tool calls name a tool that their trajectory does not offer"
@@ -44,6 +45,8 @@ NOTES = (
 def counted(trajectory: Trajectory) -> Counter:
     """Of a row: what it was read as, keys that nobody reads, and what may be a mistake; see the functions below."""
     counts = unusual(trajectory.as_given, trajectory.messages, trajectory.tools)
+    if ways := tools_printed_otherwise(trajectory.tools_given or [], trajectory.tools or []):
+        counts.update([TOOLS, *((TOOLS, way) for way in ways)])
     counts.update({(SHAPE, name): number for name, number in trajectory.shapes.items() if number})
     for kind, key, _ in trajectory.unread:
         counts[UNREAD, kind, key] = counts[UNREAD, kind] = 1
@@ -54,6 +57,19 @@ def digest(plain: list[dict]) -> int:
     """8 bytes that rows with the same plain messages share, and no others."""
     text = "\0".join(message["content"] for message in plain)
     return int.from_bytes(hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=8).digest())
+
+
+def tools_printed_otherwise(given: list, served: list) -> dict:
+    """{way: None} in which a server prints tools otherwise than they are given."""
+    ways = {}
+    for tool, shown in zip(given, served):
+        before, after = (tool, tool.get("function", {})), (shown, shown.get("function", {}))
+        for old, new in zip(before, after):
+            ways |= {f"without {key}": None for key in old if key not in new}
+            ways |= {f"with {key}: {json.dumps(new[key])}": None for key in new if key not in old}
+            if [key for key in old if key in new] != [key for key in new if key in old]:
+                ways["in another order"] = None
+    return ways
 
 
 def shapes_met(counts: Counter) -> list[tuple[str, int]]:
@@ -71,6 +87,12 @@ def unread_keys(counts: Counter) -> list[str]:
         if keys:
             lines.append(f"{counts[UNREAD, kind]} rows have {keys_are} that nobody reads: {shown}{more}")
     return lines
+
+
+def tools_line(counts: Counter) -> str:
+    """How tools are printed, and in how many trajectories."""
+    ways = Counter({what[1]: number for what, number in counts.items() if what[0] == TOOLS})
+    return f"{counts[TOOLS]} {TOOLS}: " + ", ".join(f"{way} ({n})" for way, n in ways.most_common(SHOWN_KEYS))
 
 
 def refuse_breaks(messages: list[dict], tools: list[dict] | None) -> None:

@@ -3,9 +3,12 @@
 from served_tokens.trajectory import CONTROL_TOKENS, Reading, read_trajectory
 
 
-def served_trajectory(row: dict, control_tokens: tuple = CONTROL_TOKENS) -> tuple:
-    reading = Reading(allow_control_tokens=not control_tokens, allow_calls_without_tools=True)
+def served_trajectory(row: dict, control_tokens: tuple = CONTROL_TOKENS, **options) -> tuple:
+    reading = Reading(allow_control_tokens=not control_tokens, allow_calls_without_tools=True, **options)
     return read_trajectory(row, reading, control_tokens)[:2]
 
 
-READ_AS_IT_IS = {"reading": {}, "enable_thinking": None}  # what step 1 tells of a row, beside where it is from
+READ_AS_IT_IS = {
+    "reading": {"server_style": "vllm", "echo": "none"},
+    "enable_thinking": None,
+}  # what step 1 tells of a row, beside where it is from

@@ -4,13 +4,14 @@ import pytest
 from conftest import GOLDEN, ROOT, assistant, call, tool, user
 from hypothesis import given
 from hypothesis import strategies as st
+from reading_rows import served_trajectory
 
 from served_tokens.chat_template import QWEN3, load_chat_template, read_chat_template
 from served_tokens.echo import answer_to, echoed_history
 from served_tokens.echoed_turn import echoed_turn
 from served_tokens.plain_messages import apply_chat_template
 from served_tokens.served_turn import echoed_messages, served_turn
-from served_tokens.trajectory import served_trajectory, without_reasoning
+from served_tokens.trajectory import without_reasoning
 
 RECORDED = json.loads((ROOT / "tests" / "server" / "vllm_echo.json").read_text(encoding="utf-8"))["prompts"]
 CASES = {case["name"]: case for case in GOLDEN}
@@ -64,7 +65,7 @@ def test_an_answer_is_parsed_as_the_server_parses_it(target, whole, streamed, re
 @pytest.mark.parametrize("prompt", RECORDED, ids=recorded_name)
 def test_the_check_renders_the_same_prompts(prompt):
     render = load_chat_template(read_chat_template(str(QWEN3)))
-    messages, tools = served_trajectory({"tools": None, **CASES[prompt["name"]]})
+    messages, tools = served_trajectory(CASES[prompt["name"]])
     served_as = "template" if prompt["reasoning_sent_as"] else "drop"
     came_back = echoed_messages(messages, tools, served_as, prompt["echo"], render)
     assert served_turn(messages, tools, prompt["turn"], served_as, render, came_back)[0] == prompt["prompt"]
@@ -74,7 +75,7 @@ def test_the_check_renders_the_same_prompts(prompt):
 @pytest.mark.parametrize("prompt", RECORDED, ids=recorded_name)
 def test_plain_messages_and_edits_make_up_the_same_prompts(prompt, linear):
     render = load_chat_template(read_chat_template(str(QWEN3)))
-    messages, tools = served_trajectory({"tools": None, **CASES[prompt["name"]]})
+    messages, tools = served_trajectory(CASES[prompt["name"]])
     plain, served = apply_chat_template(messages, tools, render, linear, prompt["echo"])
     place = next(turn["message"] for turn in served["turns"] if turn["turn"] == prompt["turn"])
     shown = [message["content"] for message in plain[:place]]

@@ -296,7 +296,7 @@ def test_exact_refused_and_other_prompts_are_told_apart():
     with serving(a_server(render)) as url:
         server = connect(url)
         compared = compare_with_server(iter(asked), 3, server, "reasoning_content", decode)
-    assert lines_of(compared, "none", server, 10) == [
+    assert lines_of(compared, server, 10) == [
         "data.jsonl: trajectory 0, turn 1: the server's prompt differs from token 7 of 7:\n"
         "  server : …'<user>q' >>> ''\n  trained: …'<user>q' >>> ' '",
         f"  asked                   3  of 10 prompts at {url}{RENDER}",
@@ -325,7 +325,7 @@ def test_a_server_that_parses_shows_which_agents_the_samples_fit():
         server = connect(url)
         compared = compare_with_server(iter([asked]), 1, server, "none", decode)
     assert (compared.asked, compared.exact) == ({"none": 1, "vllm": 1, "vllm-stream": 1}, {"vllm": 1})
-    assert lines_of(compared, "vllm", server, 1)[2:] == [
+    assert lines_of(compared, server, 1)[2:] == [
         "         0 of      1  are what an agent is served that sends them as the rows have them",
         "         1 of      1  are what an agent is served that sends the answers back as they came",
         "         0 of      1  are what an agent is served that streams, and sends the answers back as they came",

@@ -85,7 +85,7 @@ def test_each_turn_becomes_one_prefix_sample_without_the_reasoning_of_the_histor
         "trajectory": 0,
         "turns": [8],
         "served_as": "drop",
-        "reading": "{}",
+        "reading": '{"server_style": "vllm", "echo": "none"}',
     }
     assert [sample["turns"][-1] for sample in samples] == [2, 4, 6, 8]
     assert [len(sample["history"]) for sample in samples] == [0, 1, 2, 3]
