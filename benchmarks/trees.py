@@ -29,7 +29,7 @@ from torch.utils.checkpoint import checkpoint
 
 from served_tokens import tree_attention
 from served_tokens.findings import IGNORE_INDEX
-from served_tokens.token_trees import Sample, padded, rows_of, tree
+from served_tokens.token_trees import Row, Sample, padded, rows_of, tree
 from served_tokens.tree_attention import BLOCK, use_tree_attention
 
 # (turns on average, their deviation, most), tokens of reasoning a turn, part of the turns that a query follows
@@ -290,13 +290,15 @@ def many_lengths(row_tokens: int, dynamic: bool | None) -> None:
     shape, dtype, *_ = SIZES["gpu"]
     model = model_of(shape, dtype, "cuda")
     samples = [sample for turns in trajectories(12, 1, shape["vocab_size"]) for sample in prefix_samples(turns, False)]
-    lengths = (row_tokens, row_tokens * 3 // 4, row_tokens // 2, row_tokens * 5 // 8, row_tokens * 7 // 8, row_tokens)
+    whole = max(rows_of(samples, row_tokens), key=lambda row: len(row.input_ids))
+    lengths = [len(whole.input_ids) * eighths // 8 for eighths in (8, 6, 4, 5, 7)]
     print(
         f"\nrows of different lengths, dynamic={dynamic}, one after the other: seconds of the first and second step",
         flush=True,
     )
     for length in lengths:
-        row = next(rows_of(samples, length))
+        row = Row(*(column[:length] for column in whole))
+        row = row._replace(last=np.minimum(row.last, length - 1))
         first, second = (measured(lambda of=row: step(model, [of], "cuda"), "cuda") for _ in range(2))
         print(
             f"  {len(row.input_ids):>6} tokens: {first[0]:>7.2f} {second[0]:>7.3f} s, peak {second[1]:.1f} GB, "
