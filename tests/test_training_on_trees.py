@@ -1,4 +1,4 @@
-"""train_on_trees.py for real, on a tiny random Qwen3 on the CPU: what LlamaFactory logs is what it logs of the samples."""
+"""train_on_trees.py for real, on a tiny random Qwen3 on the CPU: LlamaFactory logs what it logs of the samples."""
 
 import json
 import os
@@ -63,7 +63,7 @@ def project(tmp_path_factory, tiny_model) -> Path:
 
 @pytest.fixture(scope="module")
 def train(project, tiny_model):
-    """train(command, output, *overrides) -> (the losses that LlamaFactory logs, those of the held set, what it prints)"""
+    """train(command, output, *overrides) -> (the losses that are logged, those of the held set, what is printed)"""
 
     def train(command: list, output: str, *overrides, **environment):
         own = [one for one in SETTINGS if command is TREES or not one.startswith("row_")]
