@@ -4,7 +4,8 @@
 
 Needs torch, transformers and numpy alone. The trajectories are made-up token ids with the statistics of EnvScaler's
 rows (two of a task share tools and system prompt); the models have random weights. Sizes: "cpu", a small model and
-trajectories a sixteenth as long, and "gpu", a model of the shape of Qwen3-0.6B in bf16 with rows of 32,768 tokens.
+trajectories a sixteenth as long, and "gpu", models of the shapes of Qwen3-0.6B and Qwen3-4B in bf16 with rows of up
+to 32,768 tokens.
 
 A step is forward and backward of the same samples, with gradient checkpointing, as LlamaFactory sets it, and the logits
 of supervised tokens alone, in chunks; the optimizer is not in it. The contenders take turns, the median is shown:
@@ -15,7 +16,6 @@ of supervised tokens alone, in chunks; the optimizer is not in it. The contender
 
 import argparse
 import contextlib
-import functools
 import statistics
 import time
 import traceback
@@ -24,10 +24,8 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
-from torch.nn.attention.flex_attention import flex_attention
 from torch.utils.checkpoint import checkpoint
 
-from served_tokens import tree_attention
 from served_tokens.findings import IGNORE_INDEX
 from served_tokens.token_trees import Row, Sample, padded, rows_of, tree
 from served_tokens.tree_attention import BLOCK, use_tree_attention
@@ -42,7 +40,10 @@ SMALL = {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4, "
 SMALL |= {"num_key_value_heads": 2, "head_dim": 32, "vocab_size": 2048}
 QWEN3_06B = {"hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28, "num_attention_heads": 16}
 QWEN3_06B |= {"num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151936}
+QWEN3_4B = {"hidden_size": 2560, "intermediate_size": 9728, "num_hidden_layers": 36, "num_attention_heads": 32}
+QWEN3_4B |= {"num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151936}
 SIZES = {"cpu": (SMALL, torch.float32, 16, 2048), "gpu": (QWEN3_06B, torch.bfloat16, 1, 32768)}
+SIZES["4b"] = (QWEN3_4B, *SIZES["gpu"][1:])
 
 
 # ---------------------------------------------------------------- samples
@@ -208,13 +209,12 @@ def _as_causal(row):
 
 def speed(size: str, rounds: int) -> None:
     shape, dtype, shorter, row_tokens = SIZES[size]
-    device = "cuda" if size == "gpu" else "cpu"
+    device = "cpu" if size == "cpu" else "cuda"
     samples, rows = [], []
-    for turns in trajectories(8, shorter, shape["vocab_size"]):  # as many whole trajectories as one row holds
+    for turns in trajectories(12, shorter, shape["vocab_size"]):  # as many whole trajectories as one row holds
         more = samples + prefix_samples(turns, False)
-        if len(made := list(rows_of(more, row_tokens))) > 1:
-            break
-        samples, rows = more, made
+        if len(made := list(rows_of(more, row_tokens))) == 1:
+            samples, rows = more, made
     contenders = {"trees": rows, "packed": list(packed_rows(samples, row_tokens)), "one by one": samples}
     model = model_of(shape, dtype, device)
     print(f"\na step over {len(samples)} samples, {_described(model)}, {dtype}, {device}", flush=True)
@@ -283,19 +283,14 @@ def peak_memory(device: str) -> int:
     return 0
 
 
-def many_lengths(row_tokens: int, dynamic: bool | None) -> None:
+def many_lengths(row_tokens: int) -> None:
     """Rows of other lengths: how often flex_attention is compiled anew, and whether it is slower then."""
-    tree_attention._compiled = functools.cache(lambda: torch.compile(flex_attention, dynamic=dynamic))
-    torch._dynamo.config.recompile_limit = 64
     shape, dtype, *_ = SIZES["gpu"]
     model = model_of(shape, dtype, "cuda")
     samples = [sample for turns in trajectories(12, 1, shape["vocab_size"]) for sample in prefix_samples(turns, False)]
     whole = max(rows_of(samples, row_tokens), key=lambda row: len(row.input_ids))
     lengths = [len(whole.input_ids) * eighths // 8 for eighths in (8, 6, 4, 5, 7)]
-    print(
-        f"\nrows of different lengths, dynamic={dynamic}, one after the other: seconds of the first and second step",
-        flush=True,
-    )
+    print("\nrows of different lengths, one after the other: seconds of the first and second step", flush=True)
     for length in lengths:
         row = Row(*(column[:length] for column in whole))
         row = row._replace(last=np.minimum(row.last, length - 1))
@@ -318,7 +313,7 @@ def section(work, *arguments) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", choices=list(SIZES), default="cpu")
+    parser.add_argument("--size", choices=["cpu", "gpu"], default="cpu")
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
     start = time.perf_counter()
@@ -329,8 +324,8 @@ def main() -> None:
     if args.size == "gpu":
         section(exactness, "cuda", torch.float32)
         section(speed, "gpu", args.rounds)
-        section(many_lengths, SIZES["gpu"][3], None)
-        section(many_lengths, SIZES["gpu"][3], False)
+        section(many_lengths, SIZES["gpu"][3])
+        section(speed, "4b", 2)
     else:
         section(exactness, "cpu", torch.float64)
         section(exactness, "cpu", torch.float32)
