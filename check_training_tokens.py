@@ -6,7 +6,8 @@
 Takes the YAML and the overrides of `llamafactory-cli train`. LlamaFactory itself (its parser, its template, its data
 loader) builds the training set. Beside it, for each sample, the served prompt and the target of its turn are rendered
 from the original trajectory with the tokenizer's own chat template, prefix by prefix, and tokenized as the server does.
-Token ids and loss mask must be the same, all of them. Exit code 1 where anything differs or is cut.
+Token ids and loss mask must be the same, all of them; and each text of the row as it was given must be in the samples
+that should hold it. Exit code 1 where anything differs, is cut or lost.
 --report and --plots draw what the check learns on its way; --show prints one sample and checks nothing.
 
 The one idea: nothing of step 1 and step 2 is trusted; the two sides share only the trajectories.
@@ -28,15 +29,16 @@ from pathlib import Path
 
 from served_tokens import llamafactory
 from served_tokens.charts import plots
+from served_tokens.command_line import CommandLine, exit_on_signals, positive_count
 from served_tokens.comparison import Truth, check_dataset
 from served_tokens.findings import SAMPLES_IN_PAGE, Findings, Sample, Schedule, choice_of_samples, training_cost
 from served_tokens.report import Checked, report_page
-from served_tokens.shards import exit_on_signals, positive_count
+from served_tokens.row_texts import unread_lines
 from served_tokens.token_view import terminal_view
 from served_tokens.writing import accounted, shown, whole_file
 
 ROOT = Path(__file__).resolve().parent
-SHOWN_MISMATCHES = 3
+SHOWN_MISMATCHES, SHOWN_KEYS = 3, 10
 
 
 def check_sets(sets: list, to_train: int, truth: Truth, data_args) -> tuple[list[Findings], list[str]]:
@@ -62,6 +64,8 @@ def check_sets(sets: list, to_train: int, truth: Truth, data_args) -> tuple[list
             trained.update(supervised)
         if found[-1].counts["exact"] < len(built):
             problems.append(f"{name}: the model would not be trained on what it is served with")
+        if lost := found[-1].counts["lost texts"]:
+            problems.append(f"{name}: {lost} texts of the trajectories are in no sample that should hold them")
         print_findings(found[-1], data_args.max_samples)
     if repeated := sum(times > 1 for times in trained.values()):
         problems.append(f"{repeated} turns are trained more than once")
@@ -75,7 +79,7 @@ def check_sets(sets: list, to_train: int, truth: Truth, data_args) -> tuple[list
 
 def print_findings(found: Findings, max_samples: int | None) -> None:
     counts, samples = found.counts, len(found.lengths)
-    for _, text in list(found.mismatches.values())[:SHOWN_MISMATCHES]:
+    for text in [*(text for _, text in list(found.mismatches.values())[:SHOWN_MISMATCHES]), *found.lost]:
         print(text)
     print(f"{found.name}: {samples} samples {found.settings}")
     print(f"  exact            {counts['exact']:>8}  ({counts['exact'] / max(1, samples):.2%})")
@@ -87,6 +91,13 @@ def print_findings(found: Findings, max_samples: int | None) -> None:
     print(f"  left out         {counts['turns'] - counts['supervised turns']:>8}  turns without a sample{limit}")
     for why, number in found.why_left_out.most_common():
         print(f"                   {number:>8}  of them: {why}")
+    print(f"  lost             {counts['lost texts']:>8}  texts are in no sample that should hold them")
+    for key, number in found.lost_under.most_common(SHOWN_KEYS):
+        print(f"                   {number:>8}  of them: {key}")
+    for why, number in (+found.not_trained).most_common():
+        print(f"  not trained      {number:>8}  texts: {why}")
+    for line in unread_lines(found):
+        print(f"  not trained and not shown: {line}")
     if counts["rows set aside"]:
         print(
             f"  set aside        {counts['rows set aside']:>8}  trajectories that cannot be read or hold control tokens"
@@ -184,7 +195,7 @@ def html_file(text: str) -> Path:
 
 
 def parsed_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandLine(__doc__)
     add = parser.add_argument
     add("yaml", nargs="?", default=shown(ROOT / "qwen3_full_sft.yaml"), metavar="YAML")
     add("overrides", nargs="*", metavar="key=value", help="as for llamafactory-cli train")
@@ -266,8 +277,7 @@ def main() -> None:
         return
     if not tokenizer.chat_template:
         sys.exit(f"{model_args.model_name_or_path}: the tokenizer has no chat template to compare with")
-    held_out = {(told["source"], told["trajectory"]) for _, _, provenance, _ in sets[to_train:] for told in provenance}
-    truth = Truth(tokenizer, data_args.cutoff_len, args.trajectories, held_out)
+    truth = Truth(tokenizer, data_args.cutoff_len, args.trajectories, data_args.max_samples is not None)
     found, of_samples = check_sets(sets, to_train, truth, data_args)
     problems += of_samples
 

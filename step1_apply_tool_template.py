@@ -23,6 +23,7 @@ import functools
 import itertools
 import json
 import os
+import shlex
 import sys
 from collections import Counter
 from pathlib import Path
@@ -31,6 +32,8 @@ import orjson
 
 from served_tokens import hub_data_set, unusual
 from served_tokens.chat_template import QWEN3, ChatTemplate, read_chat_template
+from served_tokens.command_line import CommandLine, exit_on_signals, positive_count
+from served_tokens.data_sets import name_of
 from served_tokens.plain_messages import apply_chat_template, apply_despite_control_tokens, prepared_template
 from served_tokens.reading import (
     FORMATS,
@@ -43,18 +46,20 @@ from served_tokens.reading import (
     open_parquet,
     read_rows,
 )
+from served_tokens.shapes import FIELDS
 from served_tokens.shards import (
+    DIGEST,
     ROWS_IN,
     SET_ASIDE,
+    Totals,
     Work,
     convert_files,
-    exit_on_signals,
     parts_of,
-    positive_count,
     print_reasons,
     save_beside,
 )
-from served_tokens.trajectory import TrajectoryError, decoded_messages, served_trajectory
+from served_tokens.trajectory import AS_IT_IS, Reading, read_trajectory
+from served_tokens.values import TrajectoryError
 from served_tokens.writing import (
     accounted,
     check_output,
@@ -72,24 +77,18 @@ ROOT = Path(__file__).resolve().parent
 SAMPLE = ROOT / "data" / "envscaler_sample.jsonl"
 SUFFIX = "_apply_qwen3_template"
 OURS = ("messages", "served")
-ROWS_OUT, TURNS = "trajectories", "turns"
-LEFT_OUT = "turns cannot become samples: the chat template wants a user query before them"
+ROWS_OUT, TURNS, LEFT_OUT, WITH_REASONING = "trajectories", "turns", "turns left out", "turns with reasoning"
 UNSEEN = "turns have reasoning that this chat template does not render; their targets are without it"
 ROWS_OF_SCHEMA = 512  # that decide the types of a Parquet file
 
 
 def convert_row(
-    row: dict,
-    place: Place,
-    chat_template: ChatTemplate,
-    as_json: bool,
-    allow_control_tokens: bool = False,
-    validate_tools: bool = False,
+    row: dict, place: Place, chat_template: ChatTemplate, as_json: bool, reading: Reading = AS_IT_IS
 ) -> tuple[Counter, list]:
     """One input row -> (what to know of it, counted; [("", output row or its JSON)]); raises TrajectoryError."""
     if "served" in row:
         raise TrajectoryError("the row has a column `served`: it is one of step 1 already")
-    counts, messages, served = plain_row(row, place, chat_template, allow_control_tokens, validate_tools)
+    counts, messages, served = plain_row(row, place, chat_template, reading)
     converted = {**row, "messages": messages, "served": served}
     with lone_surrogates_refused():
         if as_json:
@@ -107,29 +106,25 @@ def lone_surrogates_refused():
         raise TrajectoryError("the text holds a lone surrogate, which no tokenizer can read") from None
 
 
-def plain_row(
-    row: dict, place: Place, chat_template: ChatTemplate, allow_control_tokens: bool, validate_tools: bool
-) -> tuple:
+def plain_row(row: dict, place: Place, chat_template: ChatTemplate, reading: Reading) -> tuple:
     """(counts, the plain messages of a row, what is served of it: see `apply_chat_template`)"""
-    as_given = decoded_messages(row)
+    trajectory = read_trajectory(row, reading, chat_template.control_tokens)
+    messages, tools, *_ = trajectory
+    counts = unusual.counted(trajectory)
+    if reading.validate_tools:
+        unusual.refuse_breaks(messages, tools)
     render, linear = prepared_template(chat_template)
-    messages, tools = served_trajectory(
-        {**row, "messages": as_given}, () if allow_control_tokens else chat_template.control_tokens
-    )
-    counts = unusual.unusual(as_given, messages, tools)
-    if validate_tools:
-        counts += unusual.schema_breaks(messages, tools)
-        for note in (unusual.UNKNOWN_TOOL, unusual.BAD_ARGUMENTS, unusual.BAD_SCHEMA):
-            if counts[note]:
-                raise TrajectoryError(f"{counts[note]} {note}; fix them, or drop --validate-tools")
-    apply = apply_despite_control_tokens if allow_control_tokens else apply_chat_template
+    apply = apply_despite_control_tokens if reading.allow_control_tokens else apply_chat_template
     plain, served = apply(messages, tools, render, linear)
-    counts += Counter({ROWS_OUT: 1, TURNS: len(served["turns"])})
     for turn in served["turns"]:
+        turn["left_out"] = trajectory.not_trained.get(turn["turn"], turn["left_out"])
+        counts[LEFT_OUT, turn["left_out"]] += turn["left_out"] is not None
         reasoning = messages[turn["turn"]].get("reasoning_content", "").strip()
-        counts[LEFT_OUT] += turn["left_out"] is not None
+        counts[WITH_REASONING] += bool(reasoning)
         counts[UNSEEN] += reasoning not in plain[turn["message"]]["content"]
-    return counts, plain, {"source": place.source, "trajectory": place.row, **served}
+    counts += Counter({ROWS_OUT: 1, DIGEST: unusual.digest(plain), TURNS: len(served["turns"])})
+    told = {"source": place.source, "trajectory": place.row, "reading": reading.told()}
+    return counts, plain, {**told, "enable_thinking": trajectory.thinking, **served}
 
 
 def is_on_hub(source: str) -> bool:
@@ -146,6 +141,12 @@ def default_output(source: str) -> Path:
     return path.with_name(path.name.removesuffix(kind) + SUFFIX + (kind.removesuffix(".gz") or ".jsonl"))
 
 
+def output_of_step2(output: Path) -> list[str]:
+    """Where the samples go, but for EnvScaler's, whose place is the default of step 2."""
+    name = name_of(output).removesuffix(SUFFIX)
+    return [] if "envscaler" in name.lower() else [shown(output.with_name(f"alpaca_mask_history_{name}"))]
+
+
 def input_files(source: str, pattern: str | None, split: str | None) -> list[str]:
     """The files behind INPUT, or the addresses of those that hold trajectories in a data set of the Hub."""
     if is_on_hub(source):
@@ -155,11 +156,11 @@ def input_files(source: str, pattern: str | None, split: str | None) -> list[str
     return find_files(source)
 
 
-def output_schema(files: list[str], control_tokens: tuple):
+def output_schema(files: list[str], reading: Reading):
     """The columns of a Parquet output: those of Parquet inputs keep their types, else the first good rows tell."""
     if {format_of(local_file(file)) for file in files} != {".parquet"}:
         rows = (row for file in files for _, row, error in read_rows(file) if not error)
-        first = itertools.islice((row for row in rows if is_good(row, control_tokens)), ROWS_OF_SCHEMA)
+        first = itertools.islice((row for row in rows if is_good(row, reading)), ROWS_OF_SCHEMA)
         return inferred_schema([{**row, **dict.fromkeys(OURS, "")} for row in first])
     import pyarrow as pa
 
@@ -171,10 +172,10 @@ def output_schema(files: list[str], control_tokens: tuple):
     return pa.schema([*{**fields, "messages": pa.field("messages", pa.string())}.values(), ("served", pa.string())])
 
 
-def is_good(row: dict, control_tokens: tuple) -> bool:
+def is_good(row: dict, reading: Reading) -> bool:
     """Whether a row is not set aside for what a server makes of it."""
     with contextlib.suppress(TrajectoryError, RecursionError):
-        return bool(served_trajectory(row, control_tokens))
+        return bool(read_trajectory(row, reading))
     return False
 
 
@@ -187,10 +188,30 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="a .jinja file, a model directory or a Hub model id (default: the embedded Qwen3 template)",
     )
     add(
+        "--read-as",
+        action="append",
+        default=[],
+        type=key_and_field,
+        metavar="KEY=FIELD",
+        help=f"read what stands under KEY as {', '.join(FIELDS)}; can be given again",
+    )
+    add(
+        "--ignore-key",
+        action="append",
+        default=[],
+        metavar="KEY",
+        help="read rows as if they did not have KEY, wherever it is; can be given again",
+    )
+    add(
         "--allow-control-tokens",
         action="store_true",
         help="keep trajectories whose texts hold control tokens such as "
         "<|im_start|>, which the model reads as such when it is served and trained (default: set them aside)",
+    )
+    add(
+        "--allow-calls-without-tools",
+        action="store_true",
+        help="keep trajectories that call tools and offer none, because their system text holds them",
     )
     add(
         "--validate-tools",
@@ -199,15 +220,45 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def print_notes(counts: Counter) -> None:
-    """What of the data may be a mistake."""
-    for note in (LEFT_OUT, UNSEEN, *unusual.NOTES):
+def key_and_field(text: str) -> tuple[str, str]:
+    """Of KEY=FIELD, for argparse."""
+    key, _, field = text.partition("=")
+    if not key or field not in FIELDS:
+        raise argparse.ArgumentTypeError(f"{text!r} is not KEY=FIELD with a FIELD of {', '.join(FIELDS)}")
+    return key, field
+
+
+def reading_of(args: argparse.Namespace) -> Reading:
+    """How rows are to be read."""
+    return Reading(
+        tuple(args.read_as),
+        tuple(args.ignore_key),
+        args.allow_control_tokens,
+        args.allow_calls_without_tools,
+        args.validate_tools,
+    )
+
+
+def print_notes(totals: Totals) -> None:
+    """What of the data was read how, what nobody reads, and what may be a mistake."""
+    counts = totals.counts
+    print("read as: " + ", ".join(f"{name} ({number})" for name, number in unusual.shapes_met(counts)))
+    for what, number in counts.items():
+        if what[0] == LEFT_OUT and number:
+            print(f"{number} turns left out: {what[1]}")
+    for line in unusual.unread_keys(counts):
+        print(line)
+    if counts[TURNS] and not counts[WITH_REASONING]:
+        print(unusual.NO_REASONING)
+    for note in (UNSEEN, *unusual.NOTES):
         if counts[note]:
             print(f"{counts[note]} {note}")
+    if equal := totals.equal_rows():
+        print(f"{equal} rows have the same messages and tools as another row")
 
 
 def parsed_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandLine(__doc__)
     add = parser.add_argument
     add("input", nargs="?", default=shown(SAMPLE), metavar="INPUT")
     add("output", nargs="?", type=Path, metavar="OUTPUT", help=f"default: INPUT's name with {SUFFIX}")
@@ -231,16 +282,9 @@ def main() -> None:
     prepared_template(chat_template)  # before the work, so that a bad one costs nothing
     files = input_files(args.input, args.file, args.split)
     refuse_inputs([args.input, *files], output, output.with_name(output.name + REJECTS))
-    as_json = part_suffix(output) == ".jsonl"
-    control_tokens = () if args.allow_control_tokens else chat_template.control_tokens
-    schema = None if as_json else output_schema(files, control_tokens)
-    convert = functools.partial(
-        convert_row,
-        chat_template=chat_template,
-        as_json=as_json,
-        allow_control_tokens=args.allow_control_tokens,
-        validate_tools=args.validate_tools,
-    )
+    as_json, reading = part_suffix(output) == ".jsonl", reading_of(args)
+    schema = None if as_json else output_schema(files, reading)
+    convert = functools.partial(convert_row, chat_template=chat_template, as_json=as_json, reading=reading)
     replaced = ", in place of an earlier one" if output.exists() else ""
     with work_folder(output) as parts:
         work = Work(convert, output, parts, part_suffix(output), schema, args.strict)
@@ -251,11 +295,11 @@ def main() -> None:
         join(parts_of(parts), output)
     counts = totals.counts
     rows = accounted("rows", counts[ROWS_IN], counts[ROWS_OUT], "out", counts[SET_ASIDE], "set aside")
-    for_samples = counts[TURNS] - counts[LEFT_OUT]
+    left_out = sum(number for what, number in counts.items() if what[0] == LEFT_OUT)
     print(f"{rows}: {shown(output)}{replaced}")
-    print(accounted("turns", counts[TURNS], for_samples, "for samples", counts[LEFT_OUT], "left out"))
-    print_notes(counts)
-    print(f"next: python step2_to_alpaca_mask_history.py {shown(output)}")
+    print(accounted("turns", counts[TURNS], counts[TURNS] - left_out, "for samples", left_out, "left out"))
+    print_notes(totals)
+    print(shlex.join(["next:", "python", "step2_to_alpaca_mask_history.py", shown(output), *output_of_step2(output)]))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@ INPUT   what step 1 wrote: "messages" of plain text, and "served".
 OUTPUT  a folder of Parquet files, or one .parquet, .jsonl or .json file: one sample per turn, in the order of
         the rows and turns:
         {"instruction": "…", "input": "", "output": "<target of the turn>", "system": "…", "history": [["…", "…"], …],
-         "source": "data/x.jsonl", "trajectory": 17, "turns": [4], "served_as": "drop" | "template" | "no-thinking"}
+         "source": "data/x.jsonl", "trajectory": 17, "turns": [4], "served_as": "drop" | "template" | "no-thinking",
+         "reading": "<the options by which step 1 read the row, as JSON>"}
         Beside it go a preview of the first samples, those that are held out (--val-ratio), a list of the turns that are
         left out and of the rows set aside. dataset_info.json gets an entry for it.
 
@@ -29,7 +30,9 @@ from pathlib import Path
 
 import orjson
 
+from served_tokens import unusual
 from served_tokens.alpaca import COLUMNS, history_first, sample_schema, training_settings
+from served_tokens.command_line import CommandLine, exit_on_signals, positive_count, ratio, whole_number
 from served_tokens.data_sets import BY_CONTENT, BY_TASK, name_of, read_dataset_info, register
 from served_tokens.lengths import load_tokenizer
 from served_tokens.reading import LEFT_OUT, PREVIEW, REJECTS, find_files, read_rows
@@ -44,6 +47,7 @@ from served_tokens.samples import (
     UNDATED,
     UNMERGED,
     VALIDATION,
+    WITH_REASONING,
     WITHOUT_SAMPLES,
     Options,
     convert_row,
@@ -54,12 +58,11 @@ from served_tokens.shards import (
     SET_ASIDE,
     Work,
     convert_files,
-    exit_on_signals,
     parts_of,
-    positive_count,
     print_reasons,
     save_beside,
 )
+from served_tokens.values import map_texts
 from served_tokens.writing import (
     accounted,
     check_output,
@@ -74,14 +77,8 @@ from served_tokens.writing import (
 
 ROOT = Path(__file__).resolve().parent
 DEFAULT_INPUT = ROOT / "data" / "envscaler_sample_apply_qwen3_template.jsonl"
+SHOWN_TEXT = 1000  # characters of a text in the preview, from its start and from its end
 DEFAULT_OUTPUT = ROOT / "data" / "alpaca_mask_history_envscaler_sft_traj_9k"
-
-
-def ratio(text: str) -> float:
-    """A number from 0 up to, but not, 1, for argparse."""
-    if not 0 <= float(text) < 1:
-        raise ValueError
-    return float(text)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -119,14 +116,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="R",
         help="hold about this part of the tasks out, for validation: OUTPUT's name with _val",
     )
-    add("--seed", type=int, default=42, help="of the validation set (default: 42)")
+    add("--seed", type=whole_number, default=42, help="of the validation set (default: 42)")
     add("--dataset-name", help="the name in dataset_info.json (default: OUTPUT's name)")
     add(
         "--dataset-dir",
         type=Path,
-        default=ROOT,
         metavar="FOLDER",
-        help="where dataset_info.json is, LlamaFactory's dataset_dir (default: here)",
+        help="where dataset_info.json is, LlamaFactory's dataset_dir (default: here for the default output, which it "
+        "has already, else beside OUTPUT)",
     )
 
 
@@ -154,8 +151,15 @@ def check_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> 
     args.served_as = "no-thinking" if args.no_thinking else args.history_thinking
     args.as_json = part_suffix(args.output) == ".jsonl"
     args.options = Options(**{name: getattr(args, name) for name in Options._fields})
+    if args.dataset_dir is None:
+        is_default = (
+            args.output.resolve() == DEFAULT_OUTPUT and not args.val_ratio and args.dataset_name == DEFAULT_OUTPUT.name
+        )
+        args.dataset_dir = ROOT if is_default else args.output.parent
     args.dataset_info = args.dataset_dir / "dataset_info.json"
     read_dataset_info(args.dataset_info)  # before the work, so that a broken one costs nothing
+    if args.dataset_dir.is_dir() and not os.access(args.dataset_dir, os.W_OK):
+        sys.exit(f"{args.dataset_info}: cannot be written; name another folder by --dataset-dir")
 
 
 def print_counts(counts: Counter) -> None:
@@ -173,6 +177,8 @@ def print_counts(counts: Counter) -> None:
         )
     for reason, number in left_out.items():
         print(f"{number} turns left out: {reason}")
+    if counts[SUPERVISED] and not (counts[WITH_REASONING] or counts[NOT_THINKING]):
+        print(unusual.NO_REASONING)
 
 
 def print_next(args: argparse.Namespace, counts: Counter) -> None:
@@ -186,7 +192,7 @@ def print_next(args: argparse.Namespace, counts: Counter) -> None:
     if args.val_ratio:
         settings = [f"eval_dataset={args.dataset_name}{VALIDATION}", *settings]
     if not args.dataset_dir.samefile(ROOT):
-        settings = [f"dataset_dir={args.dataset_dir}", *settings]
+        settings = [f"dataset_dir={shown(args.dataset_dir)}", *settings]
     print(shlex.join(["next:", "python", "check_training_tokens.py", "qwen3_full_sft.yaml", *settings]))
 
 
@@ -208,19 +214,26 @@ def refuse_nothing(args: argparse.Namespace, counts: Counter) -> None:
     sys.exit(f"{args.input}: {reason}; {shown(args.output)} is not written{still_there(args.output)}")
 
 
+def shortened(text: str) -> str:
+    """A text of a preview, long ones without their middle."""
+    left_out = len(text) - 2 * SHOWN_TEXT
+    return text if left_out <= 0 else f"{text[:SHOWN_TEXT]} […{left_out} characters…] {text[-SHOWN_TEXT:]}"
+
+
 def save(output: Path, parts: Path, stream: str, preview: int) -> None:
     """Join the samples of a stream, and write the first ones beside them once more, to be read by a person."""
     of_stream = parts_of(parts, stream)
     if part_suffix(output) == ".jsonl":
         of_stream = history_first(of_stream)
     first = [*itertools.islice((row for part in of_stream for _, row, _ in read_rows(str(part))), preview)]
+    first = map_texts(first, shortened)
     join(of_stream, output)
     with whole_file(output.with_name(name_of(output) + PREVIEW)) as part:
         part.write_bytes(orjson.dumps(first, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
 
 
 def parsed_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandLine(__doc__)
     add = parser.add_argument
     add("input", nargs="?", default=shown(DEFAULT_INPUT), metavar="INPUT")
     add(
@@ -232,7 +245,7 @@ def parsed_arguments() -> argparse.Namespace:
         help=f"default: {shown(DEFAULT_OUTPUT)}",
     )
     add_options(parser)
-    add("--preview", type=positive_count, default=100, metavar="N", help="samples in the preview (default: 100)")
+    add("--preview", type=positive_count, default=5, metavar="N", help="samples in the preview (default: 5)")
     add(
         "--num-proc", type=positive_count, default=os.cpu_count(), metavar="N", help="processes (default: one per core)"
     )

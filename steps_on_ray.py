@@ -19,6 +19,7 @@ import posixpath
 import shutil
 import sys
 import tempfile
+from array import array
 from collections import Counter
 from pathlib import Path, PurePosixPath
 
@@ -31,11 +32,13 @@ import step1_apply_tool_template as step1
 import step2_to_alpaca_mask_history as step2
 from served_tokens import samples
 from served_tokens.alpaca import sample_schema
-from served_tokens.chat_template import read_chat_template
+from served_tokens.chat_template import ChatTemplate, read_chat_template
+from served_tokens.command_line import CommandLine
 from served_tokens.data_sets import register
 from served_tokens.plain_messages import prepared_template
 from served_tokens.reading import FORMATS, LEFT_OUT, REJECTS, Place, is_data, stream_rows
 from served_tokens.shards import SET_ASIDE, Totals, Work, convert_shard, print_reasons
+from served_tokens.trajectory import Reading
 from served_tokens.writing import shown
 
 ROOT = Path(__file__).resolve().parent
@@ -66,9 +69,11 @@ def find_files(system: pa.fs.FileSystem, path: str) -> list[str]:
     return sorted(data, key=data.get)
 
 
-def convert_row(row: dict, place: Place, options: samples.Options, step1_options: dict) -> tuple[Counter, list]:
+def convert_row(
+    row: dict, place: Place, options: samples.Options, chat_template: ChatTemplate, reading: Reading
+) -> tuple[Counter, list]:
     """One input row -> what step 2 makes of what step 1 makes of it; raises TrajectoryError."""
-    counts, messages, served = step1.plain_row(row, place, **step1_options)
+    counts, messages, served = step1.plain_row(row, place, chat_template, reading)
     with step1.lone_surrogates_refused():
         orjson.dumps([messages, served])
     of_samples, made = samples.convert_row({**row, "messages": messages, "served": served}, place, options)
@@ -104,7 +109,7 @@ def convert_files(paths: list[str], *options) -> Totals:
             ray.init(address, runtime_env={"working_dir": code}, include_dashboard=False, logging_level="warning")
         except ConnectionError as error:
             sys.exit(f"RAY_ADDRESS={address}: {error}; is Ray started there, and RAY_AUTH_MODE the same here?")
-        totals, task = Totals(Counter(), {}), ray.remote(convert_file)
+        totals, task = Totals(Counter(), {}, array("Q")), ray.remote(convert_file)
         tasks = [task.remote(number, path, *options) for number, path in enumerate(paths)]
         try:
             for result in tqdm(tasks, "both steps", unit=" files"):
@@ -136,7 +141,7 @@ def collect(system: pa.fs.FileSystem, work: str, output: str) -> None:
 
 
 def parsed_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandLine(__doc__)
     parser.add_argument("input", metavar="INPUT")
     parser.add_argument("output", metavar="OUTPUT")
     step1.add_options(parser)
@@ -160,12 +165,9 @@ def main() -> None:
     for folder in ("", samples.VALIDATION) if args.val_ratio else ("",):
         if output_system.get_file_info(output + folder).type != pa.fs.FileType.NotFound:
             sys.exit(f"{args.address}{folder}: is there already; remove it, or name another folder")
-    step1_options = {
-        "chat_template": chat_template,
-        "allow_control_tokens": args.allow_control_tokens,
-        "validate_tools": args.validate_tools,
-    }
-    convert = functools.partial(convert_row, options=args.options, step1_options=step1_options)
+    convert = functools.partial(
+        convert_row, options=args.options, chat_template=chat_template, reading=step1.reading_of(args)
+    )
     parent, name = posixpath.split(output)
     work = f"{parent}/.{name}.{os.getpid()}.work"
     try:
@@ -177,7 +179,7 @@ def main() -> None:
     finally:
         output_system.delete_dir(work)
     step2.print_counts(totals.counts)
-    step1.print_notes(totals.counts)
+    step1.print_notes(totals)
     if "://" in args.address:
         print(f"{args.address}: copy it to a folder that each machine of the training can reach, and register it there")
         return

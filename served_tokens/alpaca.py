@@ -9,7 +9,8 @@ import re
 from collections import defaultdict
 from pathlib import Path
 
-from served_tokens.trajectory import BLOCK_END, BLOCK_START, TrajectoryError
+from served_tokens.trajectory import BLOCK_END, BLOCK_START
+from served_tokens.values import TrajectoryError
 
 COLUMNS = {"prompt": "instruction", "query": "input", "response": "output", "system": "system", "history": "history"}
 FIRST_BLOCK = 10 * 2**20 // 32  # bytes, by which the JSON reader of datasets (4.0.0) decides of types
@@ -21,7 +22,13 @@ def sample_schema():
     import pyarrow as pa
 
     texts = dict.fromkeys(("instruction", "input", "output", "system"), pa.string())
-    told = {"source": pa.string(), "trajectory": pa.int64(), "turns": pa.list_(pa.int64()), "served_as": pa.string()}
+    told = {
+        "source": pa.string(),
+        "trajectory": pa.int64(),
+        "turns": pa.list_(pa.int64()),
+        "served_as": pa.string(),
+        "reading": pa.string(),
+    }
     return pa.schema({**texts, "history": pa.list_(pa.list_(pa.string())), **told})
 
 
@@ -42,7 +49,7 @@ def to_samples(
     """
     given = "" if served_as == "no-thinking" else served["given"]
     roles = [message["role"] for message in messages]
-    written = _AlpacaPrompt(given)
+    written, reading = _AlpacaPrompt(given), json.dumps(served["reading"])
     samples, reasons, spans = [], [], []  # spans: the messages that the last sample supervises
     for turn, contents, changed_from in served_prompts(messages, served, served_as):
         end = turn["message"]
@@ -65,7 +72,7 @@ def to_samples(
             continue
         turns = [*samples.pop()["turns"], turn["turn"]] if goes_on else [turn["turn"]]
         of_turns = {"source": served["source"], "trajectory": served["trajectory"], "turns": turns}
-        samples.append({**columns, **of_turns, "served_as": served_as})
+        samples.append({**columns, **of_turns, "served_as": served_as, "reading": reading})
     return samples, reasons
 
 
@@ -188,9 +195,11 @@ def step1_columns(row: dict) -> tuple[list[dict], dict]:
         texts = [text for message in messages for text in (message["role"], message["content"])]
         texts += [served["given"], served["source"], *(edit["content"] for edit in served["drop"] + served["template"])]
         places = [turn["message"] for turn in served["turns"] + served["drop"] + served["template"]]
+        texts += list(served["reading"])
         numbers = [served["trajectory"], *places, *(turn["turn"] for turn in served["turns"])]
         whole = [kind is str for kind in map(type, texts)] + [kind is int for kind in map(type, numbers)]
         whole += [0 <= place < len(messages) for place in places]
+        whole += [type(served["enable_thinking"]) in (bool, type(None))]
         whole += ["left_out" in turn and type(turn["answer"]) in (int, type(None)) for turn in served["turns"]]
         "".join(texts).encode()
     except (KeyError, TypeError, ValueError, RecursionError):

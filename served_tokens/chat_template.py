@@ -14,7 +14,8 @@ import jinja2
 import jinja2.ext
 import jinja2.sandbox
 
-from served_tokens.trajectory import BLOCK_END, BLOCK_START, CONTROL_TOKENS, TrajectoryError
+from served_tokens.trajectory import BLOCK_END, BLOCK_START, CONTROL_TOKENS
+from served_tokens.values import TrajectoryError
 
 QWEN3 = Path(__file__).resolve().parent.parent / "chat_templates" / "qwen3.jinja"
 RENDER_SECONDS = 60  # the longest that a chat template may take for one rendering

@@ -1,5 +1,6 @@
 """The comparison: each sample that LlamaFactory built with the served prompts and targets of its turns, by token."""
 
+import json
 from collections import defaultdict
 from pathlib import Path
 from typing import NamedTuple
@@ -9,10 +10,14 @@ import jinja2
 from served_tokens.chat_template import time_limit
 from served_tokens.findings import IGNORE_INDEX, MISMATCHES_KEPT, PLACES_KEPT, REASONS_KEPT, Findings
 from served_tokens.reading import LEFT_OUT, read_rows
+from served_tokens.row_texts import looking_for
+from served_tokens.samples import THINKING_OFF
 from served_tokens.served_turn import SERVED_AS, expected_sample, served_turn, task_of
-from served_tokens.trajectory import CONTROL_TOKENS, TrajectoryError, served_trajectory
+from served_tokens.trajectory import Reading, Trajectory, read_trajectory
+from served_tokens.unusual import refuse_breaks
+from served_tokens.values import TrajectoryError
 
-HELD_OUT, NOT_SAID = "held out, to be evaluated", "step 2 does not say why"
+NOT_SAID = "step 2 does not say why"
 REFUSED = "the model's chat template refuses it"
 SHOWN_TOKENS = 12  # on each side of the first difference
 
@@ -23,24 +28,25 @@ class Truth(NamedTuple):
     tokenizer: the model's, with its chat template.
     cutoff_len: LlamaFactory's, in tokens.
     trajectories: the file that step 1 read, where it is not the one that the samples name.
-    held_out: (source, trajectory) of those that are evaluated.
+    is_cut: only the first samples of a data set are there.
     """
 
     tokenizer: object
     cutoff_len: int
     trajectories: str | None
-    held_out: set
+    is_cut: bool
 
     def render(self, messages, tools, add_generation_prompt, **variables) -> str:
         variables["add_generation_prompt"] = add_generation_prompt
         with time_limit():
             return self.tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, **variables)
 
-    def expected(self, messages: list, tools: list | None, turns: list[int], served_as: str) -> tuple[dict, list[int]]:
-        """(what a sample of these turns must be, the tokens of each target)"""
+    def expected(self, messages: list, tools: list | None, turns: list[int], served_as: str) -> tuple[dict, list, list]:
+        """(what a sample of these turns must be, the tokens of each target, (served prompt, target) of each turn)"""
         texts = [text for turn in turns for text in served_turn(messages, tools, turn, served_as, self.render)]
         ids = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
-        return expected_sample(list(zip(ids[::2], ids[1::2]))), [*map(len, ids[1::2])]
+        rendered = list(zip(texts[::2], texts[1::2]))
+        return expected_sample(list(zip(ids[::2], ids[1::2]))), [*map(len, ids[1::2])], rendered
 
 
 def check_dataset(found: Findings, path: Path, provenance, built, truth: Truth) -> tuple[list, set]:
@@ -56,31 +62,35 @@ def check_dataset(found: Findings, path: Path, provenance, built, truth: Truth) 
             made of them.
     """
     supervised, tasks, why = [], set(), reasons_of(path)
-    for source, samples_of in samples_by_trajectory(provenance, truth.trajectories).items():
+    traced = {place[:2] for place in why}
+    for source, (reading, samples_of) in samples_by_trajectory(provenance, truth.trajectories).items():
         for index, row, error in read_rows(source, "check"):
+            if not (found.trains or index in samples_of):
+                continue
             found.counts["rows"] += 1
             try:
                 if error:
-                    raise error  # where there are samples, step 1 was told to keep control tokens
-                messages, tools = served_trajectory(row, () if index in samples_of else CONTROL_TOKENS)
+                    raise error
+                trajectory = read_trajectory(row, reading)
+                if not (index in samples_of or (source, index) in traced or truth.is_cut):
+                    raise TrajectoryError(_why_no_trace(trajectory, reading))
             except TrajectoryError as error:
                 _set_aside(found, str(error))
                 continue
             samples = samples_of.pop(index, [])
-            if not (found.trains or samples):
-                found.counts["rows"] -= 1
-                continue
             if samples:
                 tasks.add(task_of(row))
-            turns = [turn for turn, message in enumerate(messages) if message["role"] == "assistant"]
-            _note_turns(found, (source, index), turns, samples, why, truth.held_out)
+            turns = [turn for turn, message in enumerate(trajectory.messages) if message["role"] == "assistant"]
+            _note_turns(found, (source, index), turns, samples, why)
+            ignored = frozenset(reading.ignore_keys)
+            look = looking_for(found, row, trajectory.messages, f"{source}: trajectory {index}", ignored)
             for position, its_turns, served_as in samples:
                 place = f"{source}: trajectory {index}, turn {its_turns[-1]}"
                 if not set(its_turns) <= set(turns):
                     raise SystemExit(f"{place}: no such turn; name the file that step 1 read by --trajectories")
                 supervised += [(source, index, turn) for turn in its_turns]
-                what = messages, tools, its_turns, served_as
-                _compare(found, position, built[position], place, what, truth)
+                what = trajectory.messages, trajectory.tools, its_turns, served_as
+                look(its_turns, served_as, _compare(found, position, built[position], place, what, truth))
         if samples_of:
             raise SystemExit(
                 f"{source}: has no usable trajectory {min(samples_of)}, of which there are samples; "
@@ -91,8 +101,8 @@ def check_dataset(found: Findings, path: Path, provenance, built, truth: Truth) 
 
 
 def samples_by_trajectory(provenance, trajectories: str | None) -> dict:
-    """{source: {trajectory: [(position, turns, served_as)]}}"""
-    wanted = defaultdict(lambda: defaultdict(list))
+    """{source: (how step 1 read it, {trajectory: [(position, turns, served_as)]})}"""
+    wanted, readings = defaultdict(lambda: defaultdict(list)), {}
     for position, sample in enumerate(provenance):
         source = trajectories or sample["source"]
         if not (source and sample["turns"] and sample["trajectory"] is not None and sample["served_as"] in SERVED_AS):
@@ -100,7 +110,20 @@ def samples_by_trajectory(provenance, trajectories: str | None) -> dict:
                 f"sample {position} does not say which turns of which trajectory it is; write it with step 2"
             )
         wanted[source][sample["trajectory"]].append((position, sample["turns"], sample["served_as"]))
-    return wanted
+        if readings.setdefault(source, sample["reading"]) != sample["reading"]:
+            raise SystemExit(
+                f"sample {position}: {source} was read by other options of step 1 than for those before it"
+            )
+    return {source: (Reading.of(json.loads(readings[source])), samples) for source, samples in wanted.items()}
+
+
+def _why_no_trace(trajectory: Trajectory, reading: Reading) -> str:
+    """Why neither step 2's samples nor its list of turns that are left out know of a trajectory."""
+    if reading.validate_tools:
+        refuse_breaks(trajectory.messages, trajectory.tools)
+    if trajectory.thinking is False:
+        return THINKING_OFF
+    return "step 1 or step 2 set it aside; what they write beside their output says why"
 
 
 def reasons_of(path: Path) -> dict:
@@ -116,18 +139,18 @@ def _set_aside(found: Findings, reason: str) -> None:
     found.reasons["other reasons" if new else reason] += 1
 
 
-def _note_turns(found: Findings, trajectory: tuple, turns: list[int], samples: list, why: dict, held_out: set) -> None:
+def _note_turns(found: Findings, trajectory: tuple, turns: list[int], samples: list, why: dict) -> None:
     found.counts["trajectories"] += 1
     found.counts["turns"] += len(turns)
     found.turns[len(turns)] += 1
     sampled = {turn for _, its_turns, _ in samples for turn in its_turns}
     left_out = [turn for turn in turns if turn not in sampled]
     found.left_out += [f"{trajectory[1]}:{turn}" for turn in left_out][: PLACES_KEPT - len(found.left_out)]
-    unsaid = HELD_OUT if found.trains and trajectory in held_out else NOT_SAID
-    found.why_left_out.update(why.get((*trajectory, turn), unsaid) for turn in left_out)
+    found.why_left_out.update(why.get((*trajectory, turn), NOT_SAID) for turn in left_out)
 
 
-def _compare(found: Findings, position: int, trained: dict, place: str, what: tuple, truth: Truth) -> None:
+def _compare(found: Findings, position: int, trained: dict, place: str, what: tuple, truth: Truth) -> list:
+    """Returns (served prompt, target) of each turn, none where the template refuses it."""
     counts = found.counts
     found.lengths[position] = len(trained["input_ids"])
     counts["tokens"] += len(trained["input_ids"])
@@ -140,10 +163,10 @@ def _compare(found: Findings, position: int, trained: dict, place: str, what: tu
             found.mismatches[position] = (at, f"{place}: {text}")
 
     try:
-        expected, targets = truth.expected(*what)
+        expected, targets, rendered = truth.expected(*what)
     except (jinja2.TemplateError, TrajectoryError) as error:
         mismatch(REFUSED, None, f"{REFUSED}: {error}")
-        return
+        return []
     found.lengths[position] = len(expected["input_ids"])
     found.targets.update(targets)
     if all(expected[column] == trained[column] for column in expected):
@@ -154,6 +177,7 @@ def _compare(found: Findings, position: int, trained: dict, place: str, what: tu
     else:
         _, kind, at = first_mismatch(expected, trained)
         mismatch(kind, at, describe_mismatch(expected, trained, truth.tokenizer.decode))
+    return rendered
 
 
 def first_difference(ours: list[int], theirs: list[int]) -> int | None:

@@ -23,8 +23,8 @@ EXTREMES = 20  # samples that are in the page for being the longest, and as many
 class Findings:
     """What the check learns of one data set: numbers of all samples, texts of the first few mismatches only.
 
-    counts: "exact", "mismatched", "cut", "trajectories", "turns", "supervised turns", "rows set aside"; "tokens" and
-        "supervised tokens" as LlamaFactory trains on them.
+    counts: "exact", "mismatched", "cut", "trajectories", "turns", "supervised turns", "rows set aside", "lost texts";
+        "tokens" and "supervised tokens" as LlamaFactory trains on them.
     """
 
     name: str
@@ -41,6 +41,10 @@ class Findings:
     mismatches: dict = field(default_factory=dict)  # position of a sample -> (first token that differs or None, text)
     left_out: list = field(default_factory=list)  # the first turns without a sample, as text
     why_left_out: Counter = field(default_factory=Counter)  # reason -> turns without a sample
+    lost: list = field(default_factory=list)  # the first texts that are in no sample that should hold them, as text
+    lost_under: Counter = field(default_factory=Counter)  # key or column -> such texts
+    not_trained: Counter = field(default_factory=Counter)  # why -> texts of messages that no sample trains or shows
+    unread: Counter = field(default_factory=Counter)  # (kind, column or key) that is not looked for -> how often
 
 
 class Sample(NamedTuple):

@@ -6,7 +6,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-PROVENANCE = ("source", "trajectory", "turns", "served_as")
+PROVENANCE = ("source", "trajectory", "turns", "served_as", "reading")
 # What the machine that trains has and the one that checks may lack. No data depends on these.
 ANY_MACHINE = {"deepspeed": None, "fsdp": None, "bf16": False, "fp16": False, "pure_bf16": False, "report_to": "none"}
 ANY_MACHINE["use_cpu"] = True  # else several GPUs would have to be torchrun's, and one would be taken

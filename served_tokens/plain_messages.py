@@ -5,7 +5,8 @@ import functools
 import itertools
 
 from served_tokens.chat_template import QUERY, ChatTemplate, load_chat_template, split_blocks
-from served_tokens.trajectory import BLOCK_START, TrajectoryError, map_texts, with_stand_ins, without_reasoning
+from served_tokens.trajectory import BLOCK_START, with_stand_ins, without_reasoning
+from served_tokens.values import TrajectoryError, map_texts
 
 OUTPUT = {"role": "tool", "content": "t"}
 TURN = {"role": "assistant", "content": "a", "reasoning_content": "r"}

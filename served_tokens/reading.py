@@ -18,7 +18,7 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from served_tokens.hub_data_set import local_copy
-from served_tokens.trajectory import TrajectoryError
+from served_tokens.values import TrajectoryError
 
 FORMATS = (".json", ".jsonl", ".jsonl.gz", ".parquet")
 REJECTS, LEFT_OUT, PREVIEW = ".rejects.jsonl", ".left_out.jsonl", "_preview.json"  # beside an output: its name and this

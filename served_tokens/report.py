@@ -15,10 +15,11 @@ from markupsafe import Markup
 
 from served_tokens.charts import histograms, rows, svg
 from served_tokens.findings import Findings, Sample, length_statistics
+from served_tokens.row_texts import unread_lines
 from served_tokens.token_view import script_json, viewer_data, visible
 
 HERE = Path(__file__).parent
-EXTREMES_LISTED = 5
+EXTREMES_LISTED, KEYS_LISTED = 5, 10
 
 
 class Checked(NamedTuple):
@@ -104,6 +105,8 @@ def _faults(findings: Findings, cutoff_len: int) -> list[tuple[str, int, str]]:
     turns = ": " * bool(listed) + ", ".join(listed) + ", …" * (left_out > len(listed))
     kinds = "; ".join(f"in {number:,} {kind}" for kind, number in findings.kinds.most_common())
     reasons = [f"{number:,} like this: {reason}" for reason, number in findings.reasons.most_common()]
+    lost = [f"{number:,} under {key}" for key, number in findings.lost_under.most_common(KEYS_LISTED)]
+    not_trained = "; ".join(f"{number:,} {why}" for why, number in (+findings.not_trained).most_common())
     longest = f"the longest sample has {max(findings.lengths, default=0):,} tokens"
     return [
         ("exact", counts["exact"], f"{counts['exact'] / max(1, samples):.2%}"),
@@ -111,6 +114,9 @@ def _faults(findings: Findings, cutoff_len: int) -> list[tuple[str, int, str]]:
         ("over cutoff_len", counts["cut"], f"cutoff_len is {cutoff_len:,}; {longest}"),
         ("supervised", counts["supervised turns"], "turns"),
         ("left out", left_out, f"{why}turns without a sample{turns}"),
+        ("lost", counts["lost texts"], "; ".join(["texts in no sample that should hold them", *lost, *findings.lost])),
+        ("not trained", sum((+findings.not_trained).values()), f"texts{': ' * bool(not_trained)}{not_trained}"),
+        ("not shown", sum(findings.unread.values()), "; ".join(["columns and keys", *unread_lines(findings)])),
         ("set aside", counts["rows set aside"], "; ".join(["trajectories that cannot be read", *reasons])),
     ]
 

@@ -10,6 +10,7 @@ from served_tokens.alpaca import dates, reasoning_of, step1_columns, to_samples
 from served_tokens.data_sets import group_of, is_held_out
 from served_tokens.lengths import load_tokenizer, token_counter
 from served_tokens.reading import LEFT_OUT, Place
+from served_tokens.values import TrajectoryError
 
 VALIDATION = "_val"
 # What is counted.
@@ -20,9 +21,12 @@ TRAJECTORIES, WITHOUT_SAMPLES, TURNS, SAMPLES, SUPERVISED = (
     "samples",
     "supervised",
 )
-NOT_THINKING, UNMERGED, MERGED, DATED, UNDATED = "without thinking", "unmerged", "merged", "dated", "undated"
+NOT_THINKING, WITH_REASONING, UNMERGED, MERGED = "without thinking", "with reasoning", "unmerged", "merged"
+DATED, UNDATED = "dated", "undated"
 # Why turns are left out.
 OTHER_LENGTH = "their trajectory has fewer turns than --min-turns or more than --max-turns"
+THINKING_OFF = "the row says enable_thinking: false; step 2 keeps it by --no-thinking"
+HELD_OUT = "they are held out, to be evaluated"
 NO_REASONING = "they have no reasoning"
 TOO_LONG = "their sample does not fit in --cutoff-len"
 
@@ -45,6 +49,8 @@ class Options(NamedTuple):
 def convert_row(row: dict, place: Place, options: Options) -> tuple[Counter, list]:
     """A row of step 1 -> (counts, its samples and the turns left out, see `Work.convert`); raises TrajectoryError."""
     messages, served = step1_columns(row)
+    if served["enable_thinking"] is False and options.served_as != "no-thinking":
+        raise TrajectoryError(THINKING_OFF)
     samples, left_out = row_samples(messages, served, options)
     by, _ = group = group_of(row.get("task_info"), messages)
     held_out = is_held_out(group, options.val_ratio, options.seed)
@@ -56,6 +62,9 @@ def convert_row(row: dict, place: Place, options: Options) -> tuple[Counter, lis
         )
     if samples and held_out:
         counts.update({VALIDATION: len(samples), (VALIDATION, by): 1})
+    if held_out:
+        told = {"source": served["source"], "trajectory": served["trajectory"], "reason": HELD_OUT}
+        left_out += [{**told, "turn": turn} for sample in samples for turn in sample["turns"]]
     made = [*((VALIDATION * held_out, sample) for sample in samples), *((LEFT_OUT, turn) for turn in left_out)]
     return counts, made
 
@@ -112,6 +121,7 @@ def _counted(messages: list, served: dict, samples: list, options: Options) -> C
         {TRAJECTORIES: 1, WITHOUT_SAMPLES: not samples, TURNS: len(served["turns"]), SAMPLES: len(samples)}
     )
     counts[SUPERVISED] = len(once)
+    counts[WITH_REASONING] = sum(bool(reasoning_of(target)) for target in targets)
     counts[NOT_THINKING] = sum(not target.startswith("<think>") for target in targets)
     counts["given", served["given"]] += 1
     if options.merge_turns:

@@ -8,7 +8,8 @@ import hashlib
 import json
 
 from served_tokens.findings import IGNORE_INDEX
-from served_tokens.trajectory import TrajectoryError, with_stand_ins, without_reasoning
+from served_tokens.trajectory import with_stand_ins, without_reasoning
+from served_tokens.values import TrajectoryError
 
 ASSISTANT = "<|im_start|>assistant\n"
 SERVED_AS = ("drop", "template", "no-thinking")

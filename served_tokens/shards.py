@@ -16,6 +16,7 @@ import re
 import signal
 import sys
 import threading
+from array import array
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -24,11 +25,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from served_tokens.reading import REJECTS, Place, Shard, parse_row, progress, read_shards, rows_of, shown_raw
-from served_tokens.trajectory import TrajectoryError
+from served_tokens.values import TrajectoryError
 from served_tokens.writing import join, row_writer, written
 
 SHOWN_REASONS, SHOWN_REASON = 5, 1000  # reasons on the screen; characters of a reason that are kept
-ROWS_IN, SET_ASIDE = "rows in", "rows set aside"
+ROWS_IN, SET_ASIDE, DIGEST = "rows in", "rows set aside", "digest"
 TOO_DEEP = "the row is nested too deeply"
 
 
@@ -58,20 +59,27 @@ class Totals(NamedTuple):
 
     counts: ROWS_IN, SET_ASIDE, and what `convert` counts.
     reasons: {kind: [rows, the first one's place, its reason]}.
+    digests: of what each row holds, 8 bytes, where `convert` puts them into its counts as DIGEST.
     """
 
     counts: Counter
     reasons: dict
+    digests: array
 
     def add(self, other: "Totals") -> None:
         self.counts.update(other.counts)
         for kind, (number, *first) in other.reasons.items():
             self.reasons.setdefault(kind, [0, *first])[0] += number
+        self.digests.extend(other.digests)
+
+    def equal_rows(self) -> int:
+        """How many rows hold the same as one before them."""
+        return len(self.digests) - len(set(self.digests))
 
 
 def convert_files(sources: list[str], work: Work, num_proc: int, desc: str) -> Totals:
     """Convert the rows of files over processes, with a progress bar; see `Work` for what is written where."""
-    totals = Totals(Counter(), {})
+    totals = Totals(Counter(), {}, array("Q"))
     results = _in_order(functools.partial(_convert, work), enumerate(read_shards(sources)), num_proc)
     with progress(sources, desc) as bar, contextlib.closing(results):
         for of_shard, size in results:
@@ -82,7 +90,7 @@ def convert_files(sources: list[str], work: Work, num_proc: int, desc: str) -> T
 
 def convert_shard(work: Work, number: int, rows) -> Totals:
     """Convert one shard and write its parts. `rows`: (place, raw), see `rows_of`."""
-    totals = Totals(Counter(), {})
+    totals = Totals(Counter(), {}, array("Q"))
     with contextlib.ExitStack() as stack:
 
         @functools.cache
@@ -101,11 +109,11 @@ def convert_shard(work: Work, number: int, rows) -> Totals:
                     raise SystemExit(
                         f"{place.source}: row {place.row}: {reason}; fix the row, or drop --strict to set it aside"
                     ) from None
-                writer(REJECTS)(rejected(place, reason[:SHOWN_REASON], raw))
-                totals.add(
-                    Totals(Counter({SET_ASIDE: 1}), {re.sub(r"\d+", "#", reason): [1, place, reason[:SHOWN_REASON]]})
-                )
+                kind, reason = re.sub(r"\d+", "#", reason), reason[:SHOWN_REASON]
+                writer(REJECTS)(rejected(place, reason, raw))
+                totals.add(Totals(Counter({SET_ASIDE: 1}), {kind: [1, place, reason]}, array("Q")))
             else:
+                totals.digests.extend([counts.pop(DIGEST)] if DIGEST in counts else [])
                 totals.counts.update(counts)
                 for stream, row in made:
                     writer(stream)(row)
@@ -190,24 +198,3 @@ def _end_with_the_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()
-
-
-def exit_on_signals() -> None:
-    """End by Ctrl-C and SIGTERM without a trace: what is half written is removed, and that is not interrupted."""
-
-    def end(number, frame) -> None:
-        for other in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(other, lambda *_: None)
-        sys.exit(128 + number)
-
-    if not hasattr(signal, "SIGALRM") or not hasattr(os, "fork"):
-        sys.exit("this needs a system with fork and SIGALRM: Linux, or macOS")
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, end)
-
-
-def positive_count(text: str) -> int:
-    """A number above zero, for argparse."""
-    if int(text) < 1:
-        raise ValueError
-    return int(text)

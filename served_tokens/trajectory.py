@@ -5,6 +5,11 @@ import json
 import random
 import re
 import string
+from collections import Counter
+from typing import NamedTuple
+
+from served_tokens.shapes import in_one_shape, refuse_suspicious
+from served_tokens.values import MEDIA, TrajectoryError, is_text_parts, kind_of, map_texts
 
 ROLES = ("system", "user", "assistant", "tool")
 BLOCK_START, BLOCK_END = "<|im_start|>", "<|im_end|>"
@@ -15,40 +20,98 @@ CONTROL_TOKENS = (  # of Qwen's tokenizers: in a text they are no text but a mar
     *(f"<|{name}_{edge}|>" for name in ("object_ref", "box", "quad", "vision") for edge in ("start", "end")),
     *(f"<|{name}_pad|>" for name in ("vision", "image", "video")),
 )
-MEDIA = (
-    "image",
-    "image_url",
-    "input_image",
-    "video",
-    "video_url",
-    "audio",
-    "audio_url",
-    "input_audio",
-    "file",
-)  # parts
+CALL_TEXT = re.compile("<tool_call>(.*?)</tool_call>", re.DOTALL)
+# Why a turn is context only, beside what the row says itself (see `shapes`).
+UNCLOSED = "they open a <think> and do not close it, so they were cut off"
+EMPTY = "they have neither text nor calls"
+NO_TOOLS = (
+    "calls tools and offers none, so it was served with others; add them to the row, or keep it by "
+    "--allow-calls-without-tools where the system text holds them"
+)
 
 
-class TrajectoryError(ValueError):
-    """What is wrong with one trajectory, and in which message."""
+class Reading(NamedTuple):
+    """How step 1 reads rows, as in its command; its rows and samples carry it, so that the check reads them so too."""
+
+    read_as: tuple = ()  # (key, field) pairs
+    ignore_keys: tuple = ()
+    allow_control_tokens: bool = False
+    allow_calls_without_tools: bool = False
+    validate_tools: bool = False
+
+    def told(self) -> dict:
+        """What is not the default, as JSON has it."""
+        return {key: value for key, value in self._asdict().items() if value != Reading._field_defaults[key]}
+
+    @classmethod
+    def of(cls, told: dict) -> "Reading":
+        """The one that `told` tells of."""
+        texts = {key: tuple(map(_frozen, value)) for key, value in told.items() if isinstance(value, (list, tuple))}
+        return cls(**{**told, **texts})
+
+
+AS_IT_IS = Reading()
+
+
+class Trajectory(NamedTuple):
+    """A row as it is served, and what was met on the way.
+
+    messages, tools: see `served_trajectory`.
+    as_given: the messages before that, in the one shape; at the same positions.
+    not_trained: {position of a turn: why it is context only}
+    thinking: what the row says of `enable_thinking`, or None.
+    shapes: {name: how often it was met}
+    unread: [(kind of object, key, value)] what nobody reads.
+    """
+
+    messages: list
+    tools: list | None
+    as_given: list
+    not_trained: dict
+    thinking: bool | None
+    shapes: Counter
+    unread: list
+
+
+def read_trajectory(row: dict, reading: Reading = AS_IT_IS, control_tokens: tuple = CONTROL_TOKENS) -> Trajectory:
+    """A row of any known shape as it is served; raises TrajectoryError where it is to be set aside."""
+    shaped = in_one_shape(row, reading.read_as, reading.ignore_keys)
+    refuse_suspicious(shaped.unread)
+    messages, tools = served_trajectory(shaped._asdict(), () if reading.allow_control_tokens else control_tokens)
+    if not (tools or reading.allow_calls_without_tools) and any(message.get("tool_calls") for message in messages):
+        raise TrajectoryError(f"the trajectory {NO_TOOLS}")
+    not_trained = {k: why for k, message in enumerate(messages) if (why := _unfinished(message))} | shaped.not_trained
+    return Trajectory(messages, tools, shaped.messages, not_trained, *shaped[3:])
+
+
+def _frozen(value):
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _unfinished(message: dict) -> str | None:
+    if message["role"] != "assistant":
+        return None
+    content = message["content"].strip()
+    if "reasoning_content" not in message and content.startswith("<think>") and "</think>" not in content:
+        return UNCLOSED
+    return None if content or message.get("tool_calls") else EMPTY
 
 
 def served_trajectory(row: dict, control_tokens: tuple = CONTROL_TOKENS) -> tuple[list[dict], list[dict] | None]:
-    """The messages and tools of a row as an OpenAI-compatible server hands them to the chat template.
+    """The messages and tools of a row in the one shape as an OpenAI-compatible server hands them to the chat template.
 
     vLLM and SGLang parse tool-call `arguments` strings into objects and read `content: null` as empty. A list of text
     parts becomes their concatenation; another list or an object that a tool returned, its JSON. Reasoning, whether in
-    `reasoning_content`, `reasoning` or inline in `content`, comes out in `reasoning_content`. See README, "What the
-    server sees".
+    `reasoning_content` or inline in `content`, comes out in `reasoning_content`. See README, "What the server sees".
 
     Returns (messages, tools): new dicts, the row is left alone; tools is None where there are none.
     Raises TrajectoryError, also where a text holds one of `control_tokens`.
     """
-    messages = decoded_messages(row)
-    if not messages:
+    if not row["messages"]:
         raise TrajectoryError("the trajectory has no messages")
-    tools = _served_tools(row.get("tools"), control_tokens)
+    _refuse_control_tokens({"tools": row["tools"]}, control_tokens)
     served = []
-    for position, message in enumerate(messages):
+    for position, message in enumerate(row["messages"]):
         try:
             served.append(_served_message(message))
         except TrajectoryError as error:
@@ -57,14 +120,7 @@ def served_trajectory(row: dict, control_tokens: tuple = CONTROL_TOKENS) -> tupl
         _refuse_control_tokens(message, control_tokens, f"message {position}: ")
     if not any(message["role"] == "assistant" for message in served):
         raise TrajectoryError("the trajectory has no assistant message, so there is nothing to train on")
-    return served, tools
-
-
-def decoded_messages(row: dict) -> list:
-    """The column `messages` as a list, whether it is one or a JSON string of one; raises TrajectoryError."""
-    if "messages" not in row:
-        raise TrajectoryError(f"the row has no column messages; it has {', '.join(row) or 'none'}")
-    return _decoded(row["messages"], "messages")
+    return served, row["tools"] or None
 
 
 def without_reasoning(messages: list[dict]) -> list[dict]:
@@ -97,26 +153,6 @@ def with_stand_ins(messages: list[dict], tools: list[dict] | None) -> tuple:
     return map_texts(messages, hide), map_texts(tools, hide), reveal
 
 
-def map_texts(value, change):
-    """A JSON value with change(text) for each text in it, keys too."""
-    if isinstance(value, str):
-        return change(value)
-    if isinstance(value, list):
-        return [map_texts(item, change) for item in value]
-    if isinstance(value, dict):
-        return {map_texts(key, change): map_texts(item, change) for key, item in value.items()}
-    return value
-
-
-def _served_tools(tools, control_tokens: tuple) -> list[dict] | None:
-    tools = _decoded(tools, "tools") or None
-    for position, tool in enumerate(tools or []):
-        if not isinstance(tool, dict):
-            raise TrajectoryError(f"tool {position} is not an object but {_kind(tool)}")
-    _refuse_control_tokens({"tools": tools}, control_tokens)
-    return tools
-
-
 def _refuse_control_tokens(message: dict, control_tokens: tuple, where: str = "") -> None:
     values = [value for value in message.values() if value]
     text = "\n".join(
@@ -136,19 +172,13 @@ def _any_of(tokens: tuple) -> re.Pattern:
 
 
 def _served_message(message: dict) -> dict:
-    if not isinstance(message, dict):
-        raise TrajectoryError(f"is not an object but {_kind(message)}")
-    role = message.get("role")
+    role = message["role"]
     if role not in ROLES:
         raise TrajectoryError(f"unknown role {role!r}; known are {', '.join(ROLES)}")
-    served = {
-        key: value for key, value in message.items() if key not in ("reasoning", "reasoning_content", "tool_calls")
-    }
-    served["content"] = _text(message.get("content"), role)
+    served = {key: value for key, value in message.items() if key not in ("reasoning_content", "tool_calls")}
+    served["content"] = _text(message["content"], role)
     if role == "assistant":
-        reasoning = message.get("reasoning_content") or message.get("reasoning") or ""
-        if not isinstance(reasoning, str):
-            raise TrajectoryError(f"reasoning is not a string but {_kind(reasoning)}")
+        reasoning = message.get("reasoning_content") or ""
         # Beside reasoning in its own field, which templates read first, a think tag further on is text of the answer.
         reads_inline = not reasoning or served["content"].lstrip().startswith("<think>")
         inline, answer = _inline_reasoning(served["content"]) if reads_inline else (None, "")
@@ -160,12 +190,18 @@ def _served_message(message: dict) -> dict:
             reasoning, served["content"] = inline, answer
         if reasoning:
             served["reasoning_content"] = reasoning
-        calls = message.get("tool_calls")
-        if not isinstance(calls, (list, type(None))):
-            raise TrajectoryError(f"tool_calls is not a list but {_kind(calls)}")
-        if calls:
+        if calls := message.get("tool_calls"):
             served["tool_calls"] = [_served_call(call) for call in calls]
+            _refuse_twice(served)
     return served
+
+
+def _refuse_twice(turn: dict) -> None:
+    """A call in the text and in the field would be made twice."""
+    for text in CALL_TEXT.findall(turn["content"]):
+        for function in (call["function"] for call in turn["tool_calls"]):
+            if json.dumps(function["name"]) in text:
+                raise TrajectoryError(f"has a call of {function['name']} both as text and in tool_calls")
 
 
 def _inline_reasoning(content: str) -> tuple[str | None, str]:
@@ -184,10 +220,7 @@ def _inline_reasoning(content: str) -> tuple[str | None, str]:
 
 
 def _served_call(call: dict) -> dict:
-    function = call.get("function", call) if isinstance(call, dict) else None
-    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-        raise TrajectoryError("a tool call has no function name")
-    arguments = function.get("arguments")
+    arguments = call["function"]["arguments"]
     if isinstance(arguments, str) and arguments.strip():
         try:
             arguments = json.loads(arguments)
@@ -196,9 +229,8 @@ def _served_call(call: dict) -> dict:
     if not arguments and not isinstance(arguments, (bool, int, float)):  # missing, null, "" and [] are no arguments
         arguments = {}
     if not isinstance(arguments, dict):
-        raise TrajectoryError(f"tool call arguments are not a JSON object but {_kind(arguments)}")
-    function = {**function, "arguments": arguments}
-    return {**call, "function": function} if "function" in call else function
+        raise TrajectoryError(f"tool call arguments are not a JSON object but {kind_of(arguments)}")
+    return {**call, "function": {**call["function"], "arguments": arguments}}
 
 
 def _text(content, role: str) -> str:
@@ -215,29 +247,4 @@ def _text(content, role: str) -> str:
         return "".join(part["text"] for part in content)
     if role == "tool" and isinstance(content, (dict, list)):  # what a client sends; a template would render nothing
         return json.dumps(content, ensure_ascii=False, default=str)
-    raise TrajectoryError(f"content is not text but {_kind(content)}")
-
-
-def is_text_parts(content) -> bool:
-    """Whether the content of a message is a list of text parts."""
-    return isinstance(content, list) and all(
-        isinstance(part, dict) and isinstance(part.get("text"), str) for part in content
-    )
-
-
-def _decoded(value, column: str) -> list:
-    if isinstance(value, str) and value.strip():
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError) as error:
-            raise TrajectoryError(f"column {column} is not valid JSON ({error})") from None
-    if value is None or value == "":
-        return []
-    if not isinstance(value, list):
-        raise TrajectoryError(f"column {column} is not a list but {_kind(value)}")
-    return value
-
-
-def _kind(value) -> str:
-    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
-    return names.get(type(value), "a number" if isinstance(value, (int, float)) else type(value).__name__)
+    raise TrajectoryError(f"content is not text but {kind_of(content)}")

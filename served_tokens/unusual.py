@@ -1,11 +1,13 @@
 """What of a trajectory is served as it is and may still be a mistake: counted, and named at the end of step 1."""
 
 import functools
+import hashlib
 import json
 from collections import Counter
 
 from served_tokens.chat_template import time_limit
-from served_tokens.trajectory import is_text_parts
+from served_tokens.trajectory import CALL_TEXT, Trajectory
+from served_tokens.values import TrajectoryError, is_text_parts
 
 PARTS = "messages have several text parts; they are concatenated here, while vLLM puts a newline between them"
 SERIALIZED = "tool outputs are objects or lists; they are rendered as JSON, as clients send them"
@@ -16,7 +18,67 @@ BAD_SCHEMA = "tool calls could not be validated: the schema of their tool is bro
 NO_OUTPUT = "tool calls are followed by another message than their output"
 NO_CALL = "tool outputs follow no tool call"
 UNKNOWN_ID = "tool outputs have a tool_call_id that no call before them has"
-NOTES = (PARTS, SERIALIZED, NO_QUERIES, UNKNOWN_TOOL, BAD_ARGUMENTS, BAD_SCHEMA, NO_OUTPUT, NO_CALL, UNKNOWN_ID)
+CALL_AS_TEXT = "turns write a call as text, <tool_call>…</tool_call>, and not in tool_calls; it is trained as that text"
+TOOLS_TWICE = "trajectories offer tools both in the system text and beside it, so their prompts hold them twice"
+NULL_ARGUMENTS = (
+    "tool calls have null arguments that the schema of their tool does not allow, as Arrow fills in where objects of "
+    "several shapes share a column; write arguments as JSON strings, or set them aside by --validate-tools"
+)
+NULL_SCHEMAS = (
+    "trajectories have tools with null among their parameters' properties, as Arrow fills in where objects of several "
+    "shapes share a column; write tools as JSON strings, or set them aside by --validate-tools"
+)
+NO_REASONING = (
+    "no turn has reasoning: a thinking model would be trained not to think; step 2 makes samples for one that does not "
+    "by --no-thinking, and leaves turns without reasoning out by --require-reasoning"
+)
+SHAPE, UNREAD = "shape", "unread"  # what is counted, beside the notes
+UNREAD_KEYS = {"row": "columns"} | {kind: f"{kind} keys" for kind in ("message", "tool call", "content part")}
+SHOWN_KEYS = 10
+NOTES = (
+    *(CALL_AS_TEXT, TOOLS_TWICE, NULL_ARGUMENTS, NULL_SCHEMAS, PARTS, SERIALIZED, NO_QUERIES),
+    *(UNKNOWN_TOOL, BAD_ARGUMENTS, BAD_SCHEMA, NO_OUTPUT, NO_CALL, UNKNOWN_ID),
+)
+
+
+def counted(trajectory: Trajectory) -> Counter:
+    """Of a row: what it was read as, keys that nobody reads, and what may be a mistake; see the functions below."""
+    counts = unusual(trajectory.as_given, trajectory.messages, trajectory.tools)
+    counts.update({(SHAPE, name): number for name, number in trajectory.shapes.items() if number})
+    for kind, key, _ in trajectory.unread:
+        counts[UNREAD, kind, key] = counts[UNREAD, kind] = 1
+    return counts
+
+
+def digest(plain: list[dict]) -> int:
+    """8 bytes that rows with the same plain messages share, and no others."""
+    text = "\0".join(message["content"] for message in plain)
+    return int.from_bytes(hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=8).digest())
+
+
+def shapes_met(counts: Counter) -> list[tuple[str, int]]:
+    """[(name of a shape, how often rows, messages or parts had it)]"""
+    return [(what[1], number) for what, number in counts.items() if what[0] == SHAPE]
+
+
+def unread_keys(counts: Counter) -> list[str]:
+    """A line for each kind of object: the keys that nobody reads, and in how many rows."""
+    lines = []
+    for kind, keys_are in UNREAD_KEYS.items():
+        keys = Counter({what[2]: number for what, number in counts.items() if what[:2] == (UNREAD, kind) and what[2:]})
+        more = f" and {len(keys) - SHOWN_KEYS} more" * (len(keys) > SHOWN_KEYS)
+        shown = ", ".join(f"{key} ({number})" for key, number in keys.most_common(SHOWN_KEYS))
+        if keys:
+            lines.append(f"{counts[UNREAD, kind]} rows have {keys_are} that nobody reads: {shown}{more}")
+    return lines
+
+
+def refuse_breaks(messages: list[dict], tools: list[dict] | None) -> None:
+    """Raise TrajectoryError where a call names no known tool, or breaks the schema of its tool."""
+    counts = schema_breaks(messages, tools)
+    for note in (UNKNOWN_TOOL, BAD_ARGUMENTS, BAD_SCHEMA):
+        if counts[note]:
+            raise TrajectoryError(f"{counts[note]} {note}; fix them, or drop --validate-tools")
 
 
 def unusual(as_given: list, messages: list[dict], tools: list[dict] | None) -> Counter:
@@ -27,6 +89,9 @@ def unusual(as_given: list, messages: list[dict], tools: list[dict] | None) -> C
         messages, tools: the same as `served_trajectory` returns them.
     """
     notes, known = Counter(), [tool_function(tool).get("name") for tool in tools or []]
+    notes += _nulls(messages, tools)
+    systems = " ".join(message["content"] for message in messages if message["role"] == "system")
+    notes[TOOLS_TWICE] += bool(known) and "<tools>" in systems
     ids, waiting = set(), 0  # of the calls so far; calls whose output is still to come
     for given, message in zip(as_given, messages):
         role, content = message["role"], given.get("content")
@@ -43,30 +108,60 @@ def unusual(as_given: list, messages: list[dict], tools: list[dict] | None) -> C
             continue
         notes[NO_OUTPUT] += waiting
         calls = message.get("tool_calls", [])
+        notes[CALL_AS_TEXT] += role == "assistant" and bool(CALL_TEXT.search(message["content"]))
         waiting = len(calls)
         for call in calls:
-            notes[UNKNOWN_TOOL] += bool(known) and tool_function(call)["name"] not in known
+            notes[UNKNOWN_TOOL] += bool(known) and call["function"]["name"] not in known
             if isinstance(call.get("id"), str):
                 ids.add(call["id"])
     return notes
 
 
+def _nulls(messages: list[dict], tools: list[dict] | None) -> Counter:
+    """Nulls that nobody wrote: a JSON file made from an Arrow table has them for all keys of other rows."""
+    notes, schemas = Counter(), _schemas(tools)
+    properties = {
+        name: schema["properties"]
+        for name, schema in schemas.items()
+        if isinstance(schema, dict) and isinstance(schema.get("properties"), dict)
+    }
+    notes[NULL_SCHEMAS] += any(None in its.values() for its in properties.values())
+    for function in _functions(messages):
+        its = properties.get(function["name"], {})
+        nulls = [key for key, value in function["arguments"].items() if value is None]
+        notes[NULL_ARGUMENTS] += bool(its) and not all(_allows_null(its.get(key)) for key in nulls)
+    return notes
+
+
+def _allows_null(schema) -> bool:
+    if not isinstance(schema, dict):
+        return False
+    kinds = schema.get("type", "null")
+    return "null" in (kinds if isinstance(kinds, list) else [kinds]) or schema.get("nullable") is True
+
+
 def schema_breaks(messages: list[dict], tools: list[dict] | None) -> Counter:
     """How many tool calls break the JSON schema of their tool: {note: how many}."""
-    notes, schemas = Counter(), {}
-    for function in map(tool_function, tools or []):
-        if isinstance(function.get("name"), str):
-            schemas[function["name"]] = function.get("parameters")
-    for call in (tool_function(call) for message in messages for call in message.get("tool_calls", [])):
+    notes, schemas, known = Counter(), _schemas(tools), [tool_function(tool).get("name") for tool in tools or []]
+    for call in _functions(messages):
+        notes[UNKNOWN_TOOL] += bool(known) and call["name"] not in known
         schema = schemas.get(call["name"])
         try:
             with time_limit():  # a pattern may take for ever
-                notes[BAD_ARGUMENTS] += schema is not None and not _validator(json.dumps(schema)).is_valid(
-                    call["arguments"]
-                )
+                valid = schema is None or _validator(json.dumps(schema)).is_valid(call["arguments"])
+                notes[BAD_ARGUMENTS] += not valid
         except Exception:  # a broken schema raises many kinds; what it says of the arguments is not known
             notes[BAD_SCHEMA] += 1
     return notes
+
+
+def _schemas(tools: list[dict] | None) -> dict:
+    functions = [function for function in map(tool_function, tools or []) if isinstance(function.get("name"), str)]
+    return {function["name"]: function.get("parameters") for function in functions}
+
+
+def _functions(messages: list[dict]) -> list[dict]:
+    return [call["function"] for message in messages for call in message.get("tool_calls", [])]
 
 
 @functools.lru_cache(maxsize=1024)  # many trajectories share their tools
@@ -83,5 +178,5 @@ def _validator(schema: str):
 
 
 def tool_function(tool: dict) -> dict:
-    """What a tool or a tool call says of its function, wrapped or not."""
+    """What a tool says of its function, wrapped or not."""
     return tool["function"] if isinstance(tool.get("function"), dict) else tool

@@ -4,12 +4,13 @@ import json
 
 import pytest
 from conftest import GOLDEN, ROOT, assistant, call, tool, user
+from reading_rows import READ_AS_IT_IS, served_trajectory
 
 from served_tokens.alpaca import to_samples
 from served_tokens.chat_template import QWEN3, load_chat_template, read_chat_template
 from served_tokens.plain_messages import apply_chat_template, renders_by_query
 from served_tokens.served_turn import served_turn
-from served_tokens.trajectory import TrajectoryError, served_trajectory
+from served_tokens.values import TrajectoryError
 
 
 def load(name):
@@ -44,7 +45,7 @@ def test_both_steps_reproduce_the_official_prompts_and_targets(case, linear):
     assert [turn["turn"] for turn in served["turns"]] == list(expected)
     for turn in served["turns"]:
         assert plain[turn["message"]]["content"] + "<|im_end|>\n" == expected[turn["turn"]]["target"]
-    served |= {"source": "golden", "trajectory": 0}
+    served |= {"source": "golden", "trajectory": 0, **READ_AS_IT_IS}
     for mode in ("drop", "template"):
         samples, left_out = to_samples(plain, served, mode)
         assert len(samples) + len(left_out) == len(expected)
@@ -106,7 +107,7 @@ def test_template_in_which_no_prompt_begins_with_another_stays_exact(tmp_path):
     render = load(tmp_path / "numbered.jinja")
     messages = [user("q"), assistant("", "r", [call("f", {})]), tool("1"), assistant("a", "s")]
     plain, served = apply_chat_template(messages, None, render)
-    samples, _ = to_samples(plain, {**served, "source": "", "trajectory": 0}, "drop")
+    samples, _ = to_samples(plain, {**served, "source": "", "trajectory": 0, **READ_AS_IT_IS}, "drop")
     for sample in samples:
         assert served_text(sample)[0] == served_turn(messages, None, sample["turns"][-1], "drop", render)[0]
 

@@ -9,6 +9,7 @@ import tracemalloc
 
 import pytest
 from conftest import ROOT, assistant, call, read_jsonl, tool, user, write_jsonl
+from reading_rows import served_trajectory
 from test_exactness import MODES, llamafactory
 
 from served_tokens import chat_template, trajectory, unusual
@@ -18,7 +19,8 @@ from served_tokens.findings import IGNORE_INDEX
 from served_tokens.plain_messages import apply_chat_template
 from served_tokens.reading import Place
 from served_tokens.served_turn import served_turn
-from served_tokens.trajectory import CONTROL_TOKENS, TrajectoryError, served_trajectory
+from served_tokens.trajectory import CONTROL_TOKENS
+from served_tokens.values import TrajectoryError
 from step1_apply_tool_template import convert_row
 
 TEMPLATE = read_chat_template(str(QWEN3))

@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from served_tokens import reading
 from served_tokens.reading import Place, open_parquet, parse_row, read_rows, read_shards, rows_of, shown_raw
 from served_tokens.shards import REJECTS, SET_ASIDE, Work, convert_shard
-from served_tokens.trajectory import TrajectoryError
+from served_tokens.values import TrajectoryError
 from served_tokens.writing import inferred_schema, join, row_writer, whole_file
 
 STEP1, STEP2 = "step1_apply_tool_template.py", "step2_to_alpaca_mask_history.py"

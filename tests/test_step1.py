@@ -18,12 +18,13 @@ import pytest
 from conftest import GOLDEN, ROOT, assistant, call, fill_hub_cache, interruptible, read_jsonl, tool, user, write_jsonl
 from hypothesis import given
 from hypothesis import strategies as st
+from reading_rows import READ_AS_IT_IS, served_trajectory
 
 from served_tokens import reading
 from served_tokens.chat_template import QWEN3, load_chat_template, read_chat_template
 from served_tokens.plain_messages import apply_chat_template
 from served_tokens.shards import exit_on_signals
-from served_tokens.trajectory import TrajectoryError, served_trajectory
+from served_tokens.values import TrajectoryError
 from step1_apply_tool_template import default_output
 
 RENDER = load_chat_template(read_chat_template(str(QWEN3)))
@@ -111,7 +112,7 @@ def test_messages_after_the_last_turn_stay():
     [
         ({"messages": []}, "no messages"),
         ({"messages": None}, "no messages"),
-        ({"conversations": 1, "id": 2}, "the row has no column messages; it has conversations, id"),
+        ({"conversations": 1, "id": 2}, "column conversations is not a list but a number"),
         ({"messages": "[{"}, "column messages is not valid JSON"),
         ({"messages": {"role": "user"}}, "column messages is not a list but an object"),
         ({"messages": [user("q")]}, "no assistant message"),
@@ -259,7 +260,7 @@ def test_formats_give_the_same_rows_and_no_key_reaches_another_object(run, tmp_p
         assert [out["id"], out["note"], out["tools"]] == [row["id"], row["note"], row["tools"]]
         plain, served = apply_chat_template(*served_trajectory(row), RENDER)
         assert out["messages"] == plain
-        assert out["served"] == {"source": "x" + suffix_in, "trajectory": index, **served}
+        assert out["served"] == {"source": "x" + suffix_in, "trajectory": index, **READ_AS_IT_IS, **served}
     assert '{"name": "f", "arguments": {"x": 1}}' in written[0]["messages"][2]["content"]
     assert '{"name": "g", "arguments": {"y": {"z": null}}}' in written[0]["messages"][2]["content"]
 

@@ -11,12 +11,12 @@ import time
 import pyarrow.parquet as pq
 import pytest
 from conftest import ROOT, assistant, call, interruptible, read_jsonl, tool, user, write_jsonl
+from reading_rows import READ_AS_IT_IS, served_trajectory
 
 from served_tokens import writing
 from served_tokens.alpaca import sample_schema, step1_columns, to_samples, training_settings
 from served_tokens.chat_template import QWEN3, load_chat_template, read_chat_template
 from served_tokens.plain_messages import apply_chat_template
-from served_tokens.trajectory import served_trajectory
 from served_tokens.writing import row_writer
 
 RENDER = load_chat_template(read_chat_template(str(QWEN3)))
@@ -38,7 +38,7 @@ RESPONSE = "<tool_response>\n%s\n</tool_response>"
 
 def step1_row(messages, tools=None) -> dict:
     plain, served = apply_chat_template(*served_trajectory({"messages": messages, "tools": tools}), RENDER)
-    return {"messages": plain, "served": {"source": "x.jsonl", "trajectory": 0, **served}}
+    return {"messages": plain, "served": {"source": "x.jsonl", "trajectory": 0, **READ_AS_IT_IS, **served}}
 
 
 def read_samples(path) -> list[dict]:
@@ -121,7 +121,7 @@ def test_no_thinking_removes_the_reasoning_from_the_targets_too():
 def test_conversations_that_do_not_alternate_are_written_out(prompt, expected):
     messages = [{"role": role, "content": text} for role, text in [*prompt, ("assistant", "x")]]
     turn = {"turn": len(prompt), "message": len(prompt), "answer": 0, "left_out": None}
-    served = {"turns": [turn], "drop": [], "template": [], "given": "", "source": "", "trajectory": 0}
+    served = {"turns": [turn], "drop": [], "template": [], "given": "", "source": "", "trajectory": 0, **READ_AS_IT_IS}
     [sample], _ = to_samples(messages, served, "drop")
     assert (sample["system"], sample["history"], sample["instruction"]) == expected
 

@@ -1,0 +1,54 @@
+"""What all scripts share as commands: errors of one line, numbers in options, and an end by a signal."""
+
+import argparse
+import os
+import signal
+import sys
+
+
+class CommandLine(argparse.ArgumentParser):
+    """The parser of a script: its docstring is the help; a mistake is one line, not one under the usage."""
+
+    def __init__(self, doc: str):
+        super().__init__(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+    def error(self, message: str):
+        self.exit(2, f"{self.prog}: {message} (--help tells the options)\n")
+
+
+def positive_count(text: str) -> int:
+    """A number above zero, for argparse."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
+    return int(text)
+
+
+def whole_number(text: str) -> int:
+    """Any whole number, for argparse."""
+    if not text.removeprefix("-").isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number")
+    return int(text)
+
+
+def ratio(text: str) -> float:
+    """A number from 0 up to, but not, 1, for argparse."""
+    try:
+        if 0 <= float(text) < 1:
+            return float(text)
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 up to, but not, 1")
+
+
+def exit_on_signals() -> None:
+    """End by Ctrl-C and SIGTERM without a trace: what is half written is removed, and that is not interrupted."""
+
+    def end(number, frame) -> None:
+        for other in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(other, lambda *_: None)
+        sys.exit(128 + number)
+
+    if not hasattr(signal, "SIGALRM") or not hasattr(os, "fork"):
+        sys.exit("this needs a system with fork and SIGALRM: Linux, or macOS")
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, end)

@@ -1,0 +1,11 @@
+"""Rows as tests write them: read as step 1 reads them, with all that it can be told to keep."""
+
+from served_tokens.trajectory import CONTROL_TOKENS, Reading, read_trajectory
+
+
+def served_trajectory(row: dict, control_tokens: tuple = CONTROL_TOKENS) -> tuple:
+    reading = Reading(allow_control_tokens=not control_tokens, allow_calls_without_tools=True)
+    return read_trajectory(row, reading, control_tokens)[:2]
+
+
+READ_AS_IT_IS = {"reading": {}, "enable_thinking": None}  # what step 1 tells of a row, beside where it is from

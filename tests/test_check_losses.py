@@ -1,0 +1,113 @@
+"""The check FAILS where step 1 loses a text of a row, and says what is neither trained nor shown."""
+
+import copy
+import sys
+
+import pytest
+from conftest import ROOT, assistant, read_jsonl, write_jsonl
+from test_check import arguments
+from test_row_texts import CASES, LOSSES, ROW, changed
+
+import step1_apply_tool_template
+import step2_to_alpaca_mask_history
+from served_tokens import comparison, row_texts
+from served_tokens.trajectory import served_trajectory
+
+SAMPLE = read_jsonl(ROOT / "data" / "envscaler_sample.jsonl")
+WAYS = {  # step 2's options, LlamaFactory's overrides
+    "drop": ([], []),
+    "template": (["--history-thinking", "template"], ["template=qwen3_nothink"]),
+    "merged": (["--history-thinking", "template", "--merge-turns"], ["template=qwen3_nothink", "mask_history=false"]),
+    "no-thinking": (["--no-thinking"], ["enable_thinking=false"]),
+}
+
+
+@pytest.fixture
+def checked(run_check, tmp_path, tiny_model, monkeypatch):
+    """checked(rows, way="drop", expect=0) -> what the check of these rows says; all runs in this process."""
+
+    def run(script, *arguments) -> None:
+        monkeypatch.setattr(sys, "argv", [script.__file__, *map(str, arguments), "--num-proc", "1"])
+        script.main()
+
+    def checked(rows: list[dict], way: str = "drop", expect: int = 0):
+        options, overrides = WAYS[way]
+        monkeypatch.chdir(tmp_path)
+        write_jsonl(tmp_path / "rows.jsonl", rows)
+        run(step1_apply_tool_template, "rows.jsonl", "plain.jsonl")
+        run(step2_to_alpaca_mask_history, "plain.jsonl", "samples.parquet", "--dataset-dir", ".", *options)
+        settings = *arguments(tmp_path, "samples", tiny_model), "preprocessing_num_workers=1", "cutoff_len=100000"
+        return run_check(*settings, *overrides, expect=expect)
+
+    return checked
+
+
+def number_of(what: str, output: str) -> int:
+    return int(output.split(f"\n  {what}")[1].split()[0])
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_nothing_is_lost_of_the_embedded_sample(checked, way):
+    output = checked(SAMPLE[:4], way).stdout
+    assert "(100.00%)" in output and number_of("lost", output) == 0
+    assert "not trained and not shown: columns steps (4), task_info (4), traj_type (4), user_messages (4)" in output
+    assert ("texts: reasoning, by --no-thinking" in output) == (way == "no-thinking")
+
+
+def test_rows_that_were_silently_trained_without_their_texts_fail(checked, monkeypatch):
+    monkeypatch.setattr(row_texts, "LOSSES_KEPT", 100)
+    process = checked(read_jsonl(CASES / "00-all-silent-together.jsonl"), expect=1)
+    assert "(100.00%)" in process.stdout
+    texts = number_of("lost", process.stdout)
+    assert "  of them: tools" in process.stdout and "2  of them: thinking" in process.stdout
+    assert f"FAILED: samples: {texts} texts of the trajectories are in no sample that should hold" in process.stderr
+    assert [f"rows.jsonl: trajectory {number}: message" in process.stdout for number in range(17)] == (
+        [True] * 11 + [False] * 6
+    )
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_reading_that_is_broken_on_purpose_fails_key_by_key(checked, monkeypatch, way):
+    """Step 1 and the check read the rows alike, so all samples are exact; the rows as they were given tell."""
+
+    def broken(row: dict, control_tokens: tuple = ()):
+        row = copy.deepcopy(row)
+        change, _ = LOSSES.get(row["reading"], (lambda row: None, ""))
+        change(row)
+        return served_trajectory(row, control_tokens)
+
+    monkeypatch.setattr(row_texts, "LOSSES_KEPT", 100)
+    for module in (step1_apply_tool_template, comparison):
+        monkeypatch.setattr(module, "served_trajectory", broken)
+    process = checked([{**ROW, "reading": what} for what in ["right", *LOSSES]], way, expect=1)
+    assert "(100.00%)" in process.stdout and "in no sample that should hold" in process.stderr
+    assert "trajectory 0:" not in process.stdout
+    for number, (what, (_, said)) in enumerate(LOSSES.items(), 1):
+        lines = [line for line in process.stdout.splitlines() if f"rows.jsonl: trajectory {number}: " in line]
+        assert any(said in line for line in lines), what
+
+
+def test_message_that_is_read_as_no_turn_fails(checked, monkeypatch):
+    def broken(row: dict, control_tokens: tuple = ()):
+        messages, tools = served_trajectory(row, control_tokens)
+        return [{**message, "role": "user"} if place == 2 else message for place, message in enumerate(messages)], tools
+
+    for module in (step1_apply_tool_template, comparison):
+        monkeypatch.setattr(module, "served_trajectory", broken)
+    output = checked([ROW], expect=1).stdout
+    assert "rows.jsonl: trajectory 0: has 3 turns by the roles of its messages, but 2 are read" in output
+
+
+def test_what_is_lost_is_in_the_report(checked, run_check, tmp_path, tiny_model):
+    row = changed(lambda row: row["messages"][2].update(inner_voice="Not <b>this</b>", cost=3))
+    checked([{**row, "steps": 4}], expect=1)
+    run_check(*arguments(tmp_path, "samples", tiny_model), "--report", "report.html", expect=1)
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "1 texts of the trajectories are in no sample" in page and "inner_voice: &#39;Not &lt;b&gt;this" in page
+    assert "columns steps (1); message keys cost (1)" in page
+
+
+def test_texts_of_turns_that_are_left_out_are_counted(checked):
+    greeted = [assistant("Hello, how can I help?"), *ROW["messages"][1:]]
+    output = checked([{**ROW, "messages": greeted}]).stdout
+    assert number_of("lost", output) == 0 and "  not trained             1  texts: in turns without a sample" in output
