@@ -8,12 +8,16 @@ import numpy as np
 import pytest
 from conftest import assistant, call, tool, user
 from hypothesis import given, settings
-from test_exactness import CONVERSATION, MODES, llamafactory, samples_of
+from test_exactness import CONVERSATION, MODES, TEMPLATE, llamafactory
 
+from served_tokens.alpaca import step1_columns, to_samples
 from served_tokens.findings import IGNORE_INDEX
+from served_tokens.reading import Place, parse_row
 from served_tokens.token_trees import padded, rows_of, seen_by
-from served_tokens.trajectory import TrajectoryError
+from served_tokens.trajectory import Reading
 from served_tokens.tree_rows import columns_of
+from served_tokens.values import TrajectoryError
+from step1_apply_tool_template import convert_row
 
 NO = IGNORE_INDEX
 SETS = 3000
@@ -245,9 +249,12 @@ OTHER = [*WEATHER[:1], user("who are you?"), assistant("A clerk.", "say so")]
 
 
 def tokenized(conversations, mode) -> list:
-    template, thinks = MODES[mode][0]
-    made = [one for messages in conversations for one in samples_of(messages, None, mode)[0]]
-    return [tuple(map(np.array, llamafactory(template, thinks)(one))) for one in made]
+    """LlamaFactory's (ids, labels) of the samples of both steps; raises TrajectoryError."""
+    made, reading = [], Reading(allow_control_tokens=True, allow_calls_without_tools=True)
+    for messages in conversations:
+        _, [(_, row)] = convert_row({"messages": messages}, Place("x", 0), TEMPLATE, True, reading)
+        made += to_samples(*step1_columns(parse_row(row)), mode)[0]
+    return [tuple(map(np.array, llamafactory(*MODES[mode][0])(one))) for one in made]
 
 
 @pytest.mark.parametrize("row_tokens", [10**6, 150, 1])  # all in one row, some split, a row for each sample
