@@ -23,9 +23,17 @@ from pathlib import Path
 
 from served_tokens import llamafactory
 from served_tokens.findings import Schedule, training_cost
-from served_tokens.tree_rows import ROW_TOKENS, ROWS, SAMPLES, SUPERVISED, TOKENS, write_rows
+from served_tokens.tree_rows import (
+    ROW_TOKENS,
+    ROWS,
+    SAMPLES,
+    SUPERVISED,
+    TOKENS,
+    accumulated_rows,
+    own_options,
+    write_rows,
+)
 
-OWN = ("row_tokens", "row_samples", "row_accumulation")
 CPU_ROW = 8192  # tokens
 INSTEAD = "train the samples with llamafactory-cli, written with --merge-turns where that is possible"
 # What cannot be, and the way out.
@@ -72,10 +80,10 @@ def main() -> None:
         launcher.__file__ = os.path.relpath(__file__)
         launcher.launch()
     else:
-        launcher_run()
+        run_in_a_process()
 
 
-def launcher_run() -> None:
+def run_in_a_process() -> None:
     """What LlamaFactory does in each process."""
     from llamafactory.train.tuner import run_exp
 
@@ -88,14 +96,7 @@ def parsed_arguments(arguments: list[str]) -> tuple[str, list[str], dict[str, in
     """(the YAML, the overrides for LlamaFactory, ours)"""
     if not arguments or arguments[0] in ("-h", "--help"):
         sys.exit(__doc__)
-    yaml, *overrides = arguments
-    own = {}
-    for key, value in (override.partition("=")[::2] for override in overrides):
-        if key in OWN:
-            if not value.isdecimal() or not int(value):
-                sys.exit(f"{key}={value}: is no number of {'tokens' if key == 'row_tokens' else 'rows or samples'}")
-            own[key] = int(value)
-    return yaml, [override for override in overrides if override.partition("=")[0] not in OWN], own
+    return arguments[0], *own_options(arguments[1:])
 
 
 def prepared(yaml: str, given: list[str], own: dict[str, int]) -> list[str]:
@@ -195,7 +196,7 @@ def say_what_is_trained(counts: dict, training_args, samples: int, devices: int,
     if not (count := counts.get("train")):
         return 1
     a_row = count[SAMPLES] / max(1, count[ROWS])
-    set_to = accumulation or max(1, round(samples / a_row / devices))
+    set_to = accumulation or accumulated_rows(samples, a_row, devices)
     part = set_to * devices * a_row / samples
     schedule = Schedule(training_args.num_train_epochs, training_args.max_steps, 1, set_to, devices)
     cost = training_cost(count[ROWS], count[ROW_TOKENS], count[SUPERVISED], schedule)

@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import os
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from served_tokens.findings import IGNORE_INDEX
 from served_tokens.token_trees import Row, padded, rows_of
 from served_tokens.writing import work_folder, written
 
+OWN = ("row_tokens", "row_samples", "row_accumulation")
 BATCH = 64  # samples that are read at once
 MULTIPLE = 128  # tokens; a block of flex_attention
 SAMPLES, TOKENS, SUPERVISED, ROWS, ROW_TOKENS = (
@@ -21,6 +23,26 @@ SAMPLES, TOKENS, SUPERVISED, ROWS, ROW_TOKENS = (
     "rows",
     "row tokens",
 )  # what is counted
+
+
+def own_options(overrides: list[str]) -> tuple[list[str], dict[str, int]]:
+    """(the overrides that are LlamaFactory's, those of trees: {name: number})"""
+    own = {}
+    for key, _, value in (override.partition("=") for override in overrides):
+        if key in OWN:
+            if not value.isdecimal() or not int(value):
+                sys.exit(f"{key}={value}: is no whole number above 0")
+            own[key] = int(value)
+    return [override for override in overrides if override.partition("=")[0] not in OWN], own
+
+
+def accumulated_rows(samples: int, a_row: float, devices: int) -> int:
+    """How many rows a device takes for a step to hold about as many samples as it held.
+
+    Args:
+        samples: of a step, on all devices together; a_row: samples of a row, on average.
+    """
+    return max(1, round(samples / a_row / devices))
 
 
 def samples_of(dataset, counts: Counter):

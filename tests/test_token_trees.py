@@ -13,8 +13,9 @@ from test_exactness import CONVERSATION, MODES, TEMPLATE, llamafactory
 from served_tokens.alpaca import step1_columns, to_samples
 from served_tokens.findings import IGNORE_INDEX
 from served_tokens.reading import Place, parse_row
-from served_tokens.token_trees import padded, rows_of, seen_by
+from served_tokens.token_trees import Sample, padded, rows_of, seen_by
 from served_tokens.trajectory import Reading
+from served_tokens.tree_check import AS_WRITTEN, MERGED, TREES, check_rows, differing
 from served_tokens.tree_rows import columns_of
 from served_tokens.values import TrajectoryError
 from step1_apply_tool_template import convert_row
@@ -295,3 +296,36 @@ def test_logits_of_the_predicting_tokens_alone_give_the_same_loss(losses, tiny_m
     alone = model(**batch)
     whole = model(**{name: batch[name] for name in ("input_ids", "labels", "position_ids", "attention_mask")})
     assert alone.logits.numel() < whole.logits.numel() / 2 and alone.loss.item() == pytest.approx(whole.loss.item())
+
+
+# ---------------------------------------------------------------- the check
+
+
+def test_check_finds_samples_that_are_seen_otherwise_in_the_rows():
+    draw, wrong = random.Random(2), 0
+    for _ in range(1000):
+        samples = [one for one in random_samples(draw) if (one[1][1:] != NO).any()]
+        for row in rows_of(samples, 1000):
+            row[draw.randrange(len(row))][draw.randrange(len(row.last))] += 1
+            row.last[:] = np.minimum(row.last, len(row.last) - 1)
+            found = differing(row, [(position, Sample(*one)) for position, one in enumerate(samples)])
+            if of_rows([row]) != of_samples(samples):
+                wrong += 1
+                assert found
+    assert wrong > 300
+
+
+def test_check_counts_what_each_way_of_training_takes():
+    chain = [sample([1, 2, 7], {2}), sample([1, 2, 7, 3, 8], {4}), sample([1, 2, 9, 3, 8], {3, 4})]
+    found = check_rows(chain, 100)
+    assert found.ways == {AS_WRITTEN: (3, 13), MERGED: (2, 10), TREES: (1, 8)} and not found.differ
+    assert check_rows(chain, 1).ways[TREES] == (3, 13)
+
+
+def test_check_with_trees(pipeline, check):
+    other = [{**message, "content": "W13"} if message["role"] == "tool" else message for message in WEATHER]
+    tools = [{"type": "function", "function": {"name": "get", "description": "", "parameters": {}}}]
+    rows = [{"messages": messages, "tools": tools} for messages in (WEATHER, other)]
+    printed = check(pipeline(rows), "--trees")
+    assert "1 rows of token trees" in printed and "of 10 of 10 samples see there what they see in them" in printed
+    assert "10 rows of token trees" in check("samples", "--trees", "row_samples=1")

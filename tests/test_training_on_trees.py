@@ -42,7 +42,8 @@ def trajectory(name: str) -> dict:
         user("thanks"),
         assistant(f"Ask me about {name} again."),
     ]
-    return {"messages": messages}
+    tools = [{"type": "function", "function": {"name": "get", "description": "", "parameters": {}}}]
+    return {"messages": messages, "tools": tools}
 
 
 @pytest.fixture(scope="module")
