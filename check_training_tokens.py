@@ -297,6 +297,7 @@ def main() -> None:
     args, command = parsed_arguments(), shlex.join(["python", *sys.argv])
     os.environ.setdefault("LLAMAFACTORY_VERBOSITY", "ERROR")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are parallel already
     overrides, own = own_options(args.overrides)
     model_args, data_args, training_args = llamafactory.parse_arguments(args.yaml, overrides)
     problems, to_train = llamafactory.settings_beyond_the_samples(data_args), len(data_args.dataset or [])

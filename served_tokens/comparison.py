@@ -1,6 +1,10 @@
 """The comparison: each sample that LlamaFactory built with the served prompts and targets of its turns, by token."""
 
+import copy
+import functools
 import json
+import os
+import re
 from collections import defaultdict
 from pathlib import Path
 from typing import NamedTuple
@@ -8,17 +12,19 @@ from typing import NamedTuple
 import jinja2
 
 from served_tokens.chat_template import time_limit
-from served_tokens.findings import IGNORE_INDEX, MISMATCHES_KEPT, PLACES_KEPT, REASONS_KEPT, Findings
-from served_tokens.reading import LEFT_OUT, read_rows
+from served_tokens.findings import IGNORE_INDEX, PLACES_KEPT, Findings
+from served_tokens.reading import LEFT_OUT, Place, parse_row, progress, read_rows, read_shards, rows_of
 from served_tokens.row_texts import looking_for
 from served_tokens.samples import THINKING_OFF
 from served_tokens.served_turn import SERVED_AS, expected_sample, served_turn, task_of
-from served_tokens.trajectory import Reading, Trajectory, read_trajectory
+from served_tokens.shards import in_processes
+from served_tokens.trajectory import BLOCK_END, BLOCK_START, Reading, Trajectory, read_trajectory
 from served_tokens.unusual import refuse_breaks
 from served_tokens.values import TrajectoryError
 
 NOT_SAID = "step 2 does not say why"
 REFUSED = "the model's chat template refuses it"
+ROWS_AT_ONCE = 8  # trajectories that a process checks at a time
 SHOWN_TOKENS = 12  # on each side of the first difference
 
 
@@ -41,17 +47,23 @@ class Truth(NamedTuple):
         with time_limit():
             return self.tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, **variables)
 
-    def expected(self, messages: list, tools: list | None, turns: list[int], served_as: str) -> tuple[dict, list, list]:
-        """(what a sample of these turns must be, the tokens of each target, (served prompt, target) of each turn)"""
-        texts = [text for turn in turns for text in served_turn(messages, tools, turn, served_as, self.render)]
-        ids = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
-        rendered = list(zip(texts[::2], texts[1::2]))
-        return expected_sample(list(zip(ids[::2], ids[1::2]))), [*map(len, ids[1::2])], rendered
+
+class Samples(NamedTuple):
+    """The samples of a data set, by the trajectories that they are of; processes inherit it.
+
+    built: what LlamaFactory made of them, a row for each.
+    of: {source: (how step 1 read it, {trajectory: [(position, turns, served_as)]})}
+    why: {(source, trajectory, turn): why step 2 left it out}
+    """
+
+    built: object
+    of: dict
+    why: dict
 
 
 def check_dataset(found: Findings, path: Path, provenance, built, truth: Truth) -> tuple[list, set]:
-    """Compare each sample with its turns, and note what is found; returns (what is supervised, the tasks of which
-    it is).
+    """Compare each sample with its turns, over processes, and note what is found; returns (what is supervised, the
+    tasks of which it is).
 
     What is supervised: (source, trajectory, turn), as often as it is; the tasks: see `task_of`. Of a data set for
     evaluation, only trajectories that have samples count.
@@ -61,43 +73,136 @@ def check_dataset(found: Findings, path: Path, provenance, built, truth: Truth) 
         provenance, built: two data sets with the same rows, what step 2 says of the samples and what LlamaFactory
             made of them.
     """
-    supervised, tasks, why = [], set(), reasons_of(path)
-    traced = {place[:2] for place in why}
-    for source, (reading, samples_of) in samples_by_trajectory(provenance, truth.trajectories).items():
-        for index, row, error in read_rows(source, "check"):
-            if not (found.trains or index in samples_of):
-                continue
-            found.counts["rows"] += 1
-            try:
-                if error:
-                    raise error
-                trajectory = read_trajectory(row, reading)
-                if not (index in samples_of or (source, index) in traced or truth.is_cut):
-                    raise TrajectoryError(_why_no_trace(trajectory, reading))
-            except TrajectoryError as error:
-                _set_aside(found, str(error))
-                continue
-            samples = samples_of.pop(index, [])
-            if samples:
-                tasks.add(task_of(row))
-            turns = [turn for turn, message in enumerate(trajectory.messages) if message["role"] == "assistant"]
-            _note_turns(found, (source, index), turns, samples, why)
-            ignored = frozenset(reading.ignore_keys)
-            look = looking_for(found, row, trajectory.messages, f"{source}: trajectory {index}", ignored)
-            for position, its_turns, served_as in samples:
-                place = f"{source}: trajectory {index}, turn {its_turns[-1]}"
-                if not set(its_turns) <= set(turns):
-                    raise SystemExit(f"{place}: no such turn; name the file that step 1 read by --trajectories")
-                supervised += [(source, index, turn) for turn in its_turns]
-                what = trajectory.messages, trajectory.tools, its_turns, served_as
-                look(its_turns, served_as, _compare(found, position, built[position], place, what, truth))
-        if samples_of:
+    samples = Samples(built, samples_by_trajectory(provenance, truth.trajectories), reasons_of(path))
+    supervised, tasks = [], set()
+    check = functools.partial(_check_rows, found.of_no_sample(), samples, truth)
+    with progress([*samples.of], "check") as bar:
+        for part, used, its_tasks, size in in_processes(check, _batches(samples.of), os.cpu_count()):
+            found.add(part)
+            for place in used:
+                its_samples = samples.of[place.source][1].pop(place.row)
+                supervised += [(*place, turn) for _, turns, _ in its_samples for turn in turns]
+            tasks |= its_tasks
+            bar.update(size)
+    for source, (_, unused) in samples.of.items():
+        if unused:
             raise SystemExit(
-                f"{source}: has no usable trajectory {min(samples_of)}, of which there are samples; "
+                f"{source}: has no usable trajectory {min(unused)}, of which there are samples; "
                 "name the file that step 1 read by --trajectories"
             )
     found.counts["supervised turns"] = len(set(supervised))
     return supervised, tasks
+
+
+def _batches(sources):
+    """Yield ([(place, raw), …], bytes of their file that are done with them)."""
+    for shard in read_shards([*sources]):
+        rows = [*rows_of(shard)]
+        for start in range(0, len(rows), ROWS_AT_ONCE):
+            yield rows[start : start + ROWS_AT_ONCE], shard.size if start + ROWS_AT_ONCE >= len(rows) else 0
+
+
+def _check_rows(found: Findings, samples: Samples, truth: Truth, batch: tuple) -> tuple:
+    """(what is found, the places of the trajectories that samples are of, their tasks, size)"""
+    rows, size = batch
+    found, used, tasks = copy.deepcopy(found), [], set()
+    for place, raw in rows:
+        reading, samples_of = samples.of[place.source]
+        its_samples = samples_of.get(place.row, ())
+        if not (found.trains or its_samples):
+            continue
+        found.counts["rows"] += 1
+        try:
+            row = parse_row(raw)
+            trajectory = read_trajectory(row, reading)
+            if not (its_samples or truth.is_cut or any((*place, turn) in samples.why for turn in trajectory.turns)):
+                raise TrajectoryError(_why_no_trace(trajectory, reading))
+        except TrajectoryError as error:
+            found.set_aside(str(error))
+            continue
+        if its_samples:
+            used.append(place)
+            tasks.add(task_of(row))
+        _note_turns(found, place, trajectory.turns, its_samples, samples.why)
+        look = looking_for(found, row, trajectory.messages, named(place), frozenset(reading.ignore_keys))
+        _check_samples(found, place, trajectory, its_samples, (samples.built, truth, look))
+    return found, used, tasks, size
+
+
+def _check_samples(found: Findings, place: Place, trajectory: Trajectory, samples: list, against: tuple) -> None:
+    """Compare the samples of one trajectory with its turns."""
+    built, truth, look = against
+    tokenize = Tokens(truth.tokenizer)
+    for position, turns, served_as in samples:
+        where = f"{named(place)}, turn {turns[-1]}"
+        if not set(turns) <= set(trajectory.turns):
+            raise SystemExit(f"{where}: no such turn; name the file that step 1 read by --trajectories")
+        trained, rendered = built[position], []
+        found.lengths[position] = len(trained["input_ids"])
+        found.counts["tokens"] += len(trained["input_ids"])
+        found.counts["supervised tokens"] += len(trained["labels"]) - trained["labels"].count(IGNORE_INDEX)
+        try:
+            what = trajectory.messages, trajectory.tools
+            rendered = [served_turn(*what, turn, served_as, truth.render) for turn in turns]
+            spans = [(tokenize(prompt), tokenize(target)) for prompt, target in rendered]
+        except (jinja2.TemplateError, TrajectoryError) as error:
+            found.mismatch(position, REFUSED, None, f"{where}: {REFUSED}: {error}")
+        else:
+            found.targets.update(len(target) for _, target in spans)
+            _compare(found, position, (expected_sample(spans), trained), where, truth)
+        look(turns, served_as, rendered)
+
+
+def _compare(found: Findings, position: int, sides: tuple[dict, dict], where: str, truth: Truth) -> None:
+    expected, trained = sides
+    found.lengths[position] = len(expected["input_ids"])
+    if all(expected[column] == trained[column] for column in expected):
+        found.counts["exact"] += 1
+        found.exact[position] = 1
+    elif len(expected["input_ids"]) > truth.cutoff_len:
+        found.counts["cut"] += 1
+    else:
+        _, kind, at = first_mismatch(expected, trained)
+        found.mismatch(position, kind, at, f"{where}: {describe_mismatch(expected, trained, truth.tokenizer.decode)}")
+
+
+class Tokens:
+    """The token ids of the texts of a trajectory, as the tokenizer makes them of a whole text.
+
+    A tokenizer splits a text at its special tokens first, and tokenizes what is between them by itself. So a stretch
+    that several prompts share is tokenized once; of the longest text it is seen that this is so.
+    """
+
+    def __init__(self, tokenizer):
+        self.of_whole = functools.partial(tokenizer.encode, add_special_tokens=False)
+        marks = {token.content: number for number, token in tokenizer.added_tokens_decoder.items() if _splits(token)}
+        self.known = {mark: [marks[mark]] for mark in (BLOCK_START, BLOCK_END) if mark in marks}
+        self.split = (
+            re.compile(f"({'|'.join(map(re.escape, self.known))})").split if self.known else lambda text: [text]
+        )
+        self.proven = 0  # characters of the longest text of which it was seen
+
+    def __call__(self, text: str) -> list[int]:
+        ids = []
+        for stretch in filter(None, self.split(text)):
+            if stretch not in self.known:
+                self.known[stretch] = self.of_whole(stretch)
+            ids += self.known[stretch]
+        if len(text) > 2 * self.proven:
+            self.proven = len(text)
+            if ids != self.of_whole(text):
+                raise SystemExit("the tokenizer makes other tokens of a text than of its parts between special tokens")
+        return ids
+
+
+def _splits(token) -> bool:
+    """Whether a text is split at this added token, whatever is beside it."""
+    return not (token.lstrip or token.rstrip or token.single_word or token.normalized)
+
+
+def named(place: Place) -> str:
+    """A trajectory, for people."""
+    return f"{place.source}: trajectory {place.row}"
 
 
 def samples_by_trajectory(provenance, trajectories: str | None) -> dict:
@@ -133,51 +238,14 @@ def reasons_of(path: Path) -> dict:
     return {(row["source"], row["trajectory"], row["turn"]): row["reason"] for _, row, error in rows if not error}
 
 
-def _set_aside(found: Findings, reason: str) -> None:
-    found.counts["rows set aside"] += 1
-    new = reason not in found.reasons and len(found.reasons) >= REASONS_KEPT
-    found.reasons["other reasons" if new else reason] += 1
-
-
-def _note_turns(found: Findings, trajectory: tuple, turns: list[int], samples: list, why: dict) -> None:
+def _note_turns(found: Findings, trajectory: Place, turns: list[int], samples: list, why: dict) -> None:
     found.counts["trajectories"] += 1
     found.counts["turns"] += len(turns)
     found.turns[len(turns)] += 1
     sampled = {turn for _, its_turns, _ in samples for turn in its_turns}
     left_out = [turn for turn in turns if turn not in sampled]
-    found.left_out += [f"{trajectory[1]}:{turn}" for turn in left_out][: PLACES_KEPT - len(found.left_out)]
+    found.left_out += [f"{trajectory.row}:{turn}" for turn in left_out][: PLACES_KEPT - len(found.left_out)]
     found.why_left_out.update(why.get((*trajectory, turn), NOT_SAID) for turn in left_out)
-
-
-def _compare(found: Findings, position: int, trained: dict, place: str, what: tuple, truth: Truth) -> list:
-    """Returns (served prompt, target) of each turn, none where the template refuses it."""
-    counts = found.counts
-    found.lengths[position] = len(trained["input_ids"])
-    counts["tokens"] += len(trained["input_ids"])
-    counts["supervised tokens"] += len(trained["labels"]) - trained["labels"].count(IGNORE_INDEX)
-
-    def mismatch(kind: str, at: int | None, text: str) -> None:
-        counts["mismatched"] += 1
-        found.kinds[kind] += 1
-        if len(found.mismatches) < MISMATCHES_KEPT:
-            found.mismatches[position] = (at, f"{place}: {text}")
-
-    try:
-        expected, targets, rendered = truth.expected(*what)
-    except (jinja2.TemplateError, TrajectoryError) as error:
-        mismatch(REFUSED, None, f"{REFUSED}: {error}")
-        return []
-    found.lengths[position] = len(expected["input_ids"])
-    found.targets.update(targets)
-    if all(expected[column] == trained[column] for column in expected):
-        counts["exact"] += 1
-        found.exact[position] = 1
-    elif len(expected["input_ids"]) > truth.cutoff_len:
-        counts["cut"] += 1
-    else:
-        _, kind, at = first_mismatch(expected, trained)
-        mismatch(kind, at, describe_mismatch(expected, trained, truth.tokenizer.decode))
-    return rendered
 
 
 def first_difference(ours: list[int], theirs: list[int]) -> int | None:

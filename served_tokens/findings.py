@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 IGNORE_INDEX = -100  # LlamaFactory's extras/constants.py: no loss on this token
 SAMPLES_IN_PAGE = 200
-MISMATCHES_KEPT, PLACES_KEPT, REASONS_KEPT = 50, 20, 20
+MISMATCHES_KEPT, PLACES_KEPT, REASONS_KEPT, LOSSES_KEPT = 50, 20, 20, 3
 EXTREMES = 20  # samples that are in the page for being the longest, and as many for being the shortest
 
 
@@ -46,6 +46,36 @@ class Findings:
     lost_under: Counter = field(default_factory=Counter)  # key or column -> such texts
     not_trained: Counter = field(default_factory=Counter)  # why -> texts of messages that no sample trains or shows
     unread: Counter = field(default_factory=Counter)  # (kind, column or key) that is not looked for -> how often
+
+    def of_no_sample(self) -> "Findings":
+        """What a process starts with that learns of some of the samples: numbers are by position there too."""
+        return Findings(self.name, self.trains, self.settings, {}, {}, self.path)
+
+    def add(self, part: "Findings") -> None:
+        """What a process has learned of other samples."""
+        for position, length in part.lengths.items():
+            self.lengths[position], self.exact[position] = length, part.exact.get(position, 0)
+        for name in ("counts", "kinds", "turns", "targets", "why_left_out", "lost_under", "not_trained", "unread"):
+            getattr(self, name).update(getattr(part, name))
+        for reason, number in part.reasons.items():
+            new = reason not in self.reasons and len(self.reasons) >= REASONS_KEPT
+            self.reasons["other reasons" if new else reason] += number
+        for position in [*part.mismatches][: MISMATCHES_KEPT - len(self.mismatches)]:
+            self.mismatches[position] = part.mismatches[position]
+        self.left_out += part.left_out[: PLACES_KEPT - len(self.left_out)]
+        self.lost += part.lost[: LOSSES_KEPT - len(self.lost)]
+
+    def set_aside(self, reason: str) -> None:
+        """A row that is not compared."""
+        self.counts["rows set aside"] += 1
+        self.reasons[reason] += 1
+
+    def mismatch(self, position: int, kind: str, at: int | None, text: str) -> None:
+        """A sample that differs; at: the first token that does, or None."""
+        self.counts["mismatched"] += 1
+        self.kinds[kind] += 1
+        if len(self.mismatches) < MISMATCHES_KEPT:
+            self.mismatches[position] = (at, text)
 
 
 class Sample(NamedTuple):

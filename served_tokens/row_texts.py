@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from served_tokens.findings import Findings
+from served_tokens.findings import LOSSES_KEPT, Findings
 
 CONVERSATIONS = (("messages",), ("conversations",), ("prompt", "completion"))
 TOOLS, PARAMETERS = ("tools", "functions"), ("parameters", "input_schema", "inputSchema")
@@ -33,7 +33,7 @@ MARKS = re.compile(
     r"</?(?:think|thinking|tool_call|function_call|tool_response|tools)>"
 )  # texts are read apart at these, and printed anew
 LONG = 3  # bytes of UTF-8: of shorter texts little can be said
-LOSSES_KEPT, SHOWN = 3, 60
+SHOWN = 60
 WAY_OUT = "bring the row into a shape that the README names, or leave it out"
 NO_SAMPLE, NO_PROMPT = "in turns without a sample", "in other messages that no sample shows"
 NO_THINKING = "reasoning, by --no-thinking"

@@ -80,7 +80,7 @@ class Totals(NamedTuple):
 def convert_files(sources: list[str], work: Work, num_proc: int, desc: str) -> Totals:
     """Convert the rows of files over processes, with a progress bar; see `Work` for what is written where."""
     totals = Totals(Counter(), {}, array("Q"))
-    results = _in_order(functools.partial(_convert, work), enumerate(read_shards(sources)), num_proc)
+    results = in_processes(functools.partial(_convert, work), enumerate(read_shards(sources)), num_proc)
     with progress(sources, desc) as bar, contextlib.closing(results):
         for of_shard, size in results:
             totals.add(of_shard)
@@ -163,18 +163,21 @@ def _convert(work: Work, numbered: tuple[int, Shard]) -> tuple[Totals, int]:
     return convert_shard(work, number, rows_of(shard)), shard.size
 
 
-def _in_order(function, items, num_proc: int):
-    """map(function, items) over processes, of few items at a time; here where there is but one."""
+def in_processes(function, items, num_proc: int):
+    """map(function, items) over processes, of few items at a time; here where there is but one.
+
+    The processes inherit the function, so it may hold what is large or cannot be sent.
+    """
     head = [*itertools.islice(items, 2)]
     items = itertools.chain(head, items)
     if num_proc == 1 or len(head) < 2:
         yield from map(function, items)
         return
-    pool = ProcessPoolExecutor(num_proc, multiprocessing.get_context("fork"), initializer=_end_with_the_parent)
+    pool = ProcessPoolExecutor(num_proc, multiprocessing.get_context("fork"), initializer=_start, initargs=(function,))
     futures = collections.deque()
     try:
         for item in items:
-            futures.append(pool.submit(function, item))
+            futures.append(pool.submit(_run, item))
             if len(futures) > num_proc + 1:
                 yield futures.popleft().result()
         while futures:
@@ -189,7 +192,10 @@ def _in_order(function, items, num_proc: int):
         pool.shutdown(cancel_futures=True)
 
 
-def _end_with_the_parent() -> None:
+def _start(function) -> None:
+    """In a new process: what to do with items, and to end with the parent."""
+    global _function
+    _function = function
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
 
@@ -198,3 +204,7 @@ def _end_with_the_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()
+
+
+def _run(item):
+    return _function(item)

@@ -72,6 +72,11 @@ class Trajectory(NamedTuple):
     shapes: Counter
     unread: list
 
+    @property
+    def turns(self) -> list[int]:
+        """The positions of the assistant messages."""
+        return [position for position, message in enumerate(self.messages) if message["role"] == "assistant"]
+
 
 def read_trajectory(row: dict, reading: Reading = AS_IT_IS, control_tokens: tuple = CONTROL_TOKENS) -> Trajectory:
     """A row of any known shape as it is served; raises TrajectoryError where it is to be set aside."""
