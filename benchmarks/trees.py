@@ -1,6 +1,6 @@
 """What token trees save: tokens, attended pairs, time and memory of a step; and that loss and gradients are the same.
 
-    python -m benchmarks.trees [--size cpu|gpu] [--rounds N]
+    python -m benchmarks.trees [--size cpu|gpu] [--rounds N] [--rows N]
 
 Needs torch, transformers and numpy alone. The trajectories are made-up token ids with the statistics of EnvScaler's
 rows (two of a task share tools and system prompt); the models have random weights. Sizes: "cpu", a small model and
@@ -111,24 +111,37 @@ def count(number: int, row_tokens: int) -> None:
     print(f"\n{number} trajectories like EnvScaler's: an epoch, and what attends to what")
     print(f"{'':<34} rows or samples  million tokens  times fewer  billion pairs  times fewer")
     for mode, keeps in (("default history", False), ("reasoning of the chain kept", True)):
-        all_turns = list(trajectories(number))
-        prefix = [sample for turns in all_turns for sample in prefix_samples(turns, keeps)]
-        ways = {"prefix samples": [np.arange(len(sample.ids)) for sample in prefix]}
-        if keeps:
-            chains = [sample for turns in all_turns for sample in merged_chains(turns)]
-            ways["merged chains"] = [np.arange(len(sample.ids)) for sample in chains]
-        alone = [row for turns in all_turns for row in rows_of(prefix_samples(turns, keeps), row_tokens)]
-        ways["trees, one a row"] = [row.position_ids for row in alone]
-        ways[f"trees, rows of {row_tokens}"] = [row.position_ids for row in rows_of(prefix, row_tokens)]
-        first = None
-        for name, positions in ways.items():
-            tokens, pairs = sum(map(len, positions)), sum(int(of_row.sum()) + len(of_row) for of_row in positions)
-            first = first or (tokens, pairs)
+        ways = counted(number, keeps, row_tokens)
+        (_, tokens, pairs), *_ = ways.values()
+        print(mode)
+        for name, (rows, its_tokens, its_pairs) in ways.items():
             print(
-                f"{mode + chr(10) if name == 'prefix samples' else ''}  {name:<32} {len(positions):>15}  "
-                f"{tokens / 1e6:>14.2f}  {first[0] / tokens:>11.1f}  {pairs / 1e9:>13.2f}  {first[1] / pairs:>11.1f}",
+                f"  {name:<32} {rows:>15}  {its_tokens / 1e6:>14.2f}  {tokens / its_tokens:>11.1f}  "
+                f"{its_pairs / 1e9:>13.2f}  {pairs / its_pairs:>11.1f}",
                 flush=True,
             )
+
+
+def counted(number: int, keeps: bool, row_tokens: int) -> dict:
+    """{how it is trained: [rows or samples, tokens, pairs of tokens of which one attends to the other]}"""
+    ways = {}
+
+    def add(way: str, size: int, pairs: int) -> None:
+        ways[way] = [old + new for old, new in zip(ways.get(way, (0, 0, 0)), (1, size, pairs))]
+
+    def samples():
+        for turns in trajectories(number):
+            prefix = prefix_samples(turns, keeps)
+            for way, those in (("prefix samples", prefix), ("merged chains", merged_chains(turns) if keeps else [])):
+                for sample in those:
+                    add(way, len(sample.ids), len(sample.ids) * (len(sample.ids) + 1) // 2)
+            for row in rows_of(prefix, row_tokens):
+                add("trees, one a row", len(row.last), int(row.position_ids.sum()) + len(row.last))
+            yield from prefix
+
+    for row in rows_of(samples(), row_tokens):
+        add(f"trees, rows of {row_tokens}", len(row.last), int(row.position_ids.sum()) + len(row.last))
+    return ways
 
 
 # ---------------------------------------------------------------- steps
@@ -315,6 +328,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=["cpu", "gpu"], default="cpu")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rows", type=int, default=200, help="trajectories that are counted; 0: none")
     args = parser.parse_args()
     start = time.perf_counter()
     on = torch.cuda.get_device_name() if args.size == "gpu" else f"CPU, {torch.get_num_threads()} threads"
@@ -330,7 +344,8 @@ def main() -> None:
         section(exactness, "cpu", torch.float64)
         section(exactness, "cpu", torch.float32)
         section(speed, "cpu", args.rounds)
-    section(count, 40 if args.size == "gpu" else 200, 32768)
+    if args.rows:
+        section(count, args.rows, 32768)
     print(f"\n{time.perf_counter() - start:.0f} s", flush=True)
 
 
