@@ -6,7 +6,8 @@ Takes the YAML, the overrides and the environment of `llamafactory-cli train` (F
 tokenizes the samples of step 2 as ever; they become rows, in which what samples share is there once; LlamaFactory
 trains on these. Loss, optimizer, checkpoints, logs and resuming are its own, and so are the gradients.
 
-row_tokens: the longest row (default: cutoff_len on a GPU; 8,192 at most on a CPU, where attention takes row × row).
+row_tokens: the longest row (default: cutoff_len; on a CPU, where attention takes row × row, one of each trajectory).
+    Where cutoff_len is near the longest sample, a longer row holds a trajectory whole.
 row_samples: the most samples of a row (default: no limit).
 row_accumulation: gradient_accumulation_steps, in rows. By default it is set so that a step holds as many supervised
     tokens as one of the YAML's.
@@ -22,6 +23,7 @@ import sys
 from pathlib import Path
 
 from served_tokens import llamafactory
+from served_tokens.command_line import CommandLine
 from served_tokens.findings import Schedule, training_cost
 from served_tokens.tree_rows import (
     ROW_TOKENS,
@@ -34,7 +36,6 @@ from served_tokens.tree_rows import (
     write_rows,
 )
 
-CPU_ROW = 8192  # tokens
 INSTEAD = "train the samples with llamafactory-cli, written with --merge-turns where that is possible"
 # What cannot be, and the way out.
 REFUSED = {
@@ -68,35 +69,30 @@ WHOLE_LOGITS = ("compute_accuracy", "use_dft_loss", "use_eaft_loss", "label_smoo
 
 
 def main() -> None:
+    in_torchrun = "LOCAL_RANK" in os.environ  # which LlamaFactory's launcher started, with this file for each process
+    if not in_torchrun:
+        yaml, given, own = parsed_arguments(sys.argv[1:])
+        sys.argv = ["llamafactory-cli", "train", yaml, *given, *prepared(yaml, given, own)]
+    elif not any(argument.startswith("tokenized_path=") for argument in sys.argv):
+        sys.exit("train_on_trees.py starts torchrun by itself; run it with python, and FORCE_TORCHRUN=1")
+
     from llamafactory import launcher
+    from llamafactory.train.tuner import run_exp
 
     from served_tokens.tree_attention import use_tree_attention
 
     use_tree_attention()
-    if "LOCAL_RANK" not in os.environ:  # else torchrun, which `launch` started, starts this file in each process
-        yaml, given, own = parsed_arguments(sys.argv[1:])
-        sys.argv = ["llamafactory-cli", yaml, *given, *prepared(yaml, given, own)]
-        sys.argv.insert(1, "train")
-        launcher.__file__ = os.path.relpath(__file__)
-        launcher.launch()
-    else:
-        run_in_a_process()
-
-
-def run_in_a_process() -> None:
-    """What LlamaFactory does in each process."""
-    from llamafactory.train.tuner import run_exp
-
-    if not any(argument.startswith("tokenized_path=") for argument in sys.argv):
-        sys.exit("train_on_trees.py starts torchrun by itself; run it with python, and FORCE_TORCHRUN=1")
-    run_exp()
+    launcher.__file__ = os.path.relpath(__file__)  # what it starts in each process
+    (run_exp if in_torchrun else launcher.launch)()
 
 
 def parsed_arguments(arguments: list[str]) -> tuple[str, list[str], dict[str, int]]:
     """(the YAML, the overrides for LlamaFactory, ours)"""
-    if not arguments or arguments[0] in ("-h", "--help"):
-        sys.exit(__doc__)
-    return arguments[0], *own_options(arguments[1:])
+    parser = CommandLine(__doc__)
+    parser.add_argument("yaml", metavar="YAML")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as for llamafactory-cli train, and ours")
+    args = parser.parse_args(arguments)
+    return args.yaml, *own_options(args.overrides)
 
 
 def prepared(yaml: str, given: list[str], own: dict[str, int]) -> list[str]:
@@ -107,8 +103,8 @@ def prepared(yaml: str, given: list[str], own: dict[str, int]) -> list[str]:
     model_args, data_args, training_args = llamafactory.parse_arguments(yaml, [*given, *overrides])
     with llamafactory.refusals():
         check_model(model_args)
-    limits = {"row_tokens": own.get("row_tokens", row_limit(config, data_args.cutoff_len))}
-    limits["row_samples"] = own.get("row_samples")
+    limits = {"row_tokens": own.get("row_tokens", data_args.cutoff_len), "row_samples": own.get("row_samples")}
+    limits["apart"] = "row_tokens" not in own and not on_gpu(config)
     place, counts = rows_in_folder(config, model_args, data_args, training_args, limits)
     batch = config.get("per_device_train_batch_size") or 8  # LlamaFactory's own default
     samples = int(batch) * training_args.gradient_accumulation_steps * devices
@@ -154,10 +150,10 @@ def check_model(model_args) -> None:
         sys.exit(f"{name}: not on token trees: flex_attention has no dropout; set attention_dropout to 0 in its config")
 
 
-def row_limit(config: dict, cutoff_len: int) -> int:
+def on_gpu(config: dict) -> bool:
     import torch
 
-    return cutoff_len if torch.cuda.is_available() and not config.get("use_cpu") else min(cutoff_len, CPU_ROW)
+    return torch.cuda.is_available() and not config.get("use_cpu")
 
 
 def rows_in_folder(config: dict, model_args, data_args, training_args, limits: dict) -> tuple[Path, dict]:

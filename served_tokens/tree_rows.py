@@ -66,7 +66,7 @@ def write_rows(built: dict, folder: Path, limits: dict, pad_token: int, whole_lo
     Args:
         built: {split: tokenized data set}, the splits as LlamaFactory names them.
         folder: in which each set of rows has a folder of its own.
-        limits: `row_tokens` and `row_samples` of `rows_of`.
+        limits: the arguments of `rows_of` beside the samples.
         whole_logits: what computes the loss wants the logits of all tokens, not of those that are predicted from alone.
     """
     from datasets import Dataset, DatasetDict

@@ -68,7 +68,7 @@ def test_each_supervised_token_is_in_the_rows_with_what_is_before_it_in_its_samp
     draw, causal = random.Random(0), 0
     for _ in range(SETS):
         samples, row_samples = random_samples(draw), draw.choice([None, None, 3])
-        rows = list(rows_of(samples, draw.choice([1, 10, 30, 1000]), row_samples))
+        rows = list(rows_of(samples, draw.choice([1, 10, 30, 1000]), row_samples, draw.random() < 0.2))
         rows = [padded(row, draw.choice([1, 8]), 0) for row in rows]
         assert of_rows(rows) == of_samples(samples)
         causal += of_rows(rows, lambda row, at: np.arange(at + 1)) == of_samples(samples)
@@ -122,6 +122,13 @@ def test_a_row_ends_between_trajectories_and_in_one_only_where_it_is_too_long():
     assert len(list(rows_of(first + second, 40))) == 1
     split = list(rows_of(first, 16))  # each part with its prefix
     assert of_rows(split) == of_samples(first) and all(row.input_ids[:2].tolist() == [1, 2] for row in split)
+
+
+def test_trajectories_apart_have_rows_of_their_own():
+    first = [sample([1, 2, *range(10, 10 + turn * 4), 9], {2 + turn * 4}) for turn in range(1, 4)]
+    second = [sample([1, 3, *range(50, 50 + turn * 4), 9], {2 + turn * 4}) for turn in range(1, 4)]
+    rows = list(rows_of(first + second + first[:1], 1000, apart=True))
+    assert [row.input_ids[1] for row in rows] == [2, 3, 2] and of_rows(rows) == of_samples(first + second + first[:1])
 
 
 def test_rows_come_out_before_all_samples_are_in():
