@@ -28,7 +28,7 @@ from pathlib import Path
 from benchmarks import loading, made_up
 from served_tokens.chat_template import QWEN3, split_blocks
 from served_tokens.reading import find_files, read_rows
-from served_tokens.trajectory import served_trajectory, without_reasoning
+from served_tokens.trajectory import read_trajectory, without_reasoning
 
 ROOT = Path(__file__).resolve().parent.parent
 COLUMNS = ("instruction", "input", "output", "system", "history")
@@ -47,7 +47,7 @@ def render(messages: list, tools, **options) -> str:
 def reference(source: str, target: str) -> None:
     rows = json.loads(Path(source).read_text(encoding="utf-8"))
     for row in rows:
-        messages, tools = served_trajectory(row)
+        messages, tools, *_ = read_trajectory(row)
         row["messages"] = [{"role": role, "content": text} for role, text in split_blocks(render(messages, tools))]
     between = Path(f"{target}.between")
     with between.open("w", encoding="utf-8") as file:
@@ -64,7 +64,7 @@ def reference(source: str, target: str) -> None:
 def naive(source: str, target: str) -> None:
     samples = []
     for row in json.loads(Path(source).read_text(encoding="utf-8")):
-        messages, tools = served_trajectory(row)
+        messages, tools, *_ = read_trajectory(row)
         for turn, message in enumerate(messages):
             if message["role"] == "assistant":
                 prompt = render(without_reasoning(messages[:turn]), tools, add_generation_prompt=True)

@@ -18,7 +18,7 @@ from served_tokens.alpaca import to_samples
 from served_tokens.chat_template import QWEN3, load_chat_template, read_chat_template
 from served_tokens.lengths import load_tokenizer, token_counter
 from served_tokens.plain_messages import apply_chat_template
-from served_tokens.trajectory import served_trajectory
+from served_tokens.trajectory import read_trajectory
 
 WAYS = (
     ("prefix samples, drop", "drop", False),
@@ -45,7 +45,7 @@ def main() -> None:
     render, tokenizer = load_chat_template(read_chat_template(str(QWEN3))), load_tokenizer(args.model)
     lengths, once, turns = {name: Counter() for name, *_ in WAYS}, 0, 0
     for row in tqdm(made_up.rows(args.rows), total=args.rows, unit=" rows"):
-        messages, tools = served_trajectory(row)
+        messages, tools, *_ = read_trajectory(row)
         plain, served = apply_chat_template(messages, tools, render)
         served |= {"source": "", "trajectory": 0}
         count = token_counter(tokenizer, "")

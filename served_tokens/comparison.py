@@ -122,9 +122,10 @@ def _check_rows(found: Findings, samples: Samples, truth: Truth, batch: tuple) -
             continue
         if its_samples:
             used.append(place)
-            tasks.add(task_of(row))
+            tasks.add(task_of(row.get("task_info"), trajectory.messages, trajectory.tools))
         _note_turns(found, place, trajectory.turns, its_samples, samples.why)
-        look = looking_for(found, row, trajectory.messages, named(place), frozenset(reading.ignore_keys))
+        columns = {dict(reading.read_as).get(column, column): value for column, value in row.items()}
+        look = looking_for(found, columns, trajectory.messages, named(place), frozenset(reading.ignore_keys))
         _check_samples(found, place, trajectory, its_samples, (samples.built, truth, look))
     return found, used, tasks, size
 

@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
+from served_tokens.shapes import holds_conversation
+
 DATA_SET = re.compile(r"([\w.-]+/[\w.-]+?)(?:@([\w./-]+))?")
 ADDRESS = re.compile(r"hf://datasets/([\w.-]+/[\w.-]+)@([^/]+)/(.+)")
 SHARD = re.compile(r"\d+-of-\d+")
@@ -152,7 +154,7 @@ def _why_not(repository: Repository, name: str, first_columns) -> str | None:
         raise SystemExit(f"{name}: cannot be read from the Hub ({_one_line(error)}); run this again") from None
     return (
         None
-        if "messages" in columns
+        if holds_conversation(columns)
         else f"its rows have no column messages, but {', '.join(columns) or 'none at all'}"
     )
 

@@ -5,6 +5,7 @@ import functools
 import itertools
 
 from served_tokens.chat_template import QUERY, ChatTemplate, load_chat_template, split_blocks
+from served_tokens.echo import echoed_history
 from served_tokens.trajectory import BLOCK_START, with_stand_ins, without_reasoning
 from served_tokens.values import TrajectoryError, map_texts
 
@@ -15,7 +16,7 @@ NO_QUERY = "the chat template renders this turn without a think block, as no use
 
 
 def apply_chat_template(
-    messages: list[dict], tools: list[dict] | None, render, linear: bool = True
+    messages: list[dict], tools: list[dict] | None, render, linear: bool = True, echo: str = "none"
 ) -> tuple[list, dict]:
     """Plain messages of one trajectory, and the edits that turn them into the served prompt of each turn.
 
@@ -24,6 +25,7 @@ def apply_chat_template(
         render: see `load_chat_template`.
         linear: the template is one for which `renders_by_query` holds, so that an ordinary trajectory need not be
             rendered once for every turn. The result is the same.
+        echo: how past turns come back to the server (see `echo`): "none", as the messages have them.
     Returns (plain, served):
         plain: [{"role", "content"}], one per block of the rendering; an assistant message holds its target.
         served: {"turns": [{"turn": k, "message": j, "answer": a, "left_out": reason or None}],
@@ -35,8 +37,8 @@ def apply_chat_template(
     Raises TrajectoryError where the template refuses the messages, or does not render ChatML.
     """
     turns = [k for k, message in enumerate(messages) if message["role"] == "assistant"]
-    rendered = _rendered_by_query(messages, tools, turns, render) if linear else None
-    blocks, targets, answers, left_out, edits = rendered or _rendered_by_prefix(messages, tools, turns, render)
+    rendered = _rendered_by_query(messages, tools, turns, render, echo) if linear else None
+    blocks, targets, answers, left_out, edits = rendered or _rendered_by_prefix(messages, tools, turns, render, echo)
     plain = [{"role": role, "content": text} for role, text in blocks]
     served = {"turns": [], **edits, "given": _given(render)}
     for k, j, target, answer, reason in zip(turns, _places(blocks, turns), targets, answers, left_out):
@@ -46,14 +48,16 @@ def apply_chat_template(
     return plain, served
 
 
-def apply_despite_control_tokens(messages: list[dict], tools: list[dict] | None, render, linear: bool = True) -> tuple:
+def apply_despite_control_tokens(
+    messages: list[dict], tools: list[dict] | None, render, linear: bool = True, echo: str = "none"
+) -> tuple:
     """`apply_chat_template` for texts that may hold control tokens, at which its renderings could not be split."""
     hidden, hidden_tools, reveal = with_stand_ins(messages, tools)
     if not reveal:
-        return apply_chat_template(messages, tools, render, linear)
+        return apply_chat_template(messages, tools, render, linear, echo)
     if reveal(render(hidden, hidden_tools)) != render(messages, tools):
         raise TrajectoryError("the chat template alters texts with control tokens, so its rendering cannot be split")
-    plain, served = apply_chat_template(hidden, hidden_tools, render, linear)
+    plain, served = apply_chat_template(hidden, hidden_tools, render, linear, echo)
     return map_texts(plain, reveal), map_texts(served, reveal)
 
 
@@ -65,33 +69,38 @@ def _places(blocks: list[tuple], turns: list[int]) -> list[int]:
     return places
 
 
-def _rendered_by_prefix(messages: list[dict], tools, turns: list[int], render):
+def _rendered_by_prefix(messages: list[dict], tools, turns: list[int], render, echo: str):
     """The naive definition: every prefix rendered.
 
     Returns (blocks of the whole, targets, their part without a think block, reasons to leave turns out, the edits of
     both histories).
     """
-    blocks, targets, left_out, prompts = split_blocks(render(messages, tools)), [], [], {"drop": [], "template": []}
-    histories = {"drop": without_reasoning(messages), "template": messages}
-    for k in turns:
-        target, reason = _last_block([QUERY, messages[k]], None, render), NO_QUERY
-        with contextlib.suppress(TrajectoryError):  # some templates refuse messages without a query
-            in_place = _last_block(messages[: k + 1], tools, render)
-            if in_place == target:
-                reason = None
-            elif "reasoning_content" not in messages[k]:
-                target = in_place
+    blocks, prompts = split_blocks(render(messages, tools)), {"drop": [], "template": []}
+    targets, left_out = map(list, zip(*(_target(messages[: k + 1], tools, render) for k in turns)))
+    history = echoed_history(messages, dict(zip(turns, targets)), echo, tools)
+    histories = {"drop": without_reasoning(history), "template": history}
+    for i, k in enumerate(turns):
         for mode, history in histories.items():
             try:
                 prompts[mode].append(split_blocks(render(history[:k], tools, add_generation_prompt=True)))
             except TrajectoryError as error:
                 prompts[mode].append([])
-                reason = str(error)
-        targets.append(target)
-        left_out.append(reason)
+                left_out[i] = str(error)
     places = _places(blocks, turns)
     edits = {mode: _edits(blocks, dict(zip(places, targets)), turns, prompts[mode]) for mode in prompts}
     return blocks, targets, [_answer(messages[k], render) for k in turns], left_out, edits
+
+
+def _target(messages: list[dict], tools, render) -> tuple[str, str | None]:
+    """(what the model generates in place of the last message, why the turn cannot be trained or None)"""
+    target, reason = _last_block([QUERY, messages[-1]], None, render), NO_QUERY
+    with contextlib.suppress(TrajectoryError):  # some templates refuse messages without a query
+        in_place = _last_block(messages, tools, render)
+        if in_place == target:
+            reason = None
+        elif "reasoning_content" not in messages[-1]:
+            target = in_place
+    return target, reason
 
 
 def _edits(blocks: list[tuple], targets: dict, turns: list[int], prompts: list[list]) -> list[dict]:
@@ -107,7 +116,7 @@ def _edits(blocks: list[tuple], targets: dict, turns: list[int], prompts: list[l
     return edits
 
 
-def _rendered_by_query(messages: list[dict], tools, turns: list[int], render):
+def _rendered_by_query(messages: list[dict], tools, turns: list[int], render, echo: str):
     """The same, each message rendered a fixed number of times; None for a trajectory that is not ordinary.
 
     In an ordinary one a user query comes first, no turn follows right on another and no answer holds a think tag.
@@ -142,11 +151,24 @@ def _rendered_by_query(messages: list[dict], tools, turns: list[int], render):
             for k, text, as_kept in zip(turns, kept, thinks)
         ]
         answers = [text if text[:1].strip() else _answer(messages[k], render) for k, text in zip(turns, past)]
+        if echo != "none":
+            echoed = echoed_history(messages, dict(zip(turns, targets)), echo, tools)
+            if any("</think>" in echoed[k]["content"] for k in turns):  # of a stream: the second one of a turn
+                return None
+            past, kept = _echoed_looks(echoed, turns, render)
         if after := starts[-1] - starts[turns[-1] - first]:
             blocks += split_blocks(render([QUERY, *messages[turns[-1] + 1 :]], None))[-after:]
     except TrajectoryError:
         return None
     return blocks, targets, answers, [None] * len(turns), _edits_by_query(turns, places, queries, targets, past, kept)
+
+
+def _echoed_looks(history: list[dict], turns: list[int], render) -> tuple[list, list]:
+    """(past, kept) of the turns as they come back."""
+    echoed = [history[k] for k in turns]
+    blocks = split_blocks(render([QUERY, *without_reasoning(echoed), QUERY, *echoed, OUTPUT], None))
+    looks = [text for role, text in blocks if role == "assistant"]
+    return looks[: len(turns)], looks[len(turns) :]
 
 
 def _edits_by_query(

@@ -288,9 +288,18 @@ def _read_json(file, name: Path | str):
         raise broken(f"not valid JSON ({error})") from None
 
 
+MIXED = {  # columns, and what of them must be no Arrow struct: calls and tools
+    **dict.fromkeys(
+        ("messages", "conversations", "prompt", "completion"),
+        r"\b(arguments|args|input|parameters): struct<|\btools: list<\w+: struct<",
+    ),
+    **dict.fromkeys(("tools", "functions"), "struct<"),
+}
+
+
 def _read_parquet(file, name: Path | str, row_groups=None):
     parquet = open_parquet(file, name)
-    for column, struct in (("messages", r"\barguments: struct<"), ("tools", "struct<")):
+    for column, struct in MIXED.items():
         index = parquet.schema_arrow.get_field_index(column)
         if index >= 0 and re.search(struct, str(parquet.schema_arrow.field(index).type)):
             raise SystemExit(

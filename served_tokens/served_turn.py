@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import json
 
+from served_tokens.echoed_turn import echoed_turn
 from served_tokens.findings import IGNORE_INDEX
 from served_tokens.trajectory import with_stand_ins, without_reasoning
 from served_tokens.values import TrajectoryError
@@ -15,16 +16,19 @@ ASSISTANT = "<|im_start|>assistant\n"
 SERVED_AS = ("drop", "template", "no-thinking")
 
 
-def served_turn(messages: list[dict], tools: list[dict] | None, turn: int, served_as: str, render) -> tuple[str, str]:
+def served_turn(
+    messages: list[dict], tools: list[dict] | None, turn: int, served_as: str, render, came_back: list | None = None
+) -> tuple[str, str]:
     """The naive definition: (served prompt, target) of messages[turn].
 
     Args:
         messages, tools: as `served_trajectory` returns them.
         served_as: "drop", "template" or "no-thinking", as step 2 writes it.
         render: render(messages, tools, add_generation_prompt, **variables) -> str, the tokenizer's chat template.
+        came_back: the messages as the agent has them where the turns are not what it sends, see `echoed_messages`.
     Raises TrajectoryError where the target cannot be told.
     """
-    history, message = messages[:turn], messages[turn]
+    history, message = (came_back or messages)[:turn], messages[turn]
     variables = {}
     if served_as != "template":
         history = without_reasoning(history)
@@ -47,6 +51,20 @@ def served_turn(messages: list[dict], tools: list[dict] | None, turn: int, serve
     return prompt, generated.removeprefix(given)
 
 
+def echoed_messages(messages: list[dict], tools: list[dict] | None, served_as: str, echo: str, render) -> list[dict]:
+    """The messages of an agent that sends back what the server answered: each turn as its target comes back.
+
+    Args: as for `served_turn`; echo: "vllm" or "vllm-stream", as step 1 writes it.
+    """
+    came_back = list(messages)
+    for turn, message in enumerate(messages):
+        if message["role"] == "assistant":
+            with contextlib.suppress(TrajectoryError):  # it has no sample; as history it stays
+                _, target = served_turn(messages, tools, turn, served_as, render)
+                came_back[turn] = echoed_turn(target, echo, bool(tools), served_as != "no-thinking")
+    return came_back
+
+
 def expected_sample(spans: list[tuple[list[int], list[int]]]) -> dict:
     """{"input_ids", "labels"} of a sample that supervises these turns: token ids of (served prompt, target), in order.
 
@@ -63,11 +81,11 @@ def expected_sample(spans: list[tuple[list[int], list[int]]]) -> dict:
     return {"input_ids": input_ids, "labels": labels}
 
 
-def task_of(row: dict) -> bytes:
-    """A digest of what no two sides of a split may share: the row's task_info.task_id, else its messages and tools."""
-    task = _parsed(row.get("task_info"))
+def task_of(task_info, messages: list, tools: list | None) -> bytes:
+    """A digest of what no two sides of a split may share: task_info.task_id, else what is served of the row."""
+    task = _parsed(task_info)
     task = task.get("task_id") if isinstance(task, dict) else None
-    same = [_parsed(row["messages"]), _parsed(row.get("tools")) or None] if task is None else str(task)
+    same = [messages, tools] if task is None else str(task)
     return hashlib.sha256(json.dumps(same, default=str).encode()).digest()
 
 

@@ -4,6 +4,8 @@ What is read of an object is taken out of a copy of it. So what is left over in 
 its key is called; `refuse_suspicious` decides about it.
 """
 
+import contextlib
+import json
 import re
 from collections import Counter
 from typing import NamedTuple
@@ -29,6 +31,7 @@ KNOWN = {
     "tool call": ("index",),
     "content part": ("cache_control", "citations", "signature", "is_error"),
 }
+NO_CONTENT = ("id", "timestamp", "refusal")  # that no message without content has it under
 # Why a turn is context only.
 SWITCHED_OFF = "their weight, loss or train says not to train on them"
 NOT_FINISHED = "their finish_reason is {}, so they were cut off"
@@ -139,17 +142,27 @@ def _bare(value):
 # ---------------------------------------------------------------- rows
 
 
+def holds_conversation(columns) -> bool:
+    """Whether rows with these columns are of a known shape."""
+    return "messages" in columns or "conversations" in columns or {"prompt", "completion"} <= {*columns}
+
+
 def _conversation(left: dict, reader: _Reader) -> tuple[list, int, bool]:
     """(messages as given, the first of them that is trained, whether they are ShareGPT's)"""
     found = [key for key in ("messages", "conversations") if _says(left.get(key))]
     if len(found) == 2 or (found and isinstance(left.get("completion"), list)):
         raise TrajectoryError(f"has {found[0]} beside {(found[1:] or ['completion'])[0]}; ignore one by --ignore-key")
     if not found and _says(left.get("completion")):
-        prompt, completion = (decoded(left.pop(key, None), key) for key in ("prompt", "completion"))
+        if "prompt" not in left:
+            raise TrajectoryError("has a completion and no prompt")
+        prompt, completion = (decoded(left.pop(key), key) for key in ("prompt", "completion"))
         reader.shapes["prompt and completion"] += 1
         return prompt + completion, len(prompt), False
     if not found and "messages" not in left:
-        raise TrajectoryError(f"the row has no column messages; it has {', '.join(left) or 'none'}")
+        has = ", ".join(map(str, left)) or "none"
+        raise TrajectoryError(
+            f"the row has no column messages; it has {has}; read one of them by --read-as KEY=messages"
+        )
     column = found[0] if found else "messages"
     messages = decoded(left.pop(column), column)
     from_sharegpt = any(isinstance(message, dict) and "from" in message for message in messages)
@@ -211,37 +224,46 @@ def _tools(tools, column: str, wrap: bool, reader: _Reader) -> list:
 
 def _from_sharegpt(left: dict, reader: _Reader) -> dict:
     """{"from", "value"} as {"role", "content"}; a function_call has calls as JSON behind its reasoning, if any."""
-    role, value = left.pop("from", None), left.pop("value", None)
-    message = {**left, "role": SHAREGPT.get(role, role), "content": value}
+    has_text, role, value = "value" in left, left.pop("from", None), left.pop("value", None)
+    from_role = SHAREGPT.get(role, role) if isinstance(role, str) else role
+    message = {**left, "role": one_of({"from": from_role, "role": left.get("role")}, "the role")}
+    if role != "function_call" and has_text:
+        message["content"] = one_of({"value": value, "content": left.get("content")}, "the text")
     if role == "function_call":
         thought, closed, calls = value.rpartition("</think>") if isinstance(value, str) else ("", "", value)
-        message["content"] = thought + closed or None
+        message["content"] = one_of({"value": thought + closed, "content": left.get("content")}, "the text")
         calls = decoded(calls, "value", (list, dict))
-        message["tool_calls"] = calls if isinstance(calls, list) else [calls]
+        calls = calls if isinstance(calls, list) else [calls]
+        message["tool_calls"] = one_of({"value": calls, "tool_calls": left.get("tool_calls")}, "a call")
     return message
 
 
 def _message(left: dict, reader: _Reader) -> tuple[list, str | None, list | None]:
     """(messages, of which the last may be a turn; why that is not trained; tools that a system message has)"""
     role, tools = left.pop("role", None), None
+    if role is None and isinstance(left.get("type"), str):  # LangChain's messages, OpenAI's Responses
+        raise TrajectoryError(f"has no role but the type {left['type']}; write it as a message with a role")
     if role == "developer" or (role == "function" and isinstance(left.get("name"), str)):
         reader.shapes[f"role {role}"] += 1
         role = "system" if role == "developer" else "tool"
+    without_content = "content" not in left
     message = {"role": role, "content": left.pop("content", None)}
     message |= {key: left[key] for key in ("name", "tool_call_id") if left.get(key) is not None}
     outputs, why = [], None
     if role == "assistant":
         why = _read_turn(message, left, reader)
-    elif _says(left.pop("tool_calls", None)):
+    elif _says(left.pop("tool_calls", None)) and role in ("system", "user", "tool"):
         raise TrajectoryError(f"a {role} message has tool_calls: they are of a simulated user, and none of the model's")
     elif role == "user" and isinstance(message["content"], list):
         outputs, message["content"] = _tool_results(message["content"], reader)
-    if role == "system" and "tools" in left:
+    if role == "system" and _says(left.get("tools")):
         tools = _tools(left.pop("tools"), "tools", False, reader)
     if role != "assistant":
         for key in SWITCHES:  # there is no loss there anyway
             if left.get(key) in (0, 1) and left.pop(key):
                 reader.unread.append(("message", key, None))
+    if without_content and not message.get("tool_calls"):
+        _refuse_lost(left, (*KNOWN["message"], *NO_CONTENT), "a message has no content", "content")
     reader.leave(left, "message")
     return [*outputs, message] if message["content"] != [] or not outputs else outputs, why, tools
 
@@ -298,14 +320,16 @@ def _parts_of_turn(parts: list, reader: _Reader) -> tuple:
             if not isinstance(thoughts[-1] or "", str):
                 raise TrajectoryError(f"reasoning is not a string but {kind_of(thoughts[-1])}")
             del left["type"]
+            if not thoughts[-1] and left:
+                raise TrajectoryError(f"a part of type {kind} has no text but {', '.join(left)}")
             reader.leave(left, "content part")
         elif kind == "tool_use":
             order = 2
             left = reader.copied(part, "content part")
-            function = {"name": left.pop("name", None), "arguments": left.pop("input", None)}
-            calls.append({"id": left.pop("id", None), "type": "function", "function": function})
-            del left["type"]
-            reader.leave(left, "content part")
+            function = {key: value for key, value in left.items() if key not in ("id", "type", *KNOWN["content part"])}
+            if "arguments" not in function:
+                function["arguments"] = function.pop("input", None)
+            calls.append({"id": left.get("id"), "type": "function", "function": function})
         else:
             raise _unknown_part(part)
         if order < last:
@@ -329,9 +353,12 @@ def _tool_results(parts: list, reader: _Reader) -> tuple[list, list]:
             raise TrajectoryError("a part of type tool_result comes after text")
         left = reader.copied(part, "content part")
         del left["type"]
+        without_content = "content" not in left
         outputs.append({"role": "tool", "content": left.pop("content", None)})
         if (identity := left.pop("tool_use_id", None)) is not None:
             outputs[-1]["tool_call_id"] = identity
+        if without_content and (lost := [key for key in left if key not in KNOWN["content part"]]):
+            raise TrajectoryError(f"a part of type tool_result has no content but {', '.join(lost)}")
         reader.leave(left, "content part")
         reader.shapes["content part tool_result"] += 1
     return outputs, texts
@@ -367,12 +394,17 @@ def _call(call, reader: _Reader) -> dict:
     read = {key: left.pop(key) for key in ("id", "type") if key in left}
     if not isinstance(name := body.pop("name", None), str):
         raise TrajectoryError("a tool call has no function name")
+    for key in ARGUMENTS if not flat else ():
+        if key in left:
+            where = {"the call": left.pop(key), "its function": body.get(key)}
+            body[key] = one_of(where, f"{key} of a call")
     readings = {key: body.pop(key) for key in ARGUMENTS if key in body}
     for key in readings:
         reader.shapes[f"calls with {key}"] += key != "arguments"
     reader.shapes["flat calls"] += flat
-    if not readings and (lost := [key for key, value in body.items() if _says(value) and not _is_number(value)]):
-        raise TrajectoryError(f"a tool call has no arguments but {lost[0]}; read it by --read-as {lost[0]}=arguments")
+    if all(map(_is_empty, readings.values())):
+        rest = {key: value for its in (left, body) for key, value in its.items() if not readings or _is_object(value)}
+        _refuse_lost(rest, KNOWN["tool call"], "a tool call has no arguments", "arguments")
     if len(readings) > 1:
         readings = {"": one_of({key: _bare_arguments(value) for key, value in readings.items()}, "a call's arguments")}
     for rest in (left,) if flat else (left, body):
@@ -382,7 +414,27 @@ def _call(call, reader: _Reader) -> dict:
 
 def _bare_arguments(value):
     """Arguments to be compared: a JSON string is what it says."""
-    return decoded(value, "arguments", object) if isinstance(value, str) and value.strip() else value
+    with contextlib.suppress(ValueError, RecursionError):  # one that is cut is named later
+        return json.loads(value) if isinstance(value, str) and value.strip() else value
+    return value
+
+
+def _is_empty(arguments) -> bool:
+    short = isinstance(arguments, str) and len(arguments) < 9
+    return not _says("".join(arguments.split()).strip("{}[]") if short else arguments) or arguments == "null"
+
+
+def _is_object(value) -> bool:
+    return isinstance(_bare_arguments(value), dict)
+
+
+def _refuse_lost(left: dict, known: tuple, what: str, field: str) -> None:
+    """Raise TrajectoryError where what is left over may be what is missing."""
+    for key, value in left.items():
+        if key not in known and _says(value) and not _is_number(value):
+            raise TrajectoryError(
+                f"{what} but {key}; read it by --read-as {key}={field}, or leave it out by --ignore-key {key}"
+            )
 
 
 def _why_not_trained(left: dict) -> str | None:
@@ -401,13 +453,18 @@ def _why_not_trained(left: dict) -> str | None:
 
 
 def _why_cut(left: dict) -> str | None:
-    """By what an API says of the end of an answer; a reason that is not known is left over."""
+    """By what an API says of the end of an answer; raises TrajectoryError for a reason that is not known."""
     for key in ("finish_reason", "stop_reason"):
         reason = left.get(key)
         if isinstance(reason, str) and reason.lower() in (*CUT, *FINISHED):
             del left[key]
             if reason.lower() in CUT:
                 return NOT_FINISHED.format(reason.lower())
+        elif isinstance(reason, str) and reason:
+            raise TrajectoryError(
+                f"{key} is {reason!r}, which says neither that the answer is whole nor that it was cut off; leave it "
+                f"out by --ignore-key {key}"
+            )
     return None
 
 
@@ -441,13 +498,23 @@ WAY_OUT = {
 }
 
 
+# Of what is read, what is lost where a client spells it otherwise, and no word above tells.
+SPELLED = {"row": ("enable_thinking", "chat_template_kwargs"), "message": ("content", "prefix", "partial")}
+
+
 def refuse_suspicious(unread: list) -> None:
     """Raise TrajectoryError for the first (kind of object, key, value) that looks like what must not be lost."""
     for kind, key, value in unread:
+        if (known := re.sub("([a-z])([A-Z])", r"\1_\2", str(key)).lower()) in SPELLED.get(kind, ()) and known != key:
+            raise TrajectoryError(
+                f"a {kind} has the key {key}, which is not read, as {known} is: rename it, or leave it out by "
+                f"--ignore-key {key}"
+            )
         for what in SUSPICIOUS:
-            if (what != "arguments" or kind == "tool call") and _suggests(key, what) and _is_of_kind(value, what):
+            suggested = _suggests(key, what) or (what == "tools" and kind == "message" and _are_calls(value))
+            if (what != "arguments" or kind == "tool call") and suggested and _is_of_kind(value, what):
                 field = WAY_OUT.get((what, kind))
-                read = f"read it by --read-as {key}={field}, or " * bool(field)
+                read = f"read it by --read-as {key}={field}, or " * (field not in (None, key))
                 raise TrajectoryError(
                     f"a {kind} has the key {key}, which looks like {what} and is not read: {read}leave it out by "
                     f"--ignore-key {key}"
@@ -456,11 +523,20 @@ def refuse_suspicious(unread: list) -> None:
 
 def _suggests(key: str, what: str) -> bool:
     words = [word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", str(key))]
+    words += re.findall("[a-z]+", str(key).lower())  # CoT
     return any(
         word.startswith(hint) if what != "arguments" and hint != "cot" else word in (hint, hint + "s")
         for hint in SUSPICIOUS[what]
         for word in words
     ) or any(hint in word for hint in SUSPICIOUS[what] if len(hint) > 5 for word in words)
+
+
+def _are_calls(value) -> bool:
+    """Whether objects look like calls, whatever the name they stand under."""
+    return isinstance(value, list) and any(
+        isinstance(item, dict) and ("function" in item or ("name" in item and any(key in item for key in ARGUMENTS)))
+        for item in value
+    )
 
 
 def _is_of_kind(value, what: str) -> bool:

@@ -182,7 +182,7 @@ def test_data_set_that_step_2_did_not_write_is_named(check, tmp_path, run_check,
         expect=1,
     )
     assert (
-        "data set x: no column served_as, source, trajectory, turns" in process.stderr
+        "data set x: no column reading, served_as, source, trajectory, turns" in process.stderr
         and "Traceback" not in process.stderr
     )
 

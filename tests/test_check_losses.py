@@ -10,8 +10,8 @@ from test_row_texts import CASES, LOSSES, ROW, changed
 
 import step1_apply_tool_template
 import step2_to_alpaca_mask_history
-from served_tokens import comparison, row_texts
-from served_tokens.trajectory import served_trajectory
+from served_tokens import comparison, findings, row_texts
+from served_tokens.trajectory import Reading, read_trajectory
 
 SAMPLE = read_jsonl(ROOT / "data" / "envscaler_sample.jsonl")
 WAYS = {  # step 2's options, LlamaFactory's overrides
@@ -54,32 +54,64 @@ def test_nothing_is_lost_of_the_embedded_sample(checked, way):
     assert ("texts: reasoning, by --no-thinking" in output) == (way == "no-thinking")
 
 
-def test_rows_that_were_silently_trained_without_their_texts_fail(checked, monkeypatch):
-    monkeypatch.setattr(row_texts, "LOSSES_KEPT", 100)
+@pytest.fixture
+def read_by(monkeypatch):
+    """read_by(broken): step 1 and the check read rows by broken(row) -> row, and all losses are kept."""
+
+    def use(broken) -> None:
+        def read(row: dict, *_):
+            return read_trajectory(broken(row), Reading(allow_calls_without_tools=True))
+
+        for module in (step1_apply_tool_template, comparison):
+            monkeypatch.setattr(module, "read_trajectory", read)
+        for module in (row_texts, findings):
+            monkeypatch.setattr(module, "LOSSES_KEPT", 100)
+
+    return use
+
+
+def only_known(row: dict) -> dict:
+    """What was read of a row when step 1 knew one shape alone."""
+    known = ("role", "content", "reasoning_content", "tool_calls", "tool_call_id")
+    messages = [{key: value for key, value in message.items() if key in known} for message in row["messages"]]
+    for message in messages:
+        if isinstance(message.get("content"), list):
+            message["content"] = "".join(part["text"] for part in message["content"])
+        message["tool_calls"] = [
+            {"function": {"arguments": {}, **{k: v for k, v in call_of(call).items() if k in ("name", "arguments")}}}
+            for call in message.get("tool_calls") or []
+        ]
+    return {"messages": messages, "tools": row.get("tools")}
+
+
+def call_of(call: dict) -> dict:
+    return call.get("function", call)
+
+
+def test_rows_that_were_silently_trained_without_their_texts_fail(checked, read_by):
+    read_by(only_known)
     process = checked(read_jsonl(CASES / "00-all-silent-together.jsonl"), expect=1)
     assert "(100.00%)" in process.stdout
     texts = number_of("lost", process.stdout)
     assert "  of them: tools" in process.stdout and "2  of them: thinking" in process.stdout
     assert f"FAILED: samples: {texts} texts of the trajectories are in no sample that should hold" in process.stderr
-    assert [f"rows.jsonl: trajectory {number}: message" in process.stdout for number in range(17)] == (
-        [True] * 11 + [False] * 6
+    assert [f"rows.jsonl: trajectory {number}: message" in process.stdout for number in range(11)] == (
+        [False] + [True] * 10  # the first has no text and no call left, so it is no sample
     )
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_reading_that_is_broken_on_purpose_fails_key_by_key(checked, monkeypatch, way):
+def test_reading_that_is_broken_on_purpose_fails_key_by_key(checked, read_by, way):
     """Step 1 and the check read the rows alike, so all samples are exact; the rows as they were given tell."""
 
-    def broken(row: dict, control_tokens: tuple = ()):
+    def broken(row: dict) -> dict:
         row = copy.deepcopy(row)
-        change, _ = LOSSES.get(row["reading"], (lambda row: None, ""))
+        change, _ = LOSSES.get(row.pop("what"), (lambda row: None, ""))
         change(row)
-        return served_trajectory(row, control_tokens)
+        return row
 
-    monkeypatch.setattr(row_texts, "LOSSES_KEPT", 100)
-    for module in (step1_apply_tool_template, comparison):
-        monkeypatch.setattr(module, "served_trajectory", broken)
-    process = checked([{**ROW, "reading": what} for what in ["right", *LOSSES]], way, expect=1)
+    read_by(broken)
+    process = checked([{**ROW, "what": what} for what in ["right", *LOSSES]], way, expect=1)
     assert "(100.00%)" in process.stdout and "in no sample that should hold" in process.stderr
     assert "trajectory 0:" not in process.stdout
     for number, (what, (_, said)) in enumerate(LOSSES.items(), 1):
@@ -87,13 +119,13 @@ def test_reading_that_is_broken_on_purpose_fails_key_by_key(checked, monkeypatch
         assert any(said in line for line in lines), what
 
 
-def test_message_that_is_read_as_no_turn_fails(checked, monkeypatch):
-    def broken(row: dict, control_tokens: tuple = ()):
-        messages, tools = served_trajectory(row, control_tokens)
-        return [{**message, "role": "user"} if place == 2 else message for place, message in enumerate(messages)], tools
+def test_message_that_is_read_as_no_turn_fails(checked, read_by):
+    def broken(row: dict) -> dict:
+        messages = [message | {"role": "user"} if k == 2 else message for k, message in enumerate(row["messages"])]
+        messages[2].pop("tool_calls"), messages[2].pop("reasoning_content")
+        return {**row, "messages": messages}
 
-    for module in (step1_apply_tool_template, comparison):
-        monkeypatch.setattr(module, "served_trajectory", broken)
+    read_by(broken)
     output = checked([ROW], expect=1).stdout
     assert "rows.jsonl: trajectory 0: has 3 turns by the roles of its messages, but 2 are read" in output
 

@@ -23,7 +23,7 @@ from served_tokens.lengths import token_counter
 from served_tokens.plain_messages import apply_despite_control_tokens
 from served_tokens.reading import Place, parse_row
 from served_tokens.served_turn import expected_sample, served_turn
-from served_tokens.trajectory import CONTROL_TOKENS
+from served_tokens.trajectory import CONTROL_TOKENS, Reading
 from served_tokens.values import TrajectoryError
 from step1_apply_tool_template import convert_row
 
@@ -85,6 +85,7 @@ ORDINARY = st.lists(
 ).map(lambda chains: [message for query, turns in chains for message in [query, *chain.from_iterable(turns)]])
 CONVERSATION = st.one_of(ORDINARY, st.lists(MESSAGE, min_size=1, max_size=8))
 TOOLS = st.sampled_from([None, [{"type": "function", "function": {"name": "f", "parameters": {"é": [1.0, None]}}}]])
+ALL = Reading(allow_control_tokens=True, allow_calls_without_tools=True)
 MODES = {  # served_as -> the settings of LlamaFactory that are exact for it
     "drop": [("qwen3", True), ("qwen3_nothink", True)],
     "template": [("qwen3_nothink", True)],
@@ -118,9 +119,7 @@ def samples_of(messages, tools, mode, merge_turns=False):
 
     Raises TrajectoryError.
     """
-    _, [(_, row)] = convert_row(
-        {"messages": messages, "tools": tools}, Place("x", 0), TEMPLATE, True, allow_control_tokens=True
-    )
+    _, [(_, row)] = convert_row({"messages": messages, "tools": tools}, Place("x", 0), TEMPLATE, True, ALL)
     return to_samples(*step1_columns(parse_row(row)), mode, merge_turns)
 
 

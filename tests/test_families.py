@@ -180,4 +180,4 @@ def test_turn_whose_prompt_the_template_refuses_is_left_out_and_the_rest_stays(r
         "the chat template refuses the messages: No user query found.",
         None,
     ]
-    assert "1 turns cannot become samples" in output
+    assert "1 turns left out: the chat template refuses the messages: No user query found." in output

@@ -19,7 +19,7 @@ from served_tokens.findings import IGNORE_INDEX
 from served_tokens.plain_messages import apply_chat_template
 from served_tokens.reading import Place
 from served_tokens.served_turn import served_turn
-from served_tokens.trajectory import CONTROL_TOKENS
+from served_tokens.trajectory import CONTROL_TOKENS, EMPTY, Reading
 from served_tokens.values import TrajectoryError
 from step1_apply_tool_template import convert_row
 
@@ -38,11 +38,13 @@ TOOLS = [
 
 
 def converted(*messages, tools=None, **options) -> tuple[dict, dict]:
-    """(the row of step 1, its notes)"""
-    notes, [(_, row)] = convert_row(
-        {"messages": list(messages), "tools": tools}, Place("x", 0), TEMPLATE, True, **options
+    """(the row of step 1, how many rows and turns it is and what may be a mistake in it); calls may lack their tools"""
+    reading = Reading(allow_calls_without_tools=True, **options)
+    counts, [(_, row)] = convert_row(
+        {"messages": list(messages), "tools": tools}, Place("x", 0), TEMPLATE, True, reading
     )
-    return json.loads(row), {note: count for note, count in notes.items() if count}
+    told = ("trajectories", "turns", *unusual.NOTES)
+    return json.loads(row), {what: counts[what] for what in told if counts[what]}
 
 
 def reason(*messages, tools=None, **options) -> str:
@@ -141,7 +143,7 @@ def test_template_that_alters_control_tokens_sets_the_trajectory_aside(tmp_path)
             Place("x", 0),
             read_chat_template(str(tmp_path / "t.jinja")),
             True,
-            True,
+            Reading(allow_control_tokens=True, allow_calls_without_tools=True),
         )
 
 
@@ -166,7 +168,7 @@ def test_special_tokens_of_the_tokenizer_are_control_tokens_too(model_with_a_tok
 def test_allowed_control_tokens_pass_both_scripts_and_the_check(run, check, tmp_path):
     write_jsonl(
         tmp_path / "rows.jsonl",
-        [{"messages": place(FORGED)} for place in PLACES.values()]
+        [{"messages": place(FORGED), "tools": TOOLS} for place in PLACES.values()]
         + [{"messages": [user("\x00\u2028\x85"), assistant("a")]}],
     )
     process = run("step1_apply_tool_template.py", "rows.jsonl", "plain.jsonl")
@@ -296,7 +298,7 @@ def test_arguments_that_no_server_takes_set_the_trajectory_aside(arguments, why)
     ],
 )
 def test_call_that_may_be_a_mistake_is_counted_and_served_as_it_is(calls, outputs, note, tokenizer):
-    conversation = [user("q"), assistant("", "r", calls), *outputs, user("q2"), assistant("a", "r")]
+    conversation = [user("q"), assistant("w", "r", calls), *outputs, user("q2"), assistant("a", "r")]
     assert converted(*conversation, tools=TOOLS)[1] == {"trajectories": 1, "turns": 2, note: 1}
     assert_exact(tokenizer, conversation, TOOLS)
 
@@ -367,7 +369,7 @@ def test_content_with_a_part_that_is_no_text_is_set_aside(message, kind):
     assert f"a part of type {kind}" in reason(message(parts), assistant("a"))
 
 
-@pytest.mark.parametrize("role", ["developer", "function", "", None, 3, ["user"]])
+@pytest.mark.parametrize("role", ["function", "Tool", "", None, 3, ["user"]])
 def test_role_that_the_template_does_not_know_is_set_aside(role):
     assert "message 1: unknown role" in reason(user("q"), {"role": role, "content": "x"}, assistant("a"))
 
@@ -389,9 +391,12 @@ def test_every_key_of_a_tool_schema_reaches_the_prompt():
         {**assistant(""), "tool_calls": [], "reasoning_content": "", "name": None},
     ],
 )
-def test_missing_null_and_empty_fields_are_empty_texts(message, tokenizer):
+def test_missing_null_and_empty_fields_are_empty_texts_and_no_targets(message, tokenizer):
     assert texts({"role": "user"}, message) == ["", "<think>\n\n</think>\n\n"]
-    assert_exact(tokenizer, [{"role": "user", "content": None}, message, user(""), message])
+    conversation = [{"role": "user", "content": None}, message, user(""), message, user("q"), assistant("a")]
+    row, _ = converted(*conversation)
+    assert [turn["left_out"] for turn in row["served"]["turns"]] == [EMPTY, EMPTY, None]
+    assert_exact(tokenizer, conversation, left_out=dict.fromkeys(MODES, 2))
 
 
 @pytest.mark.parametrize(

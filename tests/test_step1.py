@@ -22,8 +22,8 @@ from reading_rows import READ_AS_IT_IS, served_trajectory
 
 from served_tokens import reading
 from served_tokens.chat_template import QWEN3, load_chat_template, read_chat_template
+from served_tokens.command_line import exit_on_signals
 from served_tokens.plain_messages import apply_chat_template
-from served_tokens.shards import exit_on_signals
 from served_tokens.values import TrajectoryError
 from step1_apply_tool_template import default_output
 

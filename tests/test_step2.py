@@ -32,8 +32,13 @@ CONVERSATION = [
     assistant("a2", "r4"),
     user("bye"),
 ]
+TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
 CALL = '<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call>'
 RESPONSE = "<tool_response>\n%s\n</tool_response>"
+
+
+def row_of(messages, **more) -> dict:
+    return {"messages": messages, "tools": TOOLS, **more}
 
 
 def step1_row(messages, tools=None) -> dict:
@@ -54,7 +59,7 @@ def step2(run, tmp_path):
     """step2(rows, *options) -> the samples that the command writes for these trajectories."""
 
     def step2(rows: list, *options, output: str = "out.parquet", expect: int = 0):
-        write_jsonl(tmp_path / "rows.jsonl", [{"messages": messages} for messages in rows])
+        write_jsonl(tmp_path / "rows.jsonl", [row_of(messages) for messages in rows])
         run("step1_apply_tool_template.py", "rows.jsonl", "plain.jsonl")
         process = run(
             "step2_to_alpaca_mask_history.py", "plain.jsonl", output, "--dataset-dir", ".", *options, expect=expect
@@ -80,6 +85,7 @@ def test_each_turn_becomes_one_prefix_sample_without_the_reasoning_of_the_histor
         "trajectory": 0,
         "turns": [8],
         "served_as": "drop",
+        "reading": "{}",
     }
     assert [sample["turns"][-1] for sample in samples] == [2, 4, 6, 8]
     assert [len(sample["history"]) for sample in samples] == [0, 1, 2, 3]
@@ -183,7 +189,7 @@ def test_samples_come_in_the_order_of_rows_and_turns(step2):
 
 
 def test_folder_of_step_1_is_read(run, tmp_path):
-    write_jsonl(tmp_path / "rows.jsonl", [{"messages": CONVERSATION}] * 2)
+    write_jsonl(tmp_path / "rows.jsonl", [row_of(CONVERSATION)] * 2)
     run("step1_apply_tool_template.py", "rows.jsonl", "plain")
     run("step2_to_alpaca_mask_history.py", "plain", "out", "--dataset-dir", ".")
     assert len(read_samples(tmp_path / "out")) == 8
@@ -268,7 +274,7 @@ def test_broken_dataset_info_is_named_and_left_alone(step2, tmp_path):
 
 def test_summary_accounts_for_every_turn(run, tmp_path):
     rows = [CONVERSATION, [{"role": "system", "content": "P"}, assistant("Hi"), user("q"), assistant("a", "r")]]
-    write_jsonl(tmp_path / "rows.jsonl", [{"messages": messages} for messages in rows])
+    write_jsonl(tmp_path / "rows.jsonl", [row_of(messages) for messages in rows])
     run("step1_apply_tool_template.py", "rows.jsonl", "plain.jsonl")
     process = run("step2_to_alpaca_mask_history.py", "plain.jsonl", "out.parquet", "--dataset-dir", ".")
     assert "2 trajectories, 6 turns: 5 samples" in process.stdout
@@ -317,7 +323,7 @@ def test_json_of_dates_is_refused(step2):
 
 
 def test_step_2_ends_with_the_command_that_checks_its_samples(run, tmp_path):
-    write_jsonl(tmp_path / "rows.jsonl", [{"messages": CONVERSATION}])
+    write_jsonl(tmp_path / "rows.jsonl", [row_of(CONVERSATION)])
     run("step1_apply_tool_template.py", "rows.jsonl", "plain.jsonl")
     for options, settings in (
         ([], ""),
@@ -333,7 +339,7 @@ def test_step_2_ends_with_the_command_that_checks_its_samples(run, tmp_path):
 
 
 def test_merging_says_what_it_saves_and_why_it_needs_the_template_history(run, tmp_path):
-    write_jsonl(tmp_path / "rows.jsonl", [{"messages": CONVERSATION}])
+    write_jsonl(tmp_path / "rows.jsonl", [row_of(CONVERSATION)])
     run("step1_apply_tool_template.py", "rows.jsonl", "plain.jsonl")
     process = run(
         "step2_to_alpaca_mask_history.py",
@@ -347,7 +353,7 @@ def test_merging_says_what_it_saves_and_why_it_needs_the_template_history(run, t
     )
     samples = read_samples(tmp_path / "out.jsonl")
     assert [sample["turns"] for sample in samples] == [[2, 4], [6, 8]]
-    assert "4 turns merged into 2 samples: 1.3 times less text to train on" in process.stdout
+    assert "4 turns merged into 2 samples: 1.7 times less text to train on" in process.stdout
     process = run("step2_to_alpaca_mask_history.py", "plain.jsonl", "out.jsonl", "--merge-turns", expect=2)
     assert "--merge-turns needs --history-thinking template: where the history drops" in process.stderr
 
@@ -360,7 +366,7 @@ def test_merging_says_what_it_saves_and_why_it_needs_the_template_history(run, t
         (1, ["x.jsonl", "x.jsonl"], "x.jsonl: is the input too"),
         (2, ["x.jsonl", "a,b.parquet"], "LlamaFactory separates data sets by commas"),
         (2, ["x.jsonl", "dataset_info.json"], "dataset_info.json registers the data sets"),
-        (2, ["x.jsonl", "--preview", "-1"], "invalid positive_count value"),
+        (2, ["x.jsonl", "--preview", "-1"], "is no whole number above 0"),
     ],
 )
 def test_wrong_argument_is_a_clear_error_before_the_work(run, tmp_path, status, arguments, reason):
@@ -445,7 +451,7 @@ def numbered(number: int, messages: list = CONVERSATION) -> list:
 def tasks(*numbers: int) -> list[dict]:
     """Two rows for each task, which differ."""
     return [
-        {"task_info": {"task_id": f"t{number}"}, "messages": numbered(copy, CONVERSATION[:5])}
+        row_of(numbered(copy, CONVERSATION[:5]), task_info={"task_id": f"t{number}"})
         for copy in (0, 1)
         for number in numbers
     ]
@@ -480,7 +486,7 @@ def test_validation_set_holds_whole_tasks(split, tmp_path, output):
 
 
 def test_ids_of_tasks_that_differ_far_behind_are_different_tasks(split):
-    rows = [{"task_info": {"task_id": 10**30 + at}, "messages": numbered(at)} for at in range(20)]
+    rows = [row_of(numbered(at), task_info={"task_id": 10**30 + at}) for at in range(20)]
     training, held_out = split(rows, "--val-ratio", "0.4")
     assert training and held_out
 
@@ -495,9 +501,9 @@ def test_added_rows_move_no_old_ones_to_the_other_side(split):
 
 
 def test_rows_of_the_same_content_that_name_no_task_fall_on_one_side(split):
-    rows = [{"messages": numbered(number % 10)} for number in range(20)]
-    rows += [{"task_info": json.dumps({"task_id": 7}), "messages": numbered(number)} for number in range(20, 24)]
-    rows += [{"task_info": info, "messages": numbered(30)} for info in (None, "no JSON", {"task_id": None}, 3)]
+    rows = [row_of(numbered(number % 10)) for number in range(20)]
+    rows += [row_of(numbered(number), task_info=json.dumps({"task_id": 7})) for number in range(20, 24)]
+    rows += [row_of(numbered(30), task_info=info) for info in (None, "no JSON", {"task_id": None}, 3)]
     training, held_out = split(rows, "--val-ratio", "0.4", "--seed", "1")
     groups = [*range(10), *range(10), *[20] * 4, *[30] * 4]
     apart = [{groups[sample["trajectory"]] for sample in samples} for samples in (training, held_out)]
@@ -517,7 +523,7 @@ def test_validation_set_passes_the_check_as_eval_dataset(split, check):
         and f"out_val: {len(held_out)} samples" in output
         and output.count("(100.00%)") == 2
     )
-    assert f"{len(held_out)}  of them: held out, to be evaluated" in output
+    assert f"{len(held_out)}  of them: they are held out, to be evaluated" in output
 
 
 @pytest.mark.parametrize(
@@ -525,7 +531,7 @@ def test_validation_set_passes_the_check_as_eval_dataset(split, check):
     [
         (["--cutoff-len", "10"], "--cutoff-len and --tokenizer go together"),
         (["--min-turns", "3", "--max-turns", "2"], "--max-turns is below --min-turns"),
-        (["--val-ratio", "1"], "invalid ratio value: '1'"),
+        (["--val-ratio", "1"], "'1' is no number from 0 up to, but not, 1"),
         (["--cutoff-len", "10", "--tokenizer", "none/such"], "none/such: no tokenizer to be had from this model"),
         (["--val-ratio", "0.999"], "no sample is left to train on"),
         (
@@ -557,17 +563,15 @@ def test_option_that_cannot_be_followed_is_a_clear_error(run, tmp_path, options,
     "trained, evaluated",
     [
         (
-            {"task_info": '{"task_id": "t1"}', "messages": numbered(1)},
-            {"task_info": {"task_id": "t1"}, "messages": numbered(2)},
+            row_of(numbered(1), task_info='{"task_id": "t1"}'),
+            row_of(numbered(2), task_info={"task_id": "t1"}),
         ),
-        ({"messages": numbered(1)}, {"messages": json.dumps(numbered(1)), "tools": "[]"}),
+        (row_of(numbered(1)), {"messages": json.dumps(numbered(1)), "tools": json.dumps(TOOLS)}),
     ],
 )
 def test_task_that_is_trained_on_and_evaluated_is_caught(run, run_check, tmp_path, tiny_model, trained, evaluated):
     for name, row in (("one", trained), ("two", evaluated)):
-        write_jsonl(
-            tmp_path / f"{name}.jsonl", [{"messages": numbered(9)} if name == "one" else {"messages": numbered(8)}, row]
-        )
+        write_jsonl(tmp_path / f"{name}.jsonl", [row_of(numbered(9 if name == "one" else 8)), row])
         run("step1_apply_tool_template.py", f"{name}.jsonl", f"{name}_plain.jsonl")
         run("step2_to_alpaca_mask_history.py", f"{name}_plain.jsonl", f"{name}.parquet", "--dataset-dir", ".")
     process = run_check(
