@@ -1,13 +1,14 @@
 """Check: LlamaFactory trains on the very tokens that the model sees and produces when it is served.
 
     python check_training_tokens.py [qwen3_full_sft.yaml] [key=value …] [--trajectories FILE] [--max-samples N]
-                                    [--report FILE.html] [--plots FOLDER] | [--show TRAJECTORY:TURN]
+                                    [--trees] [--report FILE.html] [--plots FOLDER] | [--show TRAJECTORY:TURN]
 
 Takes the YAML and the overrides of `llamafactory-cli train`. LlamaFactory itself (its parser, its template, its data
 loader) builds the training set. Beside it, for each sample, the served prompt and the target of its turn are rendered
 from the original trajectory with the tokenizer's own chat template, prefix by prefix, and tokenized as the server does.
 Token ids and loss mask must be the same, all of them; and each text of the row as it was given must be in the samples
 that should hold it. Exit code 1 where anything differs, is cut or lost.
+--trees makes the rows of train_on_trees.py too, and looks at what each supervised token sees there.
 --report and --plots draw what the check learns on its way; --show prints one sample and checks nothing.
 
 The one idea: nothing of step 1 and step 2 is trusted; the two sides share only the trajectories.
@@ -36,6 +37,8 @@ from served_tokens.report import Checked, report_page
 from served_tokens.row_texts import unread_lines
 from served_tokens.server import connect
 from served_tokens.token_view import terminal_view
+from served_tokens.tree_check import AS_WRITTEN, MERGED, TREES, check_rows
+from served_tokens.tree_rows import accumulated_rows, own_options, samples_of
 from served_tokens.writing import accounted, shown, whole_file
 
 ROOT = Path(__file__).resolve().parent
@@ -73,6 +76,22 @@ def check_sets(sets: list, to_train: int, truth: Truth, data_args) -> tuple[list
     if both := tasks[0] & tasks[1]:
         problems.append(f"{len(both)} tasks are both trained on and evaluated; hold them out by step 2 --val-ratio")
     return found, problems
+
+
+def check_trees(sets: list, found: list[Findings], row_tokens: int, row_samples: int | None) -> list[str]:
+    """Note in what is found how each data set can be trained; returns why it is not to be trained on token trees."""
+    problems = []
+    for (name, _, _, built), findings in zip(sets, found):
+        findings.ways, differ = check_rows(samples_of(built, Counter()), row_tokens, row_samples)
+        (_, tokens), (rows, in_rows) = findings.ways[AS_WRITTEN], findings.ways[TREES]
+        print(
+            f"{name}: {rows} rows of token trees, {in_rows} tokens, {tokens / max(1, in_rows):.1f} times fewer; all "
+            f"supervised tokens of {len(built) - len(differ)} of {len(built)} samples see there what they see in them"
+        )
+        if differ:
+            first = ", ".join(map(str, differ[:SHOWN_MISMATCHES]))
+            problems.append(f"{name}: {len(differ)} samples are not seen in the rows as they are, the first: {first}")
+    return problems
 
 
 # ---------------------------------------------------------------- what is shown
@@ -184,6 +203,22 @@ def cost_of(training: list[Findings], schedule: dict, gpus: int, cutoff_len: int
     return training_cost(samples, tokens, supervised, Schedule(**schedule, gpus=gpus)), said
 
 
+def costs_by_way(training: list[Findings], schedule: dict, gpus: int, cutoff_len: int) -> tuple[dict, str]:
+    """({how the data can be trained: the cost}, what the costs are reckoned with); see `cost_of`."""
+    cost, said = cost_of(training, schedule, gpus, cutoff_len)
+    costs, supervised = {AS_WRITTEN: cost}, sum(found.counts["supervised tokens"] for found in training)
+    if schedule["val_size"] or schedule["packing"] or not all(found.ways for found in training):
+        return costs, said
+    schedule = {key: value for key, value in schedule.items() if key not in ("val_size", "packing")}
+    numbers = {way: [sum(pair) for pair in zip(*(found.ways[way] for found in training))] for way in (MERGED, TREES)}
+    costs[MERGED] = training_cost(*numbers[MERGED], supervised, Schedule(**schedule, gpus=gpus))
+    a_row = sum(len(found.lengths) for found in training) / max(1, numbers[TREES][0])
+    rows = accumulated_rows(schedule["batch"] * schedule["accumulation"] * gpus, a_row, gpus)
+    in_rows = Schedule(**{**schedule, "batch": 1, "accumulation": rows}, gpus=gpus)
+    costs[TREES] = training_cost(*numbers[TREES], supervised, in_rows)
+    return costs, said
+
+
 def trajectory_and_turn(text: str) -> tuple[int, int]:
     """Of 17:4, for argparse."""
     if not (match := re.fullmatch(r"(\d+):(\d+)", text)):
@@ -219,6 +254,7 @@ def parsed_arguments() -> argparse.Namespace:
         metavar="N",
         help=f"ask the server for so many turns of each data set, evenly chosen (default: {server_check.TURNS_ASKED})",
     )
+    add("--trees", action="store_true", help="check the rows of train_on_trees.py too")
     add("--report", type=html_file, metavar="FILE.html", help="write what is found as a page, whether it passes or not")
     add("--plots", type=Path, metavar="FOLDER", help="write the histograms of the page as PNG")
     add("--gpus", type=positive_count, default=1, metavar="N", help="for the cost in the page (default: 1)")
@@ -299,7 +335,8 @@ def main() -> None:
     os.environ.setdefault("LLAMAFACTORY_VERBOSITY", "ERROR")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are parallel already
-    model_args, data_args, training_args = llamafactory.parse_arguments(args.yaml, args.overrides)
+    overrides, own = own_options(args.overrides)
+    model_args, data_args, training_args = llamafactory.parse_arguments(args.yaml, overrides)
     problems, to_train = llamafactory.settings_beyond_the_samples(data_args), len(data_args.dataset or [])
     schedule = {
         "epochs": training_args.num_train_epochs,
@@ -318,13 +355,16 @@ def main() -> None:
     truth = Truth(tokenizer, data_args.cutoff_len, args.trajectories, data_args.max_samples is not None)
     found, of_samples = check_sets(sets, to_train, truth, data_args)
     problems += of_samples
+    if args.trees or args.report:
+        of_trees = check_trees(sets, found, own.get("row_tokens", data_args.cutoff_len), own.get("row_samples"))
+        problems += of_trees if args.trees else []
 
     def page() -> str:
         limit = max(1, SAMPLES_IN_PAGE // len(sets))
         samples = [
             shown for findings, (_, _, *rows) in zip(found, sets) for shown in samples_to_show(findings, *rows, limit)
         ]
-        cost = cost_of(found[:to_train], schedule, args.gpus, data_args.cutoff_len)
+        cost = costs_by_way(found[:to_train], schedule, args.gpus, data_args.cutoff_len)
         checked = Checked(command, model_args.model_name_or_path, data_args.cutoff_len, *cost)
         return report_page(checked, problems, found, samples, tokenizer.decode, set(tokenizer.added_tokens_decoder))
 

@@ -41,6 +41,7 @@ class Findings:
     mismatches: dict = field(default_factory=dict)  # position of a sample -> (first token that differs or None, text)
     left_out: list = field(default_factory=list)  # the first turns without a sample, as text
     why_left_out: Counter = field(default_factory=Counter)  # reason -> turns without a sample
+    ways: dict = field(default_factory=dict)  # how it can be trained -> (samples or rows, tokens)
     lost: list = field(default_factory=list)  # the first texts that are in no sample that should hold them, as text
     lost_under: Counter = field(default_factory=Counter)  # key or column -> such texts
     not_trained: Counter = field(default_factory=Counter)  # why -> texts of messages that no sample trains or shows
@@ -151,7 +152,7 @@ def training_cost(samples: int, tokens: int, supervised: int, schedule: Schedule
         "steps": steps,
         "steps per epoch": per_epoch,
         "epochs": epochs,
-        "samples per step": schedule.batch * schedule.accumulation * schedule.gpus,
+        "samples or rows per step": schedule.batch * schedule.accumulation * schedule.gpus,
         "tokens": round(tokens * epochs),
         "supervised tokens": round(supervised * epochs),
     }

@@ -9,22 +9,30 @@ from pathlib import Path
 PROVENANCE = ("source", "trajectory", "turns", "served_as", "reading")
 # What the machine that trains has and the one that checks may lack. No data depends on these.
 ANY_MACHINE = {"deepspeed": None, "fsdp": None, "bf16": False, "fp16": False, "pure_bf16": False, "report_to": "none"}
+ANY_MACHINE["use_cpu"] = True  # else several GPUs would have to be torchrun's, and one would be taken
 
 
 def parse_arguments(yaml: str, overrides: list[str]):
     """(model, data, training) arguments, as LlamaFactory parses them, less what depends on the machine."""
     from llamafactory.hparams import get_train_args
+
+    with tempfile.TemporaryDirectory() as nowhere, refusals():
+        config = {**read_config(yaml, overrides), **ANY_MACHINE, "output_dir": nowhere}
+        model_args, data_args, training_args, finetuning_args, _ = get_train_args(config)
+    if finetuning_args.stage != "sft":
+        sys.exit(f"{yaml}: stage is {finetuning_args.stage}; only sft samples can be checked")
+    return model_args, data_args, training_args
+
+
+def read_config(yaml: str, overrides: list[str]) -> dict:
+    """The settings of `llamafactory-cli train`, before LlamaFactory looks at them."""
     from llamafactory.hparams.parser import read_args
 
     if not Path(yaml).is_file() or Path(yaml).suffix not in (".yaml", ".yml"):
         sys.exit(f"{yaml}: no such .yaml file")
     sys.argv = ["llamafactory-cli", yaml, *overrides]
-    with tempfile.TemporaryDirectory() as nowhere, refusals():
-        config = {**read_args(), **ANY_MACHINE, "output_dir": nowhere}
-        model_args, data_args, training_args, finetuning_args, _ = get_train_args(config)
-    if finetuning_args.stage != "sft":
-        sys.exit(f"{yaml}: stage is {finetuning_args.stage}; only sft samples can be checked")
-    return model_args, data_args, training_args
+    with refusals():
+        return read_args()
 
 
 @contextlib.contextmanager

@@ -28,8 +28,14 @@ class Checked(NamedTuple):
     command: str
     model: str
     cutoff_len: int
-    cost: dict[str, float]  # see training_cost
-    reckoning: str  # what the cost is reckoned with
+    costs: dict[str, dict[str, float]]  # how it can be trained -> see training_cost
+    reckoning: str  # what the costs are reckoned with
+
+    @property
+    def cost_rows(self) -> list[list]:
+        """Of each number, its name and what it is for each way."""
+        ways = list(self.costs.values())
+        return [[what, *(cost[what] for cost in ways)] for what in ways[0]]
 
 
 def report_page(
@@ -93,6 +99,7 @@ def _numbers(findings: Findings, cutoff_len: int) -> dict:
         },
         "faults": _faults(findings, cutoff_len),
         "lengths": length_statistics(findings.lengths),
+        "ways": [(way, *of, f"{counts['tokens'] / max(1, of[1]):.1f}") for way, of in findings.ways.items()],
         "charts": [(chart, Markup(svg(chart)), rows(chart)) for chart in histograms(findings, cutoff_len).values()],
     }
 

@@ -16,6 +16,7 @@ from datasets import Dataset
 import check_training_tokens as check
 from served_tokens import charts, findings, report, token_view
 from served_tokens.findings import Findings, Sample
+from served_tokens.tree_check import AS_WRITTEN, MERGED, TREES
 
 HOSTILE = (
     "</script><script>document.title='run'</script><img src=x onerror=alert(1)>&amp; \x1b[31m \ud800 $x_1$ {{ 7 * 7 }}"
@@ -243,8 +244,18 @@ def test_no_text_of_the_data_is_read_as_html(tmp_path):
     found.kinds[HOSTILE] = found.reasons[HOSTILE] = found.why_left_out[HOSTILE] = 1
     found.left_out.append(HOSTILE)
     sample = Sample(HOSTILE, 0, [1], [1, 2], [-100, 2], mismatch=(1, HOSTILE))
-    checked = report.Checked(HOSTILE, HOSTILE, 8, {"steps": 1}, HOSTILE)
+    checked = report.Checked(HOSTILE, HOSTILE, 8, {HOSTILE: {"steps": 1}}, HOSTILE)
     page = report.report_page(checked, [HOSTILE], [found], [(HOSTILE, sample)], lambda ids: HOSTILE, set())
     assert page.count("<script") == page.count("</script") == 2 and "<img" not in page
     assert "{{ 7 * 7 }}" in page and r"\x1b[31m \ud800" in page and page.encode()
     assert all(re.fullmatch(r"[\w.-]+\.png", name) for name in charts.plots(found, 8))
+
+
+def test_costs_of_merged_chains_and_token_trees_stand_beside_those_of_the_samples():
+    found = findings.Findings("x", True, "", array("q", [10] * 64), bytearray(64))
+    found.counts.update({"tokens": 640, "supervised tokens": 64})
+    found.ways = {AS_WRITTEN: (64, 640), MERGED: (16, 200), TREES: (4, 100)}
+    schedule = {"epochs": 2, "max_steps": -1, "packing": False, "batch": 1, "accumulation": 16, "val_size": 0.0}
+    costs, _ = check.costs_by_way([found], schedule, 2, 50)
+    told = {way: (cost["steps"], cost["tokens"], cost["samples or rows per step"]) for way, cost in costs.items()}
+    assert told == {AS_WRITTEN: (4, 1280, 32), MERGED: (2, 400, 32), TREES: (4, 200, 2)}

@@ -1,0 +1,338 @@
+"""Token trees: rows that hold the samples of trajectories once, and their losses and gradients."""
+
+import random
+from collections import Counter
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from conftest import assistant, call, tool, user
+from hypothesis import given, settings
+from test_exactness import CONVERSATION, MODES, TEMPLATE, llamafactory
+
+from served_tokens.alpaca import step1_columns, to_samples
+from served_tokens.findings import IGNORE_INDEX
+from served_tokens.reading import Place, parse_row
+from served_tokens.token_trees import Sample, padded, rows_of, seen_by
+from served_tokens.trajectory import Reading
+from served_tokens.tree_check import AS_WRITTEN, MERGED, TREES, check_rows, differing
+from served_tokens.tree_rows import columns_of
+from served_tokens.values import TrajectoryError
+from step1_apply_tool_template import convert_row
+
+NO = IGNORE_INDEX
+SETS = 3000
+
+
+def sample(ids, supervised=()):
+    return np.array(ids), np.array([token if at in supervised else NO for at, token in enumerate(ids)])
+
+
+def random_samples(draw: random.Random) -> list:
+    """Samples that begin like others do, of few different tokens, of which any are supervised."""
+    made, words, part = [], draw.choice([1, 2, 5]), draw.random()
+    for _ in range(draw.randint(1, 10)):
+        like = draw.choice(made)[0].tolist() if made and draw.random() < 0.8 else []
+        ids = like[: draw.randint(len(like) // 2, len(like))] + [
+            draw.randrange(words) for _ in range(draw.randint(0, 5))
+        ]
+        made.append(sample(ids, [at for at in range(len(ids)) if draw.random() < part]))
+    return made
+
+
+def of_samples(samples) -> Counter:
+    """{(the tokens before a supervised one, it): how often}"""
+    return Counter(
+        (tuple(ids[:at].tolist()), int(ids[at]))
+        for ids, labels in samples
+        for at in range(1, len(ids))
+        if labels[at] != NO
+    )
+
+
+def of_rows(rows, seen=seen_by) -> Counter:
+    """The same of rows: what the token before each label sees, and the label."""
+    return Counter(
+        (tuple(row.input_ids[seen(row, at - 1)].tolist()), int(row.labels[at]))
+        for row in rows
+        for at in range(1, len(row.input_ids))
+        if row.labels[at] != NO
+    )
+
+
+def as_lists(row) -> list:
+    return [column.tolist() for column in row]
+
+
+def test_each_supervised_token_is_in_the_rows_with_what_is_before_it_in_its_sample():
+    draw, causal = random.Random(0), 0
+    for _ in range(SETS):
+        samples, row_samples = random_samples(draw), draw.choice([None, None, 3])
+        rows = list(rows_of(samples, draw.choice([1, 10, 30, 1000]), row_samples, draw.random() < 0.2))
+        rows = [padded(row, draw.choice([1, 8]), 0) for row in rows]
+        assert of_rows(rows) == of_samples(samples)
+        causal += of_rows(rows, lambda row, at: np.arange(at + 1)) == of_samples(samples)
+        for row in rows:
+            assert {column.dtype for column in row} == {np.dtype(np.int32)}
+            assert all(row.position_ids[at] == len(seen_by(row, at)) - 1 for at in range(len(row.last)))
+    assert causal < 0.6 * SETS  # the control: under a causal mask what the others see is wrong
+
+
+def test_rows_keep_to_the_limits_but_for_a_sample_that_is_longer():
+    draw = random.Random(1)
+    for _ in range(300):
+        samples, limit = random_samples(draw), draw.randint(1, 12)
+        longest = max(len(ids) for ids, _ in samples)
+        assert all(len(row.input_ids) <= max(limit, longest) for row in rows_of(samples, limit))
+        ones = [one for one in samples if (one[1][1:] != NO).any()]
+        assert len(list(rows_of(samples, 1000, row_samples=1))) == len(ones)
+
+
+def test_a_row_of_two_turns_holds_the_prompt_once():
+    turns = [sample([1, 2, 7, 8], {2, 3}), sample([1, 2, 8, 3, 7, 9], {4, 5})]  # the second shows the first as 8
+    [row] = rows_of(turns, 100)
+    assert as_lists(row) == [
+        [1, 2, 7, 8, 8, 3, 7, 9],
+        [NO, NO, 7, 8, NO, NO, 7, 9],
+        [0, 1, 2, 3, 2, 3, 4, 5],
+        [7, 7, 3, 3, 7, 7, 7, 7],
+    ]
+
+
+def test_turns_of_a_chain_need_no_branch():
+    [row] = rows_of([sample([1, 2, 7], {2}), sample([1, 2, 7, 3, 8], {4})], 100)
+    assert as_lists(row) == [[1, 2, 7, 3, 8], [NO, NO, 7, NO, 8], [0, 1, 2, 3, 4], [4, 4, 4, 4, 4]]
+
+
+def test_a_branch_that_would_open_with_a_supervised_token_starts_with_a_copy_of_the_one_before():
+    [row] = rows_of([sample([1, 2, 7], {2}), sample([1, 2, 8], {2}), sample([1, 2, 8], {2})], 100)
+    assert as_lists(row) == [
+        [1, 2, 7, 2, 8, 2, 8],
+        [NO, NO, 7, NO, 8, NO, 8],
+        [0, 1, 2, 1, 2, 1, 2],
+        [6, 2, 2, 4, 4, 6, 6],
+    ]
+
+
+def test_a_row_ends_between_trajectories_and_in_one_only_where_it_is_too_long():
+    first = [sample([1, 2, *range(10, 10 + turn * 4), 9], {2 + turn * 4}) for turn in range(1, 4)]
+    second = [sample([1, 3, *range(50, 50 + turn * 4), 9], {2 + turn * 4}) for turn in range(1, 4)]
+    both = list(rows_of(first + second, 27))
+    assert [row.input_ids[1] for row in both] == [2, 3] and [len(row.input_ids) for row in both] == [17, 17]
+    assert len(list(rows_of(first + second, 40))) == 1
+    split = list(rows_of(first, 16))  # each part with its prefix
+    assert of_rows(split) == of_samples(first) and all(row.input_ids[:2].tolist() == [1, 2] for row in split)
+
+
+def test_trajectories_apart_have_rows_of_their_own():
+    first = [sample([1, 2, *range(10, 10 + turn * 4), 9], {2 + turn * 4}) for turn in range(1, 4)]
+    second = [sample([1, 3, *range(50, 50 + turn * 4), 9], {2 + turn * 4}) for turn in range(1, 4)]
+    rows = list(rows_of(first + second + first[:1], 1000, apart=True))
+    assert [row.input_ids[1] for row in rows] == [2, 3, 2] and of_rows(rows) == of_samples(first + second + first[:1])
+
+
+def test_rows_come_out_before_all_samples_are_in():
+    taken = []
+
+    def endless():
+        while True:
+            taken.append(1)
+            yield sample([len(taken), 1, 2, 3], {3})
+
+    rows = rows_of(endless(), 8)
+    assert len(next(rows).input_ids) == 8 and len(taken) == 3
+
+
+def test_no_token_sees_padding_and_padding_sees_itself():
+    [row] = rows_of([sample([1, 2, 7], {2})], 10)
+    assert as_lists(padded(row, 4, 99)) == [[1, 2, 7, 99], [NO, NO, 7, NO], [0, 1, 2, 0], [2, 2, 2, 3]]
+
+
+# ---------------------------------------------------------------- attention
+
+
+def long_row():
+    draw = np.random.default_rng(0)
+    prompt, samples = draw.integers(0, 9, 150), []
+    for _ in range(5):
+        target = draw.integers(0, 9, draw.integers(20, 150))
+        samples.append((np.concatenate([prompt, target]), np.concatenate([np.full(len(prompt), NO), target])))
+        prompt = np.concatenate([prompt, draw.integers(9, 18, 60)])
+    samples += [(ids + 20, np.where(labels == NO, NO, labels + 20)) for ids, labels in samples[:2]]
+    [row] = rows_of(samples, 10**6)
+    return padded(row, 128, 0)
+
+
+def test_the_dense_mask_shows_what_a_token_sees():
+    import torch
+
+    from served_tokens.tree_attention import dense_mask
+
+    row = long_row()
+    mask = dense_mask(torch.tensor(row.last))[0, 0]
+    assert all(mask[at].nonzero()[:, 0].tolist() == seen_by(row, at).tolist() for at in range(len(row.last)))
+
+
+def test_the_block_mask_is_the_dense_mask(monkeypatch):
+    import torch
+    from torch.nn.attention.flex_attention import flex_attention
+
+    from served_tokens import tree_attention as attention
+
+    last = torch.tensor(long_row().last, dtype=torch.int64)
+    blocks, dense = attention.block_mask(last), attention.dense_mask(last)
+    tiles = dense[0, 0].unflatten(1, (-1, 128)).unflatten(0, (-1, 128)).transpose(1, 2).flatten(2)
+    for count, order, expected in (
+        (blocks.full_kv_num_blocks, blocks.full_kv_indices, tiles.all(-1)),
+        (blocks.kv_num_blocks, blocks.kv_indices, tiles.any(-1) & ~tiles.all(-1)),
+    ):
+        of_each = [sorted(row[:n].tolist()) for n, row in zip(count[0, 0], order[0, 0])]
+        assert of_each == [row.nonzero()[:, 0].tolist() for row in expected]
+    monkeypatch.setattr(attention, "_compiled", lambda: flex_attention)
+    query, key, value = (torch.randn(1, heads, len(last), 16) for heads in (4, 2, 2))
+    ours, _ = attention.tree_attention(SimpleNamespace(), query.double(), key, value, blocks)
+    theirs = torch.nn.functional.scaled_dot_product_attention(query, key, value, dense, enable_gqa=True)
+    assert torch.allclose(ours, theirs.transpose(1, 2), atol=1e-5)
+
+
+# ---------------------------------------------------------------- losses and gradients
+
+
+@pytest.fixture(scope="module")
+def losses(tiny_model):
+    """losses(batches) -> (loss of each supervised token in order, gradient of their sum), in double precision."""
+    import torch
+    from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+    from transformers.masking_utils import sdpa_mask
+
+    from served_tokens.tree_attention import use_tree_attention
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float64, attn_implementation="sdpa")
+    use_tree_attention()
+
+    def losses(batches):
+        model.zero_grad()
+        each = []
+        for columns in batches:
+            batch = {name: torch.as_tensor(np.array(value), dtype=torch.int64)[None] for name, value in columns.items()}
+            labels = batch.pop("labels")[0, 1:]
+            logits = model(**batch).logits[0, :-1]
+            loss = torch.nn.functional.cross_entropy(logits, labels, reduction="none")[labels != NO]
+            loss.sum().backward()
+            each += loss.tolist()
+        return each, [parameter.grad.clone() for parameter in model.parameters()]
+
+    yield losses
+    AttentionInterface.register("sdpa", sdpa_attention_forward)  # the tests behind these have no trees
+    AttentionMaskInterface.register("sdpa", sdpa_mask)
+
+
+def batches_of(rows, causal=False):
+    for row in rows:
+        row = padded(row, 128, 0)
+        if causal:
+            row = row._replace(last=np.full_like(row.last, len(row.last) - 1))
+        columns = columns_of(row)
+        yield {name: columns[name] for name in ("input_ids", "labels", "position_ids", "attention_mask")}
+
+
+def difference(ours, theirs) -> float:
+    return max(float((a - b).norm() / b.norm()) for a, b in zip(ours, theirs))
+
+
+WEATHER = [
+    {"role": "system", "content": "P"},
+    user("where is W12?"),
+    assistant("", "look it up", [call("get", {"id": "W12"})]),
+    tool("sent"),
+    assistant("Sent.", "tell them"),
+    user("refund it"),
+    assistant("", "look again", [call("get", {"id": "W12"})]),
+    tool("sent"),
+    assistant("Refunded."),
+    assistant("Anything else?", "two turns in a row"),
+]
+OTHER = [*WEATHER[:1], user("who are you?"), assistant("A clerk.", "say so")]
+
+
+def tokenized(conversations, mode) -> list:
+    """LlamaFactory's (ids, labels) of the samples of both steps; raises TrajectoryError."""
+    made, reading = [], Reading(allow_control_tokens=True, allow_calls_without_tools=True)
+    for messages in conversations:
+        _, [(_, row)] = convert_row({"messages": messages}, Place("x", 0), TEMPLATE, True, reading)
+        made += to_samples(*step1_columns(parse_row(row)), mode)[0]
+    return [tuple(map(np.array, llamafactory(*MODES[mode][0])(one))) for one in made]
+
+
+@pytest.mark.parametrize("row_tokens", [10**6, 150, 1])  # all in one row, some split, a row for each sample
+@pytest.mark.parametrize("mode", MODES)
+def test_losses_of_each_token_and_gradients_are_those_of_the_samples(mode, row_tokens, losses):
+    samples = tokenized([WEATHER, OTHER], mode)
+    rows = list(rows_of(samples, row_tokens))
+    assert len(samples) == 6 and (len(rows) == 1) == (row_tokens > 150) and (len(rows) == 6) == (row_tokens == 1)
+    expected, gradients = losses({"input_ids": ids, "labels": labels} for ids, labels in samples)
+    ours, our_gradients = losses(batches_of(rows))
+    assert ours == pytest.approx(expected, abs=1e-12)
+    assert difference(our_gradients, gradients) < 1e-6  # Qwen3's norms compute in single precision
+    if len(rows) == 1:  # the control
+        causal, causal_gradients = losses(batches_of(rows, causal=True))
+        assert causal != pytest.approx(expected, abs=1e-6) and difference(causal_gradients, gradients) > 1e-2
+
+
+@settings(max_examples=15)
+@given(conversation=CONVERSATION)
+@pytest.mark.parametrize("mode", MODES)
+def test_losses_are_the_same_whatever_is_in_the_messages(mode, conversation, losses):
+    try:
+        samples = tokenized([conversation, WEATHER], mode)
+    except TrajectoryError:
+        return
+    expected, _ = losses({"input_ids": ids, "labels": labels} for ids, labels in samples)
+    ours, _ = losses(batches_of(rows_of(samples, 400)))
+    assert ours == pytest.approx(expected, abs=1e-12)
+
+
+def test_logits_of_the_predicting_tokens_alone_give_the_same_loss(losses, tiny_model):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float64, attn_implementation="sdpa")
+    columns = columns_of(padded(next(rows_of(tokenized([WEATHER], "drop"), 10**6)), 128, 0))
+    batch = {name: torch.as_tensor(np.array(value), dtype=torch.int64)[None] for name, value in columns.items()}
+    alone = model(**batch)
+    whole = model(**{name: batch[name] for name in ("input_ids", "labels", "position_ids", "attention_mask")})
+    assert alone.logits.numel() < whole.logits.numel() / 2 and alone.loss.item() == pytest.approx(whole.loss.item())
+
+
+# ---------------------------------------------------------------- the check
+
+
+def test_check_finds_samples_that_are_seen_otherwise_in_the_rows():
+    draw, wrong = random.Random(2), 0
+    for _ in range(1000):
+        samples = [one for one in random_samples(draw) if (one[1][1:] != NO).any()]
+        for row in rows_of(samples, 1000):
+            row[draw.randrange(len(row))][draw.randrange(len(row.last))] += 1
+            row.last[:] = np.minimum(row.last, len(row.last) - 1)
+            found = differing(row, [(position, Sample(*one)) for position, one in enumerate(samples)])
+            if of_rows([row]) != of_samples(samples):
+                wrong += 1
+                assert found
+    assert wrong > 300
+
+
+def test_check_counts_what_each_way_of_training_takes():
+    chain = [sample([1, 2, 7], {2}), sample([1, 2, 7, 3, 8], {4}), sample([1, 2, 9, 3, 8], {3, 4})]
+    found = check_rows(chain, 100)
+    assert found.ways == {AS_WRITTEN: (3, 13), MERGED: (2, 10), TREES: (1, 8)} and not found.differ
+    assert check_rows(chain, 1).ways[TREES] == (3, 13)
+
+
+def test_check_with_trees(pipeline, check):
+    other = [{**message, "content": "W13"} if message["role"] == "tool" else message for message in WEATHER]
+    tools = [{"type": "function", "function": {"name": "get", "description": "", "parameters": {}}}]
+    rows = [{"messages": messages, "tools": tools} for messages in (WEATHER, other)]
+    printed = check(pipeline(rows), "--trees")
+    assert "1 rows of token trees" in printed and "of 10 of 10 samples see there what they see in them" in printed
+    assert "10 rows of token trees" in check("samples", "--trees", "row_samples=1")

@@ -1,0 +1,203 @@
+"""train_on_trees.py for real, on a tiny random Qwen3 on the CPU: LlamaFactory logs what it logs of the samples."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, assistant, call, tool, user, write_jsonl
+from test_training import ATTEMPTS, EXIT_RACE
+
+STEPS, TURNS = 4, 3
+SETTINGS = [
+    "bf16=false",
+    "learning_rate=1.0e-3",
+    f"max_steps={STEPS}",
+    "save_strategy=steps",
+    "save_steps=2",
+    "preprocessing_num_workers=1",
+    "dataloader_num_workers=0",
+    "disable_shuffling=true",  # so that each step has the samples of two trajectories, in order
+    "eval_dataset=held",
+    "eval_strategy=steps",
+    "eval_steps=2",
+    f"row_samples={TURNS}",
+]
+ONE, TWO = ("deepspeed=null", f"gradient_accumulation_steps={2 * TURNS}"), (f"gradient_accumulation_steps={TURNS}",)
+TREES = [sys.executable, str(ROOT / "train_on_trees.py")]
+SAMPLES = [str(Path(sys.executable).with_name("llamafactory-cli")), "train"]
+
+
+def trajectory(name: str) -> dict:
+    """Of TURNS turns."""
+    messages = [
+        {"role": "system", "content": "Serve."},
+        user(f"where is {name}?"),
+        assistant("", f"look {name} up", [call("get", {"id": name})]),
+        tool(f"{name} was sent"),
+        assistant("Sent.", "tell them"),
+        user("thanks"),
+        assistant(f"Ask me about {name} again."),
+    ]
+    tools = [{"type": "function", "function": {"name": "get", "description": "", "parameters": {}}}]
+    return {"messages": messages, "tools": tools}
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory, tiny_model) -> Path:
+    """The shipped YAML, four trajectories to train on and one to evaluate."""
+    folder = tmp_path_factory.mktemp("trees")
+    for name in ("qwen3_full_sft.yaml", "deepspeed_zero3.json"):
+        shutil.copy(ROOT / name, folder)
+    for name, those in (("samples", ["W1", "order 22", "the parcel", "x"]), ("held", ["my refund"])):
+        write_jsonl(folder / "rows.jsonl", [trajectory(one) for one in those])
+        for script, *arguments in (
+            ("step1_apply_tool_template.py", "rows.jsonl", "plain.jsonl"),
+            ("step2_to_alpaca_mask_history.py", "plain.jsonl", f"{name}.parquet", "--dataset-dir", "."),
+        ):
+            subprocess.run([sys.executable, ROOT / script, *arguments], cwd=folder, check=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def train(project, tiny_model):
+    """train(command, output, *overrides) -> (the losses that are logged, those of the held set, what is printed)"""
+
+    def train(command: list, output: str, *overrides, **environment):
+        own = [one for one in SETTINGS if command is TREES or not one.startswith("row_")]
+        names = f"model_name_or_path={tiny_model}", "dataset=samples", f"output_dir={output}"
+        command = [*command, "qwen3_full_sft.yaml", *names, *own, *overrides]
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        kept = project / f"{output}.before"
+        if (project / output).exists():
+            shutil.copytree(project / output, kept)
+        for _ in range(ATTEMPTS):
+            environment = {**os.environ, "PATH": path, "LLAMAFACTORY_VERBOSITY": "ERROR", **environment}
+            process = subprocess.run(command, cwd=project, capture_output=True, text=True, timeout=500, env=environment)
+            if EXIT_RACE not in process.stderr:
+                break
+            shutil.rmtree(project / output, ignore_errors=True)
+            if kept.exists():
+                shutil.copytree(kept, project / output)
+        assert process.returncode == 0, process.stdout[-3000:] + process.stderr[-5000:]
+        log = json.loads((project / output / "trainer_state.json").read_text())["log_history"]
+        losses, of_held = ([entry[key] for entry in log if key in entry] for key in ("loss", "eval_loss"))
+        return losses, of_held, process.stdout
+
+    return train
+
+
+@pytest.fixture(scope="module")
+def prefix(train):
+    """Losses of the samples."""
+    losses, of_held, _ = train(SAMPLES, "prefix", *ONE)
+    assert len(losses) == STEPS and len(of_held) == 2 and losses[-1] < losses[0] - 0.05
+    return losses
+
+
+@pytest.fixture(scope="module")
+def trees(train):
+    return train(TREES, "trees", *ONE)
+
+
+def test_losses_are_those_of_the_same_samples_one_by_one(trees, prefix):
+    losses, of_held, printed = trees
+    assert losses == pytest.approx(prefix, rel=1e-5)
+    assert len(of_held) == 2 and of_held[1] < of_held[0]
+    assert "train: 12 samples of" in printed and "in 4 rows of" in printed and "validation: 3 samples of" in printed
+    assert "gradient_accumulation_steps: 2 rows: a step holds 1.00 times" in printed and f"{STEPS} steps" in printed
+
+
+def test_checkpoint_is_a_model_like_any_other(trees, prefix, project):
+    from transformers import AutoModelForCausalLM
+
+    ours, theirs = (json.loads((project / name / "config.json").read_text()) for name in ("trees", "prefix"))
+    assert ours == theirs
+    assert {path.name for path in (project / "trees").iterdir()} == {
+        path.name for path in (project / "prefix").iterdir()
+    }
+    weights, expected = (
+        AutoModelForCausalLM.from_pretrained(project / name).state_dict() for name in ("trees", "prefix")
+    )
+    assert all((weights[name] - expected[name]).abs().max() < 1e-4 for name in expected)
+
+
+def test_training_resumes_from_a_checkpoint(trees, train, project):
+    shutil.copytree(project / "trees" / "checkpoint-2", project / "resumed" / "checkpoint-2")
+    losses, _, _ = train(TREES, "resumed", *ONE)
+    assert losses == pytest.approx(trees[0], rel=1e-5)
+
+
+def test_two_processes_under_zero3(train, prefix):
+    losses, _, printed = train(TREES, "zero3", *TWO, FORCE_TORCHRUN="1", NPROC_PER_NODE="2")
+    assert losses == pytest.approx(prefix, rel=1e-4)
+    assert "gradient_accumulation_steps: 1 rows: a step holds 1.00 times" in printed
+
+
+def test_lora(train):
+    lora = (*ONE, "finetuning_type=lora", "lora_target=all", "learning_rate=1.0e-2")
+    losses, _, _ = train(TREES, "lora", *lora)
+    assert losses == pytest.approx(train(SAMPLES, "lora_prefix", *lora)[0], rel=1e-5)
+
+
+# ---------------------------------------------------------------- what cannot be
+
+
+@pytest.mark.parametrize(
+    "setting, says",
+    [
+        ({"streaming": True}, "streaming: not on token trees"),
+        ({"val_size": 0.1}, "--val-ratio"),
+        ({"use_unsloth": True}, "set use_unsloth=false"),
+        ({"shift_attn": True}, "--merge-turns"),
+        ({"parallelism_config": {"cp_size": 2}}, "sequence and context parallelism"),
+        ({"mix_strategy": "interleave_under"}, "set it to concat"),
+        ({"deepspeed": "x.json"}, "FORCE_TORCHRUN=1"),
+    ],
+)
+def test_settings_that_trees_cannot_have_are_refused_with_the_way_out(setting, says):
+    from train_on_trees import check_settings
+
+    with pytest.raises(SystemExit, match=says):
+        check_settings(setting)
+
+
+def test_settings_that_are_set_otherwise_are_told(capsys):
+    from train_on_trees import check_settings
+
+    check_settings({"flash_attn": "fa2", "neat_packing": True, "per_device_train_batch_size": 4})
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.partition(": ")[0] for line in printed] == [
+        "flash_attn",
+        "neat_packing",
+        "per_device_train_batch_size",
+    ]
+
+
+@pytest.mark.parametrize(
+    "config, says",
+    [
+        ({"use_sliding_window": True, "sliding_window": 64, "max_window_layers": 1}, "sliding_attention"),
+        ({"attention_dropout": 0.1}, "attention_dropout"),
+    ],
+)
+def test_models_that_trees_cannot_train_are_refused(config, says, tiny_model, tmp_path):
+    from llamafactory.hparams import ModelArguments
+    from transformers import AutoConfig
+
+    from train_on_trees import check_model
+
+    AutoConfig.from_pretrained(tiny_model, **config, layer_types=None).save_pretrained(tmp_path)
+    with pytest.raises(SystemExit, match=says):
+        check_model(ModelArguments(model_name_or_path=str(tmp_path)))
+
+
+def test_an_option_that_is_no_number_is_refused():
+    from train_on_trees import parsed_arguments
+
+    assert parsed_arguments(["x.yaml", "a=b", "row_tokens=7"]) == ("x.yaml", ["a=b"], {"row_tokens": 7})
+    with pytest.raises(SystemExit, match="row_samples=0"):
+        parsed_arguments(["x.yaml", "row_samples=0"])
