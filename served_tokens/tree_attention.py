@@ -14,6 +14,8 @@ from transformers.masking_utils import sdpa_mask
 
 ATTENTION = "sdpa"  # the name in the model's config, which so stays as it is
 BLOCK = 128  # tokens; rows are padded to a multiple of it
+# What the kernel cannot know where it is compiled for any length: rows are whole blocks.
+KERNEL = {"IS_DIVISIBLE": True, "ROWS_GUARANTEED_SAFE": True}
 
 
 def use_tree_attention() -> None:
@@ -47,6 +49,7 @@ def block_mask(last: torch.Tensor) -> BlockMask:
     Which blocks are seen in part or in full follows from the least and the greatest `last` of a block, so nothing of
     the size tokens × tokens is made.
     """
+    last = last.int()
     of_block = last.view(-1, BLOCK)
     number = torch.arange(len(of_block), device=last.device)
     first = number[:, None] * BLOCK  # token of each block that sees
@@ -73,7 +76,8 @@ def tree_attention(module, query, key, value, attention_mask, scaling=None, drop
     if dropout:
         raise ValueError("flex_attention has no dropout; set attention_dropout to 0 in the config of the model")
     query, key = query.to(value.dtype), key.to(value.dtype)  # autocast, which does that for others, does not know it
-    out = _compiled()(query, key, value, block_mask=attention_mask, enable_gqa=True, scale=scaling)
+    options = {"block_mask": attention_mask, "enable_gqa": True, "scale": scaling, "kernel_options": KERNEL}
+    out = _compiled()(query, key, value, **options)
     return out.transpose(1, 2).contiguous(), None
 
 
