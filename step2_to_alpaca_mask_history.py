@@ -253,6 +253,8 @@ def parsed_arguments() -> argparse.Namespace:
     args = parser.parse_intermixed_args()
     check_output(args.output)
     check_options(parser, args)
+    if set("[]*?") & set(str(args.output)):
+        parser.error(f"{args.output}: LlamaFactory reads [ ] * and ? in a path as patterns; name another output")
     if args.output.resolve() == args.dataset_info.resolve():
         parser.error(f"{args.output} registers the data sets; name another output")
     return args

@@ -115,6 +115,10 @@ def training_sets(model_args, data_args, training_args, trajectory: int | None =
         path = Path(data_args.dataset_dir, attributes.dataset_name)
         if not path.exists():
             raise ValueError(f"data set {name}: no file {path}; write it with step2_to_alpaca_mask_history.py")
+        if set("[]*?") & set(str(path)):
+            raise ValueError(
+                f"data set {name}: [ ] * and ? in {path} are patterns to its reader; rename the folder or file"
+            )
         files = (
             [str(path / file) for file in os.listdir(path)] if path.is_dir() else [str(path)]
         )  # LlamaFactory's order
