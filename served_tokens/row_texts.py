@@ -34,7 +34,7 @@ MARKS = re.compile(
 )  # texts are read apart at these, and printed anew
 LONG = 3  # bytes of UTF-8: of shorter texts little can be said
 SHOWN = 60
-WAY_OUT = "bring the row into a shape that the README names, or leave it out"
+WAY_OUT = "bring the row into a shape of docs/rows.md, or leave it out"
 NO_SAMPLE, NO_PROMPT = "in turns without a sample", "in other messages that no sample shows"
 NO_THINKING = "reasoning, by --no-thinking"
 NOT_RENDERED = "reasoning, which the model's chat template does not render"

@@ -1,6 +1,7 @@
 import copy
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,10 +21,24 @@ os.environ.update(TRANSFORMERS_VERBOSITY="error", HF_DATASETS_CACHE=CACHE.name)
 GOLDEN = json.loads((ROOT / "tests" / "golden" / "qwen3_rendering.json").read_text(encoding="utf-8"))
 
 
-# How many made-up examples a property is tried on: README, "Hostile data and faults".
+# How many made-up examples a property is tried on: docs/rows.md.
 for profile, examples in (("suite", 250), ("fuzz", 2000)):
     settings.register_profile(profile, max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck))
 settings.load_profile("suite")  # --hypothesis-profile=fuzz takes its place
+
+
+NEEDED = {  # by tests of these files: program, Debian packages
+    "test_report.py": ("chromium", "chromium"),
+    "test_training.py": ("gcc", "build-essential python3-dev"),
+    "test_training_on_trees.py": ("gcc", "build-essential python3-dev"),
+}
+
+
+def pytest_collection_finish(session):
+    """End with one line where a program is missing that the chosen tests need."""
+    needed = [NEEDED[name] for name in {item.path.name for item in session.items} & NEEDED.keys()]
+    if missing := sorted({packages for program, packages in needed if not shutil.which(program)}):
+        pytest.exit(f"these tests need: apt-get install {' '.join(missing)}", returncode=2)
 
 
 @pytest.fixture(scope="session")
