@@ -28,21 +28,24 @@ from array import array
 from collections import Counter
 from pathlib import Path
 
+import yaml as safe_yaml
+
 from served_tokens import llamafactory, server_check
 from served_tokens.charts import plots
-from served_tokens.command_line import CommandLine, exit_on_signals, positive_count
+from served_tokens.command_line import CommandLine, exit_on_signals, positive_count, run
 from served_tokens.comparison import Truth, check_dataset, samples_by_trajectory
-from served_tokens.findings import SAMPLES_IN_PAGE, Findings, Sample, Schedule, choice_of_samples, training_cost
+from served_tokens.findings import SAMPLES_IN_PAGE, Findings, Schedule, training_cost
 from served_tokens.report import Checked, report_page
-from served_tokens.row_texts import unread_lines
 from served_tokens.server import connect
+from served_tokens.shown_samples import samples_of_turn, samples_to_show
+from served_tokens.summary import SHOWN_MISMATCHES, print_findings, what_mends
 from served_tokens.token_view import terminal_view
 from served_tokens.tree_check import AS_WRITTEN, MERGED, TREES, check_rows
 from served_tokens.tree_rows import accumulated_rows, own_options, samples_of
-from served_tokens.writing import accounted, shown, whole_file
+from served_tokens.writing import shown, whole_file
 
 ROOT = Path(__file__).resolve().parent
-SHOWN_MISMATCHES, SHOWN_KEYS = 3, 10
+TRAIN = ["llamafactory-cli", "train"]
 
 
 def check_sets(sets: list, to_train: int, truth: Truth, data_args) -> tuple[list[Findings], list[str]]:
@@ -53,7 +56,7 @@ def check_sets(sets: list, to_train: int, truth: Truth, data_args) -> tuple[list
     """
     trained, found, problems = Counter(), [], []
     tasks = set(), set()  # that are evaluated, that are trained on
-    for number, (name, path, provenance, built) in enumerate(sets):
+    for number, (name, path, provenance, built, total) in enumerate(sets):
         trains = number < to_train
         settings = (
             f"served as {', '.join(sorted(set(provenance['served_as'])))}; template {data_args.template}, mask_history "
@@ -66,8 +69,11 @@ def check_sets(sets: list, to_train: int, truth: Truth, data_args) -> tuple[list
         tasks[trains].update(its_tasks)
         if trains:
             trained.update(supervised)
+        found[-1].total = total
         if found[-1].counts["exact"] < len(built):
-            problems.append(f"{name}: the model would not be trained on what it is served with")
+            mend = what_mends(found[-1], provenance, data_args)
+            exact = f"{name}: {found[-1].counts['exact']} of {len(built)} samples are exact"
+            problems.append(f"{exact}, so the model would not be trained on what it is served with; {mend}")
         if lost := found[-1].counts["lost texts"]:
             problems.append(f"{name}: {lost} texts of the trajectories are in no sample that should hold them")
         print_findings(found[-1], data_args.max_samples)
@@ -81,7 +87,7 @@ def check_sets(sets: list, to_train: int, truth: Truth, data_args) -> tuple[list
 def check_trees(sets: list, found: list[Findings], row_tokens: int, row_samples: int | None) -> list[str]:
     """Note in what is found how each data set can be trained; returns why it is not to be trained on token trees."""
     problems = []
-    for (name, _, _, built), findings in zip(sets, found):
+    for (name, _, _, built, _), findings in zip(sets, found):
         findings.ways, differ = check_rows(samples_of(built, Counter()), row_tokens, row_samples)
         (_, tokens), (rows, in_rows) = findings.ways[AS_WRITTEN], findings.ways[TREES]
         print(
@@ -97,86 +103,16 @@ def check_trees(sets: list, found: list[Findings], row_tokens: int, row_samples:
 # ---------------------------------------------------------------- what is shown
 
 
-def print_findings(found: Findings, max_samples: int | None) -> None:
-    counts, samples = found.counts, len(found.lengths)
-    for text in [*(text for _, text in list(found.mismatches.values())[:SHOWN_MISMATCHES]), *found.lost]:
-        print(text)
-    print(f"{found.name}: {samples} samples {found.settings}")
-    print(f"  exact            {counts['exact']:>8}  ({counts['exact'] / max(1, samples):.2%})")
-    print(f"  mismatched       {counts['mismatched']:>8}")
-    if counts["recorded turns"]:
-        exact = counts["exact by record"]
-        print(f"  exact by record  {exact:>8}  of {counts['recorded turns']} turns whose token ids a server recorded")
-    print(f"  over cutoff_len  {counts['cut']:>8}  (the longest sample has {max(found.lengths, default=0)} tokens)")
-    print(f"  turns            {counts['turns']:>8}  in the trajectories")
-    print(f"  supervised       {counts['supervised turns']:>8}  turns")
-    limit = f" (max_samples is {max_samples})" if max_samples is not None else ""
-    print(f"  left out         {counts['turns'] - counts['supervised turns']:>8}  turns without a sample{limit}")
-    for why, number in found.why_left_out.most_common():
-        print(f"                   {number:>8}  of them: {why}")
-    print(f"  lost             {counts['lost texts']:>8}  texts are in no sample that should hold them")
-    for key, number in found.lost_under.most_common(SHOWN_KEYS):
-        print(f"                   {number:>8}  of them: {key}")
-    for why, number in (+found.not_trained).most_common():
-        print(f"  not trained      {number:>8}  texts: {why}")
-    for line in unread_lines(found):
-        print(f"  not trained and not shown: {line}")
-    if counts["rows set aside"]:
-        print(
-            f"  set aside        {counts['rows set aside']:>8}  trajectories that cannot be read or hold control tokens"
-        )
-    aside, turns, supervised = counts["rows set aside"], counts["turns"], counts["supervised turns"]
-    print("  " + accounted("rows", counts["rows"], counts["trajectories"], "checked for samples", aside, "set aside"))
-    print("  " + accounted("turns", turns, supervised, "in samples", turns - supervised, "left out"))
-    if counts["cut"]:
-        options = "--cutoff-len N --tokenizer MODEL"
-        print(f"  those over cutoff_len would be cut: leave them out by step 2 {options}, or raise cutoff_len")
-    if counts["mismatched"]:
-        asked = "are the settings those that step 2 ended with"
-        print(f"  {asked}, and the chat template and trajectories those of step 1?")
-
-
-def samples_to_show(found: Findings, provenance, built, limit: int) -> list[tuple[str, Sample]]:
-    """(name of the data set, sample) for a bounded choice: each reason to show it in turn, by trajectory and turn."""
-    reasons, samples = [], []
-    for position, why in choice_of_samples(found, limit).items():
-        reasons += [why] * (why not in reasons)
-        sample = sample_at(provenance, built, position)
-        by_length = {"longest": -found.lengths[position], "shortest": found.lengths[position]}.get(why, 0)
-        order = reasons.index(why), by_length, sample.source, sample.trajectory, sample.turns, position
-        why += "" if found.exact[position] or why == "mismatch" else ", not exact"
-        mismatch = found.mismatches.get(position, (None, ""))
-        samples.append((order, sample._replace(why=why, served=found.lengths[position], mismatch=mismatch)))
-    return [(found.name, sample) for _, sample in sorted(samples)]
-
-
-def sample_at(provenance, built, position: int) -> Sample:
-    told, trained = provenance[position], built[position]
-    return Sample(told["source"] or "", told["trajectory"], told["turns"], trained["input_ids"], trained["labels"])
-
-
-def samples_of_turn(sets: list, trajectory: int, turn: int) -> list[Sample]:
-    """The samples that supervise a turn; ends with what there is instead where there is none."""
-    found, others = [], set()
-    for _, _, provenance, built in sets:
-        for position, its_trajectory in enumerate(provenance["trajectory"][:]):
-            if its_trajectory == trajectory:
-                sample = sample_at(provenance, built, position)
-                others.update(sample.turns)
-                found += [sample] if turn in sample.turns else []
-    if not found and others:
-        which = ", ".join(map(str, sorted(others)))
-        sys.exit(
-            f"--show {trajectory}:{turn}: no sample supervises message {turn} of trajectory {trajectory}, counted from "
-            f"0; those that are supervised: {which}"
-        )
-    if not found:
-        names = ", ".join(name for name, *_ in sets)
-        sys.exit(
-            f"--show {trajectory}:{turn}: trajectory {trajectory} has no sample in {names}; rows are counted from 0; "
-            "one that cannot be read has none, nor one whose turns are all left out"
-        )
-    return found
+def verdict(found: list[Findings], problems: list[str], args: argparse.Namespace) -> None:
+    """The last lines: whether to train, and by which command; ends with 1 where not to."""
+    samples, total = sum(len(one.lengths) for one in found), sum(one.total for one in found)
+    exact = sum(one.counts["exact"] for one in found)
+    if problems:
+        sys.exit("FAILED: " + "\nFAILED: ".join(problems))
+    of = f" for {samples} of {total} samples, which" if samples < total else f": {exact} of {samples} samples"
+    print(f"PASSED{of} are exact")
+    trees = ["python", "train_on_trees.py"]
+    print("next: FORCE_TORCHRUN=1 " + shlex.join([*(trees if args.trees else TRAIN), args.yaml, *args.overrides]))
 
 
 def wants_colour(stream, environment) -> bool:
@@ -260,8 +196,11 @@ def parsed_arguments() -> argparse.Namespace:
     add("--gpus", type=positive_count, default=1, metavar="N", help="for the cost in the page (default: 1)")
     add("--show", type=trajectory_and_turn, metavar="TRAJECTORY:TURN", help="print this sample; check nothing")
     args = parser.parse_intermixed_args()
-    if "=" in args.yaml:
-        args.yaml, args.overrides = parser.get_default("yaml"), [args.yaml, *args.overrides]
+    given = [args.yaml, *args.overrides]
+    args.overrides, yamls = [text for text in given if "=" in text], [text for text in given if "=" not in text]
+    args.yaml = yamls[0] if yamls else parser.get_default("yaml")
+    if yamls[1:]:
+        parser.error(f"{yamls[1]}: a second YAML; overrides are key=value")
     if args.show and (args.report or args.plots):
         parser.error("--show checks nothing, so there is nothing to draw; run it without --report and --plots")
     if (args.report or args.plots) and not importlib.util.find_spec("matplotlib"):
@@ -269,8 +208,19 @@ def parsed_arguments() -> argparse.Namespace:
     return args
 
 
-def build_sets(model_args, data_args, training_args, max_samples: int | None) -> tuple[list, object]:
+def named_model(yaml: str, overrides: list[str]) -> str:
+    """The model of a training, before LlamaFactory is imported; it says itself what is wrong with a YAML."""
+    given = [text.partition("=")[2] for text in overrides if text.startswith("model_name_or_path=")]
+    with contextlib.suppress(OSError, ValueError, AttributeError, safe_yaml.YAMLError):
+        given = given or [safe_yaml.safe_load(Path(yaml).read_text(encoding="utf-8")).get("model_name_or_path")]
+    return str(given[-1]) if given and given[-1] else "."
+
+
+def build_sets(arguments: tuple, max_samples: int | None, trajectory: int | None) -> tuple[list, object]:
     """(the data sets as LlamaFactory builds them, see `llamafactory.training_sets`; the tokenizer of the server)"""
+    model_args, data_args, _ = arguments
+    workers = data_args.preprocessing_num_workers
+    data_args.preprocessing_num_workers = workers and min(workers, os.cpu_count())
     data_args.packing = data_args.neat_packing = data_args.streaming = False
     data_args.max_samples = data_args.max_samples if max_samples is None else max_samples
     if data_args.tokenized_path is not None and Path(data_args.tokenized_path).exists():
@@ -286,7 +236,7 @@ def build_sets(model_args, data_args, training_args, max_samples: int | None) ->
     as_served.split_special_tokens = False  # a server never does
     with contextlib.redirect_stdout(io.StringIO()), llamafactory.refusals():  # LlamaFactory prints whole samples
         tokenizer = load_tokenizer(as_served)["tokenizer"]
-        return list(llamafactory.training_sets(model_args, data_args, training_args)), tokenizer
+        return list(llamafactory.training_sets(*arguments, trajectory)), tokenizer
 
 
 def show(sets: list, place: tuple[int, int], tokenizer) -> None:
@@ -300,7 +250,7 @@ def show(sets: list, place: tuple[int, int], tokenizer) -> None:
 def ask_server(sets: list, truth: Truth, args: argparse.Namespace) -> list[str]:
     """Compare the prompts with those that a server makes, print the result, and say why not to train."""
     server, problems = connect(args.server), []
-    for name, _, provenance, built in sets:
+    for name, _, provenance, built, _ in sets:
         chosen = server_check.chosen_turns(provenance["turns"][:], args.max_turns)
         questions = server_check.questions_about(
             samples_by_trajectory(provenance, truth.trajectories), built, truth, chosen
@@ -336,6 +286,7 @@ def main() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are parallel already
     overrides, own = own_options(args.overrides)
+    llamafactory.use_the_hub_if_it_answers(named_model(args.yaml, overrides))
     model_args, data_args, training_args = llamafactory.parse_arguments(args.yaml, overrides)
     problems, to_train = llamafactory.settings_beyond_the_samples(data_args), len(data_args.dataset or [])
     schedule = {
@@ -346,7 +297,8 @@ def main() -> None:
         "accumulation": training_args.gradient_accumulation_steps,
         "val_size": data_args.val_size,
     }
-    sets, tokenizer = build_sets(model_args, data_args, training_args, args.max_samples)
+    arguments = model_args, data_args, training_args
+    sets, tokenizer = build_sets(arguments, args.max_samples, args.show and args.show[0])
     if args.show:
         show(sets, args.show, tokenizer)
         return
@@ -362,7 +314,9 @@ def main() -> None:
     def page() -> str:
         limit = max(1, SAMPLES_IN_PAGE // len(sets))
         samples = [
-            shown for findings, (_, _, *rows) in zip(found, sets) for shown in samples_to_show(findings, *rows, limit)
+            shown
+            for findings, (_, _, *rows, _) in zip(found, sets)
+            for shown in samples_to_show(findings, *rows, limit)
         ]
         cost = costs_by_way(found[:to_train], schedule, args.gpus, data_args.cutoff_len)
         checked = Checked(command, model_args.model_name_or_path, data_args.cutoff_len, *cost)
@@ -371,8 +325,8 @@ def main() -> None:
     if args.server:
         problems += ask_server(sets, truth, args)
     draw(args, found, page, data_args.cutoff_len)
-    sys.exit("FAILED: " + "\nFAILED: ".join(problems) if problems else None)
+    verdict(found, problems, args)
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -32,7 +32,7 @@ import orjson
 
 from served_tokens import hub_data_set, unusual
 from served_tokens.chat_template import QWEN3, ChatTemplate, read_chat_template
-from served_tokens.command_line import CommandLine, exit_on_signals, positive_count
+from served_tokens.command_line import CommandLine, exit_on_signals, positive_count, run
 from served_tokens.data_sets import name_of
 from served_tokens.echo import ECHOES
 from served_tokens.plain_messages import apply_chat_template, apply_despite_control_tokens, prepared_template
@@ -323,4 +323,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

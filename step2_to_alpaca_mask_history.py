@@ -32,7 +32,7 @@ import orjson
 
 from served_tokens import unusual
 from served_tokens.alpaca import COLUMNS, history_first, sample_schema, training_settings
-from served_tokens.command_line import CommandLine, exit_on_signals, positive_count, ratio, whole_number
+from served_tokens.command_line import CommandLine, exit_on_signals, positive_count, ratio, run, whole_number
 from served_tokens.data_sets import BY_CONTENT, BY_TASK, name_of, read_dataset_info, register
 from served_tokens.lengths import load_tokenizer
 from served_tokens.reading import LEFT_OUT, PREVIEW, REJECTS, find_files, read_rows
@@ -253,6 +253,8 @@ def parsed_arguments() -> argparse.Namespace:
     args = parser.parse_intermixed_args()
     check_output(args.output)
     check_options(parser, args)
+    if set("[]*?") & set(str(args.output)):
+        parser.error(f"{args.output}: LlamaFactory reads [ ] * and ? in a path as patterns; name another output")
     if args.output.resolve() == args.dataset_info.resolve():
         parser.error(f"{args.output} registers the data sets; name another output")
     return args
@@ -305,4 +307,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

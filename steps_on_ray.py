@@ -33,7 +33,7 @@ import step2_to_alpaca_mask_history as step2
 from served_tokens import samples
 from served_tokens.alpaca import sample_schema
 from served_tokens.chat_template import ChatTemplate, read_chat_template
-from served_tokens.command_line import CommandLine
+from served_tokens.command_line import CommandLine, run
 from served_tokens.data_sets import register
 from served_tokens.plain_messages import prepared_template
 from served_tokens.reading import FORMATS, LEFT_OUT, REJECTS, Place, is_data, stream_rows
@@ -191,4 +191,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -23,7 +23,7 @@ import sys
 from pathlib import Path
 
 from served_tokens import llamafactory
-from served_tokens.command_line import CommandLine
+from served_tokens.command_line import CommandLine, run
 from served_tokens.findings import Schedule, training_cost
 from served_tokens.tree_rows import (
     ROW_TOKENS,
@@ -208,4 +208,4 @@ def say_what_is_trained(counts: dict, training_args, samples: int, devices: int,
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

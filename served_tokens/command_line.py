@@ -40,6 +40,18 @@ def ratio(text: str) -> float:
     raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 up to, but not, 1")
 
 
+def run(main) -> None:
+    """Run a script: what the terminal cannot show is escaped, and a pipe that is closed ends it without a trace."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")
+    try:
+        main()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
 def exit_on_signals() -> None:
     """End by Ctrl-C and SIGTERM without a trace: what is half written is removed, and that is not interrupted."""
 

@@ -33,6 +33,7 @@ class Findings:
     lengths: array  # tokens of each sample as it is served, by its position in the data set
     exact: bytearray  # 1 for each sample that is exact, by its position
     path: Path | None = None  # its file, or folder of files
+    total: int = 0  # samples in it, of which max_samples may take the first only
     counts: Counter = field(default_factory=Counter)
     kinds: Counter = field(default_factory=Counter)  # what differs -> samples
     reasons: Counter = field(default_factory=Counter)  # why it cannot be read -> trajectories

@@ -1,15 +1,23 @@
 """LlamaFactory's side of the check: its own parser, template and data loader build the training set."""
 
+import atexit
 import contextlib
+import errno
+import json
 import os
+import shutil
 import sys
 import tempfile
 from pathlib import Path
+
+from served_tokens.alpaca import COLUMNS
 
 PROVENANCE = ("source", "trajectory", "turns", "served_as", "reading")
 # What the machine that trains has and the one that checks may lack. No data depends on these.
 ANY_MACHINE = {"deepspeed": None, "fsdp": None, "bf16": False, "fp16": False, "pure_bf16": False, "report_to": "none"}
 ANY_MACHINE["use_cpu"] = True  # else several GPUs would have to be torchrun's, and one would be taken
+ANY_MACHINE |= {"tf32": None, "enable_liger_kernel": False, "use_unsloth": False, "flash_attn": "auto"}
+ANY_MACHINE |= dict.fromkeys(("fp8", "torch_compile", "use_unsloth_gc", "dataloader_num_workers"), False)
 
 
 def parse_arguments(yaml: str, overrides: list[str]):
@@ -32,7 +40,11 @@ def read_config(yaml: str, overrides: list[str]) -> dict:
         sys.exit(f"{yaml}: no such .yaml file")
     sys.argv = ["llamafactory-cli", yaml, *overrides]
     with refusals():
-        return read_args()
+        config = dict(read_args())
+    for key in ("dataset", "eval_dataset"):  # a name that is a number
+        if isinstance(config.get(key), (int, float)):
+            config[key] = str(config[key])
+    return config
 
 
 @contextlib.contextmanager
@@ -41,9 +53,10 @@ def refusals():
     try:
         yield
     except Exception as error:
-        offline = (
-            "; is model_name_or_path a local folder, or the Hub within reach?" if isinstance(error, OSError) else ""
-        )
+        unwritable = errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC
+        no_access = isinstance(error, OSError) and error.errno in unwritable
+        hint = "; is model_name_or_path a local folder, or the Hub within reach?" if isinstance(error, OSError) else ""
+        offline = "; set HF_HOME or HF_DATASETS_CACHE to a folder that can be written" if no_access else hint
         sys.exit(f"LlamaFactory refuses these settings: {type(error).__name__}: {error}{offline}")
 
 
@@ -60,13 +73,33 @@ def settings_beyond_the_samples(data_args) -> list[str]:
         problems.append(
             "packing without neat_packing: samples see the tokens of other samples, which no served prompt has"
         )
+    if data_args.val_size:
+        problems.append(
+            "val_size splits the samples of one trajectory between training and evaluation; drop it, and hold tasks "
+            "out by step 2 --val-ratio"
+        )
     if not data_args.ignore_pad_token_for_loss:
         problems.append("ignore_pad_token_for_loss is false: the padding after each sample has loss too")
     return problems
 
 
-def training_sets(model_args, data_args, training_args):
-    """Yield (name, file or folder, provenance, built) of each data set of the YAML, two tables with the same rows."""
+def use_the_hub_if_it_answers(model: str) -> None:
+    """Without the Hub, a client tries for minutes; so it is told before it is imported."""
+    import httpx
+
+    if not Path(model).exists() and "HF_HUB_OFFLINE" not in os.environ:
+        try:
+            httpx.head(os.environ.get("HF_ENDPOINT", "https://huggingface.co"), timeout=10)
+        except httpx.HTTPError:
+            os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+def training_sets(model_args, data_args, training_args, trajectory: int | None = None):
+    """Yield (name, file or folder, provenance, built, all samples) of each data set of the YAML.
+
+    provenance, built: two tables with the same rows, of which there are fewer than samples by max_samples, or where
+    only those of one trajectory are asked for.
+    """
     from datasets import load_dataset
     from llamafactory.data import get_dataset, get_template_and_fix_tokenizer
     from llamafactory.data.parser import get_dataset_list
@@ -82,6 +115,10 @@ def training_sets(model_args, data_args, training_args):
         path = Path(data_args.dataset_dir, attributes.dataset_name)
         if not path.exists():
             raise ValueError(f"data set {name}: no file {path}; write it with step2_to_alpaca_mask_history.py")
+        if set("[]*?") & set(str(path)):
+            raise ValueError(
+                f"data set {name}: [ ] * and ? in {path} are patterns to its reader; rename the folder or file"
+            )
         files = (
             [str(path / file) for file in os.listdir(path)] if path.is_dir() else [str(path)]
         )  # LlamaFactory's order
@@ -90,12 +127,30 @@ def training_sets(model_args, data_args, training_args):
         missing = set(PROVENANCE) - set(provenance.column_names)
         if missing:
             raise ValueError(f"data set {name}: no column {', '.join(sorted(missing))}; write it with step 2")
+        total = len(provenance)
+        if trajectory is not None:
+            provenance = provenance.filter(lambda its: its == trajectory, input_columns="trajectory")
+            data_args.dataset_dir = _alone(name, provenance, attributes)
         provenance = provenance.select_columns(PROVENANCE)
         if data_args.max_samples is not None:
             provenance = provenance.select(range(min(data_args.max_samples, len(provenance))))
         data_args.dataset, data_args.eval_dataset, data_args.val_size = [name], None, 0.0
+        if not len(provenance):
+            yield name, path, provenance, provenance, total
+            continue
         built = get_dataset(template, model_args, data_args, training_args, stage="sft", **tokenizer_module)
         built = built["train_dataset"]
         if len(provenance) != len(built):
             raise ValueError(f"data set {name}: it drops {len(provenance) - len(built)} samples that it finds invalid")
-        yield name, path, provenance, built
+        yield name, path, provenance, built, total
+
+
+def _alone(name: str, samples, attributes) -> str:
+    """A dataset_dir, until the process ends, in which a data set holds these samples only."""
+    folder = tempfile.mkdtemp(prefix="samples_")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    samples.to_parquet(f"{folder}/samples.parquet")
+    columns = {column: getattr(attributes, column) for column in COLUMNS}
+    entry = {"file_name": "samples.parquet", "formatting": "alpaca", "columns": columns}
+    Path(folder, "dataset_info.json").write_text(json.dumps({name: entry}), encoding="utf-8")
+    return folder

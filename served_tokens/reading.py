@@ -87,9 +87,12 @@ def local_file(source: str) -> Path:
             raise SystemExit(f"{source}: unknown file type {path.suffix!r}; known are {', '.join(FORMATS)}")
         try:
             with path.open("rb") as file:
-                packed = file.read(2) == GZIP
+                start = file.read(2)
         except OSError as error:
             raise SystemExit(f"{source}: cannot be read ({error})") from None
+        packed = start == GZIP
+        if start in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+            raise SystemExit(f"{source}: is UTF-16; write it as UTF-8")
         if packed != (format_of(path) == ".jsonl.gz"):
             raise SystemExit(f"{source}: is {'' if packed else 'not '}compressed by gzip; only a .jsonl.gz file is")
         return path

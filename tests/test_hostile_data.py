@@ -186,7 +186,7 @@ def test_allowed_control_tokens_pass_both_scripts_and_the_check(run, check, tmp_
     assert "15 turns in = 15 turns in samples + 0 left out" in process.stdout
     output = check("samples")
     assert (
-        "15  (100.00%)" in output
+        "PASSED: 15 of 15 samples are exact" in output
         and "9 rows in = 9 rows checked" in output
         and "15 turns in = 15 turns in samples + 0 left out" in output
     )

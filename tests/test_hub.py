@@ -203,7 +203,10 @@ def test_samples_of_a_data_set_are_checked_against_its_files_in_the_cache(step1,
     settings = (f"dataset_dir={tmp_path}", "dataset=out", f"model_name_or_path={tiny_model}")
     command = ("check_training_tokens.py", ROOT / "qwen3_full_sft.yaml", *settings)
     output = run(*command, HF_HUB_CACHE=str(tmp_path / "hub")).stdout
-    assert "3  (100.00%)" in output and "3 rows in = 3 rows checked for samples + 0 set aside" in output
+    assert (
+        "PASSED: 3 of 3 samples are exact" in output
+        and "3 rows in = 3 rows checked for samples + 0 set aside" in output
+    )
 
 
 def test_default_output_is_named_after_the_data_set():

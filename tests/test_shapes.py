@@ -924,7 +924,7 @@ def test_all_that_is_kept_of_the_rows_that_failed_silently_is_exact(scripts, che
     assert [row["reason"] for row in read_jsonl(tmp_path / "out.parquet.rejects.jsonl")] == [THINKING_OFF]
     assert left_out == {UNCLOSED: 1}
     output = check("out")
-    assert "out: 19 samples" in output and "19  (100.00%)" in output
+    assert "out: 19 samples" in output and "PASSED: 19 of 19 samples are exact" in output
     assert accounted_for(output) == [
         "17 rows in = 12 rows checked for samples + 5 set aside",
         "20 turns in = 19 turns in samples + 1 left out",
@@ -955,7 +955,7 @@ def test_rows_that_a_validation_of_tools_sets_aside_are_counted_alike(scripts, c
         "2 rows in = 1 rows checked for samples + 1 set aside",
         "2 turns in = 2 turns in samples + 0 left out",
     ]
-    assert "2  (100.00%)" in output
+    assert "PASSED: 2 of 2 samples are exact" in output
 
 
 def test_rows_that_switch_thinking_off_are_kept_only_without_thinking_and_counted_alike(scripts, check, run, tmp_path):
@@ -998,7 +998,7 @@ def test_turns_that_are_switched_off_held_out_or_too_long_are_counted_alike(scri
         assert re.search(rf"^ +{number}  of them: {re.escape(why)}$", output, re.MULTILINE)
     trained, out = 26 - sum(left_out.values()), sum(left_out.values())
     assert accounted_for(output)[1] == f"26 turns in = {trained} turns in samples + {out} left out"
-    assert f"{trained}  (100.00%)" in output
+    assert f"PASSED: {trained} of {trained} samples are exact" in output
     assert accounted_for(made)[1] == f"26 turns in = {trained + left_out[HELD_OUT]} turns in samples + 13 left out"
 
 
@@ -1043,7 +1043,7 @@ def test_options_of_reading_reach_step_1_and_the_check(scripts, check, run, tmp_
         "3 rows in = 3 rows checked for samples + 0 set aside",
         "3 turns in = 2 turns in samples + 1 left out",
     ]
-    assert "2  (100.00%)" in output
+    assert "PASSED: 2 of 2 samples are exact" in output
 
 
 def test_rows_of_every_shape_are_exact_and_counted_alike(scripts, check, tmp_path):
@@ -1062,7 +1062,10 @@ def test_rows_of_every_shape_are_exact_and_counted_alike(scripts, check, tmp_pat
     }
     output = check("out")
     assert accounted_for(made)[1] == accounted_for(output)[1] == "9 turns in = 4 turns in samples + 5 left out"
-    assert "4  (100.00%)" in output and "4 rows in = 4 rows checked for samples + 0 set aside" in output
+    assert (
+        "PASSED: 4 of 4 samples are exact" in output
+        and "4 rows in = 4 rows checked for samples + 0 set aside" in output
+    )
     call = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "%s"}}\n</tool_call>'
     assert [sample["output"] for sample in pq.read_table(tmp_path / "out.parquet").to_pylist()] == [
         "<think>\ndeep\n</think>\n\nwhole",

@@ -417,7 +417,7 @@ def test_samples_that_llamafactory_would_cut_are_left_out_and_listed(
         (1, 8, int(longest)),
     ]
     assert listed[0]["reason"] == "their sample does not fit in --cutoff-len"
-    assert "(100.00%)" in check("out", *overrides, f"cutoff_len={longest}")
+    assert "PASSED: " in check("out", *overrides, f"cutoff_len={longest}")
     everything = step2([CONVERSATION] * 2, *options, "--cutoff-len", int(longest) + 1, "--tokenizer", tiny_model)
     assert len(turns_of(everything)) == 8 and not (tmp_path / "out.parquet.left_out.jsonl").exists()
 
@@ -521,7 +521,7 @@ def test_validation_set_passes_the_check_as_eval_dataset(split, check):
     assert (
         f"out: {len(training)} samples" in output
         and f"out_val: {len(held_out)} samples" in output
-        and output.count("(100.00%)") == 2
+        and output.count("PASSED: ") == 2
     )
     assert f"{len(held_out)}  of them: they are held out, to be evaluated" in output
 
@@ -583,7 +583,7 @@ def test_task_that_is_trained_on_and_evaluated_is_caught(run, run_check, tmp_pat
         "preprocessing_num_workers=1",
         expect=1,
     )
-    assert process.stdout.count("(100.00%)") == 2
+    assert process.stdout.count("PASSED: ") == 2
     assert "FAILED: 1 tasks are both trained on and evaluated; hold them out by step 2 --val-ratio" in process.stderr
 
 
