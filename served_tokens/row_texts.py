@@ -129,7 +129,7 @@ def texts_of(value, ignored: frozenset, skipped: Counter, keys: tuple = (), insi
                 if inside:
                     walk_pair(key, item, keys, kind)
                     continue
-                if STRUCTURE.fullmatch(key):
+                if STRUCTURE.fullmatch(key) or (key in ARGUMENTS and _says_none(item)):
                     continue
                 if key in ignored or (HARMLESS.fullmatch(key) and (key != "name" or not keys)):
                     skipped["message keys", key] += item is not None
@@ -150,6 +150,11 @@ def texts_of(value, ignored: frozenset, skipped: Counter, keys: tuple = (), insi
 
     walk(value, keys, "call" if inside else "text", inside)
     return found
+
+
+def _says_none(arguments) -> bool:
+    """Whether arguments of a call are the text of none, which is shown as {}."""
+    return isinstance(arguments, str) and "".join(arguments.split()) in ("null", "[]")
 
 
 def _are_parts(content) -> bool:

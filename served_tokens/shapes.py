@@ -192,7 +192,8 @@ def _recorded(left: dict, turns: list[dict]) -> list[dict]:
     recorded = [{key: turn.pop(key) for key in RECORDED if key in turn} for turn in turns]
     for key in RECORDED:
         of_row = left.pop(key, None) or []
-        of_row = of_row if all(isinstance(ids, list) for ids in of_row) else [of_row]
+        of_each = isinstance(of_row, list) and all(isinstance(ids, list) for ids in of_row)
+        of_row = of_row if of_each else [of_row]
         if len(of_row) not in (0, 1, len(turns)):
             raise TrajectoryError(f"{key} of the row are those of {len(of_row)} turns, and it has {len(turns)}")
         for its, ids in zip(recorded[len(turns) - len(of_row) :], of_row):

@@ -263,8 +263,8 @@ def _served_call(call: dict, style: str) -> dict:
         arguments = {}
     if not isinstance(arguments, dict):
         raise TrajectoryError(f"tool call arguments are not a JSON object but {kind_of(arguments)}")
-    if style == "sglang":
-        arguments = served_arguments(given, style)
+    if style == "sglang" and json.dumps(served_arguments(given, style)) != json.dumps(arguments):
+        raise TrajectoryError("tool call arguments hold an integer over 64 bits, which SGLang shows as a float later")
     return {**call, "function": {**call["function"], "arguments": arguments}}
 
 

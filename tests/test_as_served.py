@@ -1,0 +1,394 @@
+"""What a real vLLM made of requests, through step 1, step 2 and the check: the same, or set aside with a reason."""
+
+import json
+import unicodedata
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from conftest import GOLDEN, ROOT, assistant, call, read_jsonl, tool, user, write_jsonl
+
+SERVER = ROOT / "tests" / "server"
+RECORDED = json.loads((SERVER / "vllm_render.json").read_text(encoding="utf-8"))
+ECHOED = json.loads((SERVER / "vllm_echo.json").read_text(encoding="utf-8"))["prompts"]
+KEEP_ALL = ("--allow-control-tokens", "--allow-calls-without-tools")
+SET_ASIDE = {  # by step 1, although the server answered
+    "assistant part refusal": "message 1: content has a part of type refusal, which nobody reads",
+    "arguments ' '": "message 1: tool call arguments are not a JSON object but a string",
+    "arguments '[1]'": "message 1: tool call arguments are not a JSON object but a list",
+    "arguments '42'": "message 1: tool call arguments are not a JSON object but a number",
+    "arguments doubly encoded": "message 1: tool call arguments are not a JSON object but a string",
+    "arguments broken JSON": "message 1: tool call arguments are not valid JSON",
+    "reasoning_content and reasoning differ": "message 1: the reasoning stands in both reasoning_content and reasoning",
+}
+LEFT_OUT = {  # by step 2, although the server answered
+    "system content ''": "its system prompt is empty, and LlamaFactory writes no block for that",
+    "assistant opens": "its prompt opens with a block of assistant, which LlamaFactory cannot write",
+    "no user message": "the chat template renders this turn without a think block, as no user query comes before it",
+    "assistant_opens, turn 1": "the chat template renders this turn without a think block, as no user query comes "
+    "before it",
+}
+SENT_OTHERWISE = {  # no agent sends the message so: its reasoning goes back in one field, an output as a tool message
+    "assistant part thinking + text",
+    "role function",
+    "reasoning '' and reasoning_content",
+    "reasoning_details (OpenRouter)",
+    "inline think + reasoning_content same",
+}
+REFUSED_AND_SET_ASIDE = {
+    "user part of plain str": "message 0: content is not text but a list",
+    "user part input_text": "message 0: content has a part of type input_text, which nobody reads",
+    "arguments lone surrogate escape": "the text holds a lone surrogate",
+    "arguments 5000-digit int": "message 1: tool call arguments are not valid JSON (Exceeds the limit (4300 digits)",
+    "tool content number": "message 2: content is not text but a number",
+    "tool flat (no function)": "a tool has no `function`, so a server refuses it",
+    "tool description number": "tool 'f': a server refuses its function.description",
+    "tool parameters list": "tool 'f': a server refuses its function.parameters",
+    "lone surrogate in text": "the text holds a lone surrogate",
+}
+REFUSED_AND_REPAIRED = {
+    "user content null",
+    "tool content null",
+    "user part without type",
+    "arguments object",
+    "arguments null",
+    "arguments missing",
+    "tool content object",
+    "tool content list of objects",
+    "tool content list of strings",
+    "call without id",
+    "call without type",
+    "flat call {name, arguments}",
+    "tools []",
+}
+REFUSED_AND_LEFT_OUT = {"system content null": LEFT_OUT["system content ''"]}
+NOT_THERE = SET_ASIDE | LEFT_OUT | REFUSED_AND_SET_ASIDE | REFUSED_AND_LEFT_OUT
+EXACT = "\n  exact            {:>8}  (100.00%)\n".format
+
+
+def row_of(request: dict) -> dict:
+    """A trajectory of which the last turn has the request's prompt."""
+    messages = [*request["messages"], assistant("an answer")]
+    return {"messages": messages, "tools": request["tools"]} if request["tools"] is not None else {"messages": messages}
+
+
+def prompt_of(sample: dict) -> str:
+    """As LlamaFactory makes it of a sample, and as a tokenizer of Qwen's reads it."""
+    text = f"<|im_start|>system\n{sample['system']}<|im_end|>\n" if sample["system"] else ""
+    for user_text, assistant_text in sample["history"]:
+        text += f"<|im_start|>user\n{user_text}<|im_end|>\n<|im_start|>assistant\n{assistant_text}<|im_end|>\n"
+    text += f"<|im_start|>user\n{sample['instruction']}<|im_end|>\n<|im_start|>assistant\n"
+    return unicodedata.normalize("NFC", text)
+
+
+@pytest.fixture
+def steps(run, tmp_path):
+    """steps(rows, *step 1's options, history=…, name=…) -> {(row, turn): prompt}, after both steps."""
+
+    def steps(rows: list[dict], *options, history: str = "template", name: str = "samples") -> dict:
+        write_escaped(tmp_path / "rows.jsonl", rows)
+        run("step1_apply_tool_template.py", "rows.jsonl", "plain.jsonl", *options)
+        command = ("plain.jsonl", f"{name}.parquet", "--dataset-dir", ".", "--history-thinking", history)
+        run("step2_to_alpaca_mask_history.py", *command)
+        samples = pq.read_table(tmp_path / f"{name}.parquet").to_pylist()
+        return {(sample["trajectory"], sample["turns"][0]): prompt_of(sample) for sample in samples}
+
+    return steps
+
+
+def write_escaped(path, rows: list[dict]) -> None:
+    """Half a character can be written so."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def reasons(folder) -> dict:
+    """{row: why there is no sample of its last turn}, as both steps say it beside their output."""
+    left_out = read_jsonl(folder / "samples.parquet.left_out.jsonl")
+    rejected = read_jsonl(folder / "plain.jsonl.rejects.jsonl")
+    return {turn["trajectory"]: turn["reason"] for turn in left_out} | {row["row"]: row["reason"] for row in rejected}
+
+
+# ---------------------------------------------------------------- recorded prompts
+
+
+def compared(prompts: dict) -> tuple[set, set, dict]:
+    """(names of requests whose prompt differs, of refused ones that have a prompt, {names of those without: row})"""
+    differ, repaired, without = set(), set(), {}
+    for row, request in enumerate(RECORDED):
+        prompt = prompts.get((row, len(request["messages"])))
+        if prompt is None:
+            without[request["name"]] = row
+        elif "refused" in request:
+            repaired.add(request["name"])
+        elif prompt != request["prompt"]:
+            differ.add(request["name"])
+    return differ, repaired, without
+
+
+def test_a_recorded_prompt_comes_out_the_same_through_both_steps_and_the_check(steps, check, tmp_path):
+    prompts = steps([row_of(request) for request in RECORDED], *KEEP_ALL)
+    differ, repaired, without = compared(prompts)
+    assert differ == SENT_OTHERWISE and repaired == REFUSED_AND_REPAIRED
+    whys = reasons(tmp_path)
+    assert without.keys() == NOT_THERE.keys()
+    assert [name for name, row in without.items() if not whys[row].startswith(NOT_THERE[name])] == []
+    assert EXACT(len(prompts)) in check("samples", "template=qwen3_nothink")
+
+
+def test_a_recorded_prompt_without_reasoning_is_that_of_the_drop_history(steps, check):
+    prompts = steps([row_of(request) for request in RECORDED], *KEEP_ALL, history="drop")
+    bare = {its["name"]: its["prompt"] for its in RECORDED if "prompt" in its and not its["reasoning_sent_as"]}
+    sent = [(row, its) for row, its in enumerate(RECORDED) if its["reasoning_sent_as"]]
+    differ = {its["name"] for row, its in sent if prompts.get((row, len(its["messages"]))) != bare[its["name"]]}
+    assert differ == {
+        "reasoning_content and reasoning differ",  # set aside
+        "inline think + reasoning_content same",  # the recorded prompt shows what is inline
+    }
+    assert EXACT(len(prompts)) in check("samples", "template=qwen3_nothink")
+
+
+@pytest.mark.parametrize("history, field", [("drop", None), ("template", "reasoning_content")])
+@pytest.mark.parametrize("echo", ["vllm", "vllm-stream"])
+def test_a_recorded_prompt_of_an_echoing_agent_comes_out_the_same(steps, check, echo, history, field):
+    prompts = steps(GOLDEN, "--echo", echo, history=history)
+    rows = {case["name"]: row for row, case in enumerate(GOLDEN)}
+    expected = {
+        (rows[its["name"]], its["turn"]): its["prompt"]
+        for its in ECHOED
+        if (its["echo"], its["reasoning_sent_as"]) == (echo, field)
+    }
+    assert expected and expected.items() <= prompts.items()
+    assert EXACT(53) in check("samples", "template=qwen3_nothink")
+
+
+# ---------------------------------------------------------------- --server-style
+
+
+CALL_OF_TWO = [user([{"type": "text", "text": "a"}, {"type": "text", "text": ""}, {"type": "text", "text": "b"}])]
+ODD_TOOL = {
+    "function": {"parameters": {"b": 1, "a": 2}, "name": "f", "x": 1, "strict": None},
+    "type": "function",
+    "y": 2,
+}
+STYLED = {  # how the prompt shows the tool and the parts
+    "vllm": (
+        '{"type": "function", "function": {"name": "f", "description": null, "parameters": {"b": 1, "a": 2}}}',
+        "a\nb",
+    ),
+    "sglang": (
+        '{"type": "function", "function": {"parameters": {"b": 1, "a": 2}, "name": "f", "description": null}, '
+        '"defer_loading": null}',
+        "a  b",
+    ),
+    "template": (
+        '{"function": {"parameters": {"b": 1, "a": 2}, "name": "f", "x": 1, "strict": null}, "type": "function", '
+        '"y": 2}',
+        "ab",
+    ),
+}
+
+
+def odd_row(arguments: str = '{"n": 18446744073709551615}') -> dict:
+    turn = assistant("", "r", [call("f", arguments)])
+    return {"messages": [*CALL_OF_TWO, turn, tool("o"), assistant("done")], "tools": [ODD_TOOL]}
+
+
+@pytest.mark.parametrize("style", STYLED)
+def test_tools_parts_and_arguments_are_those_of_the_style_and_the_check_follows_it(steps, check, tmp_path, style):
+    [_, prompt] = steps([odd_row()], "--server-style", style).values()
+    as_tool, as_text = STYLED[style]
+    assert f"<tools>\n{as_tool}\n</tools>" in prompt
+    assert f"<|im_start|>user\n{as_text}<|im_end|>" in prompt
+    assert '{"name": "f", "arguments": {"n": 18446744073709551615}}' in prompt
+    told = {"server_style": style, "echo": "none"}
+    assert read_jsonl(tmp_path / "plain.jsonl")[0]["served"]["reading"] == told
+    samples = pq.read_table(tmp_path / "samples.parquet").to_pylist()
+    assert [json.loads(sample["reading"]) for sample in samples] == [told] * 2
+    assert EXACT(2) in check("samples", "template=qwen3_nothink")
+
+
+def test_samples_of_one_style_are_not_exact_by_another(steps, check, tmp_path):
+    steps([odd_row()], "--server-style", "sglang")
+    path = tmp_path / "samples.parquet"
+    table = pq.read_table(path)
+    other = pa.array([json.dumps({"server_style": "vllm", "echo": "none"})] * 2)
+    pq.write_table(table.set_column(table.schema.get_field_index("reading"), "reading", other), path)
+    assert "mismatched              2" in check("samples", "template=qwen3_nothink", expect=1)
+
+
+def test_what_sglang_refuses_or_shows_otherwise_later_is_set_aside(run, tmp_path):
+    write_jsonl(tmp_path / "rows.jsonl", [odd_row('{"n": NaN}'), odd_row('{"n": 18446744073709551616}'), odd_row()])
+    run("step1_apply_tool_template.py", "rows.jsonl", "plain.jsonl", "--server-style", "sglang")
+    first, second = [rejected["reason"] for rejected in read_jsonl(tmp_path / "plain.jsonl.rejects.jsonl")]
+    assert "message 1: tool call arguments are not valid JSON" in first
+    assert second == "message 1: tool call arguments hold an integer over 64 bits, which SGLang shows as a float later"
+    for style in ("vllm", "template"):
+        run("step1_apply_tool_template.py", "rows.jsonl", "plain.jsonl", "--server-style", style)
+        assert not (tmp_path / "plain.jsonl.rejects.jsonl").exists()
+
+
+def test_tools_that_are_printed_otherwise_are_counted_and_named(run, tmp_path):
+    row = {"messages": [user("q"), assistant("a", "r")]}
+    parameters = {"type": "object", "properties": {}}
+    functions = [
+        {"name": "f", "parameters": parameters},
+        {"name": "f", "description": "d", "parameters": parameters, "strict": None},
+        {"description": "d", "name": "f", "parameters": parameters},
+        {"name": "f", "description": "d", "parameters": parameters},
+    ]
+    rows = [{**row, "tools": [{"type": "function", "function": function}]} for function in functions]
+    write_jsonl(tmp_path / "rows.jsonl", rows)
+    output = run("step1_apply_tool_template.py", "rows.jsonl", "plain.jsonl").stdout
+    assert (
+        "\n3 trajectories have tools that the server prints otherwise than they are given (--server-style): with "
+        "description: null (1), without strict (1), in another order (1)\n"
+    ) in output
+    output = run("step1_apply_tool_template.py", "rows.jsonl", "plain.jsonl", "--server-style", "template").stdout
+    assert "prints otherwise" not in output
+
+
+# ---------------------------------------------------------------- developer messages
+
+
+def developer(content) -> dict:
+    return {"role": "developer", "content": content}
+
+
+@pytest.mark.parametrize(
+    "messages, prompt",
+    [  # as vLLM 0.32.0 renders them, asked for this
+        (
+            [developer("dev"), user("a")],
+            "<|im_start|>system\ndev<|im_end|>\n<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n",
+        ),
+        (
+            [{"role": "system", "content": "sys"}, developer("dev"), user("a")],
+            "<|im_start|>system\nsys\n\ndev<|im_end|>\n<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n",
+        ),
+        (
+            [user("a"), developer([{"type": "text", "text": "d"}, {"type": "text", "text": "e"}])],
+            "<|im_start|>system\nd\ne<|im_end|>\n<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n",
+        ),
+    ],
+)
+def test_developer_messages_before_the_first_turn_are_the_system_prompt_at_the_front(steps, check, messages, prompt):
+    turn = assistant("b", "r")
+    prompts = steps([{"messages": [*messages, turn, user("c"), {**turn, "weight": 0}]}])
+    assert [*prompts.values()] == [prompt]
+    assert EXACT(1) in check("samples", "template=qwen3_nothink")
+
+
+def test_a_developer_message_after_a_turn_or_to_another_server_is_set_aside(run, tmp_path):
+    late = {"messages": [user("a"), assistant("b"), developer("dev"), user("c"), assistant("d")]}
+    early = {"messages": [developer("dev"), user("a"), assistant("b")]}
+    write_jsonl(tmp_path / "rows.jsonl", [late, early])
+    for style, aside in (("vllm", [0]), ("sglang", [0, 1]), ("template", [0, 1])):
+        expect = int(len(aside) == 2)
+        run("step1_apply_tool_template.py", "rows.jsonl", "plain.jsonl", "--server-style", style, expect=expect)
+        if not expect:
+            [rejected] = read_jsonl(tmp_path / "plain.jsonl.rejects.jsonl")
+            assert rejected["row"] == 0
+            assert "a developer message is not shown in its place; send it with the role system" in rejected["reason"]
+
+
+# ---------------------------------------------------------------- recorded token ids
+
+
+@pytest.fixture
+def ids(tokenizer):
+    return lambda text: tokenizer.encode(text, add_special_tokens=False)
+
+
+PROMPTS = (
+    "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n",
+    "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\na<|im_end|>\n<|im_start|>user\nr<|im_end|>\n"
+    "<|im_start|>assistant\n",
+)
+WROTE = "<think>\nt\n</think>\n\na", "<think>\nt\n</think>\n\nb"
+
+
+def chat(first: dict | None = None, second: dict | None = None, **columns) -> dict:
+    turns = {**assistant("a", "t"), **(first or {})}, {**assistant("b", "t"), **(second or {})}
+    return {"messages": [user("q"), turns[0], user("r"), turns[1]], **columns}
+
+
+def by_record(exact: int, of: int) -> str:
+    return f"  exact by record  {exact:>8}  of {of} turns whose token ids a server recorded\n"
+
+
+def records(ids, ends: tuple = ("<|im_end|>", "<|im_end|>")) -> list[dict]:
+    return [
+        {"prompt_token_ids": ids(prompt), "token_ids": ids(wrote + end)}
+        for prompt, wrote, end in zip(PROMPTS, WROTE, ends)
+    ]
+
+
+@pytest.mark.parametrize("ends", [("<|im_end|>", "<|im_end|>"), ("", "<|im_end|>\n")])
+def test_recorded_ids_in_turns_or_in_the_row_are_exact_by_record(steps, check, ids, ends):
+    first, second = records(ids, ends)
+    of_row = {key: [first[key], second[key]] for key in first}
+    rows = [chat(first, second), chat(**of_row), chat(second=second), chat(**second)]
+    steps(rows, history="drop")
+    output = check("samples")
+    assert EXACT(8) in output and by_record(6, 6) in output
+
+
+def test_a_record_that_differs_fails_although_the_rendering_agrees(steps, check, ids):
+    first, second = records(ids)
+    steps([chat({**first, "token_ids": [*first["token_ids"][:-2], 5]}, second)], history="drop")
+    output = check("samples", expect=1)
+    assert by_record(1, 2) in output and "mismatched              1\n" in output
+    assert "rows.jsonl: trajectory 0, turn 1: differs from the token ids that the server recorded of it" in output
+
+
+def test_a_record_outranks_a_rendering_by_another_chat_template(steps, check, ids, tmp_path):
+    import tiny_qwen3
+    from transformers import Qwen3Config
+
+    template = (ROOT / "chat_templates/qwen3.jinja").read_text(encoding="utf-8")
+    other = template.replace("'<|im_start|>' ~ message", "'<|im_start|> ' ~ message")
+    assert other != template
+    tiny_qwen3.build_tokenizer(other).save_pretrained(tmp_path / "model")
+    Qwen3Config().save_pretrained(tmp_path / "model")
+    steps([chat(*records(ids)), chat()], history="drop")
+    output = check("samples", f"model_name_or_path={tmp_path / 'model'}", expect=1)
+    assert by_record(2, 2) in output and "exact                   2  (50.00%)" in output
+
+
+@pytest.mark.parametrize(
+    "columns, reason",
+    [
+        ({"token_ids": ["x"]}, "token_ids are no lists of token ids"),
+        ({"token_ids": [1.5, 2]}, "token_ids are no lists of token ids"),
+        ({"prompt_token_ids": [[1], [2], [3]]}, "prompt_token_ids of the row are those of 3 turns, and it has 2"),
+        ({"prompt_token_ids": [[1], 2]}, "prompt_token_ids are no lists of token ids"),
+        ({"token_ids": "[1, 2]"}, "token_ids are no lists of token ids"),
+        ({"token_ids": 7}, "token_ids are no lists of token ids"),
+    ],
+)
+def test_broken_records_are_set_aside(run, tmp_path, columns, reason):
+    write_jsonl(tmp_path / "rows.jsonl", [chat(**columns), chat()])
+    run("step1_apply_tool_template.py", "rows.jsonl", "plain.jsonl")
+    [rejected] = read_jsonl(tmp_path / "plain.jsonl.rejects.jsonl")
+    assert rejected["row"] == 0 and reason in rejected["reason"]
+
+
+def test_records_are_no_keys_that_nobody_reads(run, tmp_path, ids):
+    first, second = records(ids)
+    write_jsonl(tmp_path / "rows.jsonl", [chat(first, second), chat(**second)])
+    assert "nobody reads" not in run("step1_apply_tool_template.py", "rows.jsonl", "plain.jsonl").stdout
+
+
+# ---------------------------------------------------------------- --echo
+
+
+def test_no_thinking_after_echo_is_refused_in_one_line(run, tmp_path):
+    write_jsonl(tmp_path / "rows.jsonl", [chat()] * 3)
+    run("step1_apply_tool_template.py", "rows.jsonl", "plain.jsonl", "--echo", "vllm")
+    command = ("plain.jsonl", "samples.parquet", "--dataset-dir", ".", "--no-thinking")
+    process = run("step2_to_alpaca_mask_history.py", *command, expect=1)
+    *_, last = process.stderr.splitlines()
+    assert last == (
+        "--no-thinking: step 1 was run with --echo, which echoes what a thinking model writes; run it without"
+    )
+    assert "Traceback" not in process.stderr and not (tmp_path / "samples.parquet").exists()
