@@ -42,7 +42,7 @@ def check_with(run_check, pipeline, tmp_path, tiny_model):
         settings = (f"dataset_dir={tmp_path}", f"dataset={name}", f"model_name_or_path={tiny_model}")
         command = (ROOT / "qwen3_full_sft.yaml", *settings, "template=qwen3_nothink", "preprocessing_num_workers=1")
         process = run_check(*command, "--server", url, *options, expect=expect)
-        assert "mismatched              0\n" in process.stdout or "no server" in process.stderr
+        assert "mismatched" not in process.stdout
         return process
 
     return check_with

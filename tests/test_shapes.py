@@ -33,7 +33,7 @@ WEATHER = {
 OSLO = call("get_weather", {"city": "Oslo"}, id="c1")
 BARE_OSLO = {"function": {"name": "get_weather", "arguments": {"city": "Oslo"}}}
 QUERY = user("weather in Oslo?")
-TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
+TOOLS = [{"type": "function", "function": {"name": "f", "description": "d", "parameters": {}}}]
 
 
 def case(name: str) -> list[dict]:
@@ -125,7 +125,7 @@ READ = {  # (case, row): (messages, names of the tools, {turn that is left out: 
     ("07", 0): ([QUERY, assistant("<think>\nLet me see, the weather is")], ["get_weather"], {1: UNCLOSED}),
     ("12", 0): (SIMPLE, [], {}),
     **{("13", index): ([QUERY, assistant("3", "r")], ["get_weather"], {}) for index in range(4)},
-    ("14", 5): ([QUERY, {"role": "system", "content": "x"}, tool("3"), assistant("3")], ["get_weather"], {}),
+    ("14", 5): ([{"role": "system", "content": "x"}, QUERY, tool("3"), assistant("3")], ["get_weather"], {}),
     ("15", 0): (
         [
             {"role": "system", "content": "Be brief."},
@@ -924,12 +924,12 @@ def test_all_that_is_kept_of_the_rows_that_failed_silently_is_exact(scripts, che
     assert [row["reason"] for row in read_jsonl(tmp_path / "out.parquet.rejects.jsonl")] == [THINKING_OFF]
     assert left_out == {UNCLOSED: 1}
     output = check("out")
-    assert "out: 19 samples" in output and "PASSED: 19 of 19 samples are exact" in output
+    assert "PASSED: 19 of 19 samples are exact" in output
     assert accounted_for(output) == [
         "17 rows in = 12 rows checked for samples + 5 set aside",
         "20 turns in = 19 turns in samples + 1 left out",
     ]
-    assert f"1  of them: {UNCLOSED}" in output
+    assert f"1 left out: {UNCLOSED}" in output
     samples = pq.read_table(tmp_path / "out.parquet").to_pylist()
     assert [sample["output"] for sample in samples if sample["trajectory"] in (0, 1, 5)] == [
         '<think>\n\n</think>\n\n<tool_call>\n{"name": "get_weather", "arguments": {"city": "Oslo"}}\n</tool_call>',
@@ -995,7 +995,7 @@ def test_turns_that_are_switched_off_held_out_or_too_long_are_counted_alike(scri
     assert left_out[TOO_LONG] == 12 and left_out[SWITCHED_OFF] == 1 and 2 <= left_out[HELD_OUT] <= 9
     output = check("out", "cutoff_len=300")
     for why, number in left_out.items():
-        assert re.search(rf"^ +{number}  of them: {re.escape(why)}$", output, re.MULTILINE)
+        assert re.search(rf"^ +{number} left out: {re.escape(why)}$", output, re.MULTILINE)
     trained, out = 26 - sum(left_out.values()), sum(left_out.values())
     assert accounted_for(output)[1] == f"26 turns in = {trained} turns in samples + {out} left out"
     assert f"PASSED: {trained} of {trained} samples are exact" in output
@@ -1034,6 +1034,8 @@ def test_options_of_reading_reach_step_1_and_the_check(scripts, check, run, tmp_
     assert [sample["output"].split("\n")[1] for sample in samples] == ["r", "t"]
     assert samples[0]["system"].startswith("s\n\n# Tools") and samples[1]["system"] == ""
     assert json.loads(samples[0]["reading"]) == {
+        "server_style": "vllm",
+        "echo": "none",
         "read_as": [pair.split("=") for pair in renamed],
         "ignore_keys": ["loss_scale", "tool_log"],
         "allow_calls_without_tools": True,

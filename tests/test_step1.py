@@ -71,7 +71,7 @@ def test_every_assistant_message_holds_its_reasoning_once_on_every_turn():
         (assistant("a"), EMPTY_THINK + "a"),
         (assistant("a", None), EMPTY_THINK + "a"),
         (assistant("  a \n", " r "), "<think>\n r \n</think>\n\n  a \n"),
-        (assistant([{"type": "text", "text": "a"}, {"type": "text", "text": " b"}]), EMPTY_THINK + "a b"),
+        (assistant([{"type": "text", "text": "a"}, {"type": "text", "text": " b"}]), EMPTY_THINK + "a\n b"),
         (
             assistant(None, "r", [{"name": "f", "arguments": None}]),
             '<think>\nr\n</think>\n\n<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call>',
@@ -90,7 +90,7 @@ def test_messages_of_several_text_parts_are_counted(run, tmp_path):
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
     write_jsonl(tmp_path / "x.jsonl", [{"messages": [user(parts), assistant(parts[:1])]}])
     assert "1 messages have several text parts" in run("step1_apply_tool_template.py", "x.jsonl", "y.jsonl").stdout
-    assert read_jsonl(tmp_path / "y.jsonl")[0]["messages"][0]["content"] == "ab"
+    assert read_jsonl(tmp_path / "y.jsonl")[0]["messages"][0]["content"] == "a\nb"
 
 
 def test_parallel_tool_outputs_become_one_user_message():
@@ -210,7 +210,7 @@ ROWS = [
     {
         "id": 1,
         "note": {"b": [1]},
-        "tools": [{"name": "f", "p": {"x": 1}}],
+        "tools": [{"type": "function", "function": {"name": "f", "description": "d", "parameters": {"x": 1}}}],
         "messages": [
             user("q"),
             assistant("", "r", [call("f", {"x": 1}), call("g", {"y": {"z": None}})]),
