@@ -76,9 +76,11 @@ def run(tmp_path):
 def pipeline(run, tmp_path):
     """pipeline(rows, *step2_options) -> the name of a data set in tmp_path, made by both scripts."""
 
-    def pipeline(rows: list[dict], *options, name: str = "samples", suffix: str = ".parquet") -> str:
+    def pipeline(
+        rows: list[dict], *options, echo: str = "none", name: str = "samples", suffix: str = ".parquet"
+    ) -> str:
         write_jsonl(tmp_path / "rows.jsonl", rows)
-        run("step1_apply_tool_template.py", "rows.jsonl", "plain.jsonl")
+        run("step1_apply_tool_template.py", "rows.jsonl", "plain.jsonl", "--echo", echo)
         run("step2_to_alpaca_mask_history.py", "plain.jsonl", name + suffix, "--dataset-dir", ".", *options)
         return name
 

@@ -333,6 +333,20 @@ def test_recorded_ids_in_turns_or_in_the_row_are_exact_by_record(steps, check, i
     assert EXACT(8) in output and by_record(6, 6) in output
 
 
+def test_records_of_turns_that_are_merged_into_one_sample_are_compared_each(run, check, ids, tmp_path):
+    first, other = records(ids)
+    output = "<|im_end|>\n<|im_start|>user\n<tool_response>\no\n</tool_response><|im_end|>\n<|im_start|>assistant\n"
+    second = {**other, "prompt_token_ids": ids(PROMPTS[0] + WROTE[0] + output)}
+    merge = ("--history-thinking", "template", "--merge-turns")
+    for record, exact in ((second, 2), (other, 1)):
+        chain = [user("q"), {**assistant("a", "t"), **first}, tool("o"), {**assistant("b", "t"), **record}]
+        write_jsonl(tmp_path / "rows.jsonl", [{"messages": chain}])
+        run("step1_apply_tool_template.py", "rows.jsonl", "plain.jsonl")
+        run("step2_to_alpaca_mask_history.py", "plain.jsonl", "samples.parquet", "--dataset-dir", ".", *merge)
+        said = check("samples", "template=qwen3_nothink", expect=int(exact < 2))
+        assert by_record(exact, 2) in said and (EXACT(1) in said) == (exact == 2)
+
+
 def test_a_record_that_differs_fails_although_the_rendering_agrees(steps, check, ids):
     first, second = records(ids)
     steps([chat({**first, "token_ids": [*first["token_ids"][:-2], 5]}, second)], history="drop")

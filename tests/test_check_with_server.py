@@ -37,8 +37,8 @@ def rendering(tokenizer):
 def check_with(run_check, pipeline, tmp_path, tiny_model):
     """check_with(url, rows, *options) -> the finished check of the rows, which are exact by the chat template."""
 
-    def check_with(url: str, rows: list, *options, expect: int = 0):
-        name = pipeline(rows, "--history-thinking", "template")
+    def check_with(url: str, rows: list, *options, echo: str = "none", expect: int = 0):
+        name = pipeline(rows, "--history-thinking", "template", echo=echo)
         settings = (f"dataset_dir={tmp_path}", f"dataset={name}", f"model_name_or_path={tiny_model}")
         command = (ROOT / "qwen3_full_sft.yaml", *settings, "template=qwen3_nothink", "preprocessing_num_workers=1")
         process = run_check(*command, "--server", url, *options, expect=expect)
@@ -69,6 +69,19 @@ def test_max_turns_bounds_what_is_asked_and_says_of_how_many(check_with, renderi
         output = check_with(url, ROWS, "--max-turns", "2").stdout
     assert f"  asked                   2  of 3 prompts at {url}{RENDER}\n" in output
     assert "  exact by server         2  (100.00%)\n" in output and len(bodies) == 2
+
+
+@pytest.mark.parametrize("echo, content", [("vllm", ""), ("vllm-stream", "\n\n")])
+def test_history_is_sent_as_the_samples_say_that_it_came_back(check_with, rendering, echo, content):
+    sent, render = [], rendering()
+
+    def seen(body, headers):
+        sent.extend(body["messages"][1:2])
+        return render(body, headers)
+
+    with serving(a_server(seen)) as url:
+        assert "  exact by server         3  (100.00%)\n" in check_with(url, ROWS, echo=echo).stdout
+    assert {(turn["content"], turn["reasoning_content"]) for turn in sent} == {(content, "\nwhy\n")}
 
 
 @pytest.mark.parametrize(

