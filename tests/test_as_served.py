@@ -343,7 +343,7 @@ def test_records_of_turns_that_are_merged_into_one_sample_are_compared_each(run,
         write_jsonl(tmp_path / "rows.jsonl", [{"messages": chain}])
         run("step1_apply_tool_template.py", "rows.jsonl", "plain.jsonl")
         run("step2_to_alpaca_mask_history.py", "plain.jsonl", "samples.parquet", "--dataset-dir", ".", *merge)
-        said = check("samples", "template=qwen3_nothink", expect=int(exact < 2))
+        said = check("samples", "template=qwen3_nothink", "mask_history=false", expect=int(exact < 2))
         assert by_record(exact, 2) in said and (EXACT(1) in said) == (exact == 2)
 
 
