@@ -4,10 +4,10 @@
 #
 #     bash tests/live_vllm/run.sh [MAX_TURNS]
 #
-# MAX_TURNS of the sample's turns are asked in each of the four checks (default: 50).
+# MAX_TURNS of the sample's turns are asked in each of the four checks (default: 40).
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-turns=${1:-50}
+turns=${1:-40}
 work=$(mktemp -d)
 server=
 cleanup() {
@@ -67,7 +67,10 @@ check() {  # history echo
                 --server "http://127.0.0.1:$port" --max-turns "$turns"
     } > "$log" 2>&1 || fail "history $1, echo $2" "$log"
     grep -q '^  exact by server .*(100.00%)$' "$log" || fail "history $1, echo $2: not all are exact" "$log"
-    say "history $1, echo $2: asked" $(sed -n 's/^  asked \(.*\) at .*/\1/p; s/^  exact by server/, exact/p' "$log")
+    local asked exact
+    asked=$(sed -n 's/^  asked  *\([0-9]*\)  *\(.*\) at .*/\1 \2/p' "$log")
+    exact=$(sed -n 's/^  exact by server  *\([0-9]*\) .*/\1/p' "$log")
+    say "history $1, echo $2: asked for $asked, $exact are exact"
 }
 
 python tests/tiny_qwen3.py "$work/model" > "$work/model.log" 2>&1 || fail 'the tiny model is not made' "$work/model.log"
