@@ -74,6 +74,7 @@ def main() -> None:
     if not in_torchrun:
         yaml, given, own = parsed_arguments(sys.argv[1:])
         sys.argv = ["llamafactory-cli", "train", yaml, *given, *prepared(yaml, given, own)]
+        refuse_spaces(sys.argv[2:])
     elif not any(argument.startswith("tokenized_path=") for argument in sys.argv):
         sys.exit("train_on_trees.py starts torchrun by itself; run it with python, and FORCE_TORCHRUN=1")
 
@@ -128,12 +129,26 @@ def check_settings(config: dict) -> int:
     for key, (value, why) in SET.items():
         if config.get(key, value) != value:
             print(f"{key}: {value} instead of {config[key]}: {why}")
-    if is_env_enabled("FORCE_TORCHRUN") or get_device_count() > 1:
+    if starts_torchrun():
         devices = int(os.getenv("NNODES", "1")) * int(os.getenv("NPROC_PER_NODE", str(get_device_count())))
         return devices or sys.exit("FORCE_TORCHRUN: there is no GPU to start a process for; set NPROC_PER_NODE too")
     if config.get("deepspeed"):
         sys.exit("deepspeed: needs FORCE_TORCHRUN=1 before the command, or deepspeed=null")
     return 1
+
+
+def starts_torchrun() -> bool:
+    """Whether LlamaFactory's launcher does."""
+    from llamafactory.extras.misc import get_device_count, is_env_enabled
+
+    return is_env_enabled("FORCE_TORCHRUN") or get_device_count() > 1
+
+
+def refuse_spaces(arguments: list[str]) -> None:
+    """Stop at arguments that LlamaFactory's launcher would tear into several for torchrun."""
+    torn = [argument for argument in arguments if len(argument.split()) != 1]
+    if torn and starts_torchrun():
+        sys.exit(f"{torn[0]}: torchrun takes no space; name it without (the folder of rows: by HF_DATASETS_CACHE)")
 
 
 def check_model(model_args) -> None:

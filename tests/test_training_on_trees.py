@@ -224,6 +224,17 @@ def test_torchrun_without_a_gpu_needs_the_number_of_processes(monkeypatch):
         check_settings({})
 
 
+def test_a_space_is_refused_where_torchrun_would_take_it_apart(monkeypatch):
+    from train_on_trees import refuse_spaces
+
+    monkeypatch.setenv("FORCE_TORCHRUN", "0")
+    refuse_spaces(["x.yaml", "output_dir=my model"])
+    monkeypatch.setenv("FORCE_TORCHRUN", "1")
+    refuse_spaces(["x.yaml", "output_dir=model"])
+    with pytest.raises(SystemExit, match="output_dir=my model: torchrun takes no space"):
+        refuse_spaces(["x.yaml", "output_dir=my model"])
+
+
 # ---------------------------------------------------------------- the cache
 
 
