@@ -49,6 +49,7 @@ REFUSED = {
     "mixture_of_depths": f"it leaves out tokens that others see; {INSTEAD}",
     "moe_aux_loss_coef": f"that loss reads the attention mask of padding; {INSTEAD}",
     "use_asft_loss": f"its reference model is given no positions; {INSTEAD}",
+    "neftune_noise_alpha": f"its noise depends on the length of a sample, and a row is longer; {INSTEAD}",
     "use_hyper_parallel": f"it trains by its own code; {INSTEAD}",
     "parallelism_config": f"sequence and context parallelism cut rows that a tree joins; {INSTEAD}",
 }
@@ -73,6 +74,7 @@ def main() -> None:
     if not in_torchrun:
         yaml, given, own = parsed_arguments(sys.argv[1:])
         sys.argv = ["llamafactory-cli", "train", yaml, *given, *prepared(yaml, given, own)]
+        refuse_spaces(sys.argv[2:])
     elif not any(argument.startswith("tokenized_path=") for argument in sys.argv):
         sys.exit("train_on_trees.py starts torchrun by itself; run it with python, and FORCE_TORCHRUN=1")
 
@@ -127,16 +129,32 @@ def check_settings(config: dict) -> int:
     for key, (value, why) in SET.items():
         if config.get(key, value) != value:
             print(f"{key}: {value} instead of {config[key]}: {why}")
-    if is_env_enabled("FORCE_TORCHRUN") or get_device_count() > 1:
-        return int(os.getenv("NNODES", "1")) * int(os.getenv("NPROC_PER_NODE", str(get_device_count())))
+    if starts_torchrun():
+        devices = int(os.getenv("NNODES", "1")) * int(os.getenv("NPROC_PER_NODE", str(get_device_count())))
+        return devices or sys.exit("FORCE_TORCHRUN: there is no GPU to start a process for; set NPROC_PER_NODE too")
     if config.get("deepspeed"):
         sys.exit("deepspeed: needs FORCE_TORCHRUN=1 before the command, or deepspeed=null")
     return 1
 
 
+def starts_torchrun() -> bool:
+    """Whether LlamaFactory's launcher does."""
+    from llamafactory.extras.misc import get_device_count, is_env_enabled
+
+    return is_env_enabled("FORCE_TORCHRUN") or get_device_count() > 1
+
+
+def refuse_spaces(arguments: list[str]) -> None:
+    """Stop at arguments that LlamaFactory's launcher would tear into several for torchrun."""
+    torn = [argument for argument in arguments if len(argument.split()) != 1]
+    if torn and starts_torchrun():
+        sys.exit(f"{torn[0]}: torchrun takes no space; name it without (the folder of rows: by HF_DATASETS_CACHE)")
+
+
 def check_model(model_args) -> None:
     """Stop at models in which a token sees less than all tokens before it, or another way than by attention."""
     from llamafactory.model import load_config
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
     config = load_config(model_args)
     name, text = model_args.model_name_or_path, config.get_text_config()
@@ -146,6 +164,12 @@ def check_model(model_args) -> None:
     if kinds - {"full_attention"} or (not kinds and getattr(text, "sliding_window", None)):
         which = ", ".join(sorted(kinds - {"full_attention"})) or "sliding windows"
         sys.exit(f"{name}: not on token trees: its layers have {which}, which no mask makes a tree; {INSTEAD}")
+    model = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    if getattr(model, "_is_stateful", False) or not getattr(model, "_supports_attention_backend", False):
+        sys.exit(f"{name}: not on token trees: its code does not attend by transformers' AttentionInterface; {INSTEAD}")
+    rope = model_args.rope_scaling or (getattr(text, "rope_parameters", None) or {}).get("rope_type")
+    if rope in ("dynamic", "longrope"):
+        sys.exit(f"{name}: not on token trees: {rope} positions depend on the longest sample of a row; {INSTEAD}")
     if getattr(text, "attention_dropout", 0):
         sys.exit(f"{name}: not on token trees: flex_attention has no dropout; set attention_dropout to 0 in its config")
 

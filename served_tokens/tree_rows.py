@@ -79,10 +79,20 @@ def write_rows(built: dict, folder: Path, limits: dict, pad_token: int, whole_lo
             splits[split] = Dataset.from_file(str(part / f"{split}.arrow"))
         place = folder / digest.hexdigest()[:16]
         splits.save_to_disk(str(part / "whole"))
-        if not place.exists():
-            with written(place):
-                os.replace(part / "whole", place)
+        with written(place):
+            _move(part / "whole", place)
     return place, counts
+
+
+def _move(whole: Path, place: Path) -> None:
+    """Give rows their place, where another run may put the same ones at any time."""
+    if place.exists():
+        return
+    try:
+        os.replace(whole, place)
+    except OSError:
+        if not place.exists():
+            raise
 
 
 def _write_split(path: Path, rows, counts: Counter, digest, pad_token: int, whole_logits: bool) -> None:
@@ -93,11 +103,13 @@ def _write_split(path: Path, rows, counts: Counter, digest, pad_token: int, whol
     columns = {"input_ids": tokens, "labels": tokens, "position_ids": tokens, "attention_mask": Sequence(tokens)}
     columns |= {} if whole_logits else {"logits_to_keep": tokens, "shift_labels": tokens}
     expected = 0
+    digest.update(repr((path.stem, list(columns))).encode())  # a row of the same tokens is another one in another split
     with ArrowWriter(path=str(path), features=Features(columns), writer_batch_size=BATCH) as writer:
         for row in rows:
             expected += _supervised(row.labels)
             row = padded(row, MULTIPLE, pad_token)
             counts.update({ROWS: 1, ROW_TOKENS: len(row.input_ids)})
+            digest.update(f"{len(row.input_ids)} ".encode())
             for column in row:
                 digest.update(column.tobytes())
             writer.write({name: value for name, value in columns_of(row).items() if name in columns})

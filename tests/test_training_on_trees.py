@@ -11,6 +11,9 @@ import pytest
 from conftest import ROOT, assistant, call, tool, user, write_jsonl
 from test_training import ATTEMPTS, EXIT_RACE
 
+from served_tokens.findings import IGNORE_INDEX
+from served_tokens.tree_rows import write_rows
+
 STEPS, TURNS = 4, 3
 SETTINGS = [
     "bf16=false",
@@ -153,6 +156,7 @@ def test_lora(train):
         ({"val_size": 0.1}, "--val-ratio"),
         ({"use_unsloth": True}, "set use_unsloth=false"),
         ({"shift_attn": True}, "--merge-turns"),
+        ({"neftune_noise_alpha": 5}, "neftune_noise_alpha: not on token trees"),
         ({"parallelism_config": {"cp_size": 2}}, "sequence and context parallelism"),
         ({"mix_strategy": "interleave_under"}, "set it to concat"),
         ({"deepspeed": "x.json"}, "FORCE_TORCHRUN=1"),
@@ -182,6 +186,7 @@ def test_settings_that_are_set_otherwise_are_told(capsys):
     [
         ({"use_sliding_window": True, "sliding_window": 64, "max_window_layers": 1}, "sliding_attention"),
         ({"attention_dropout": 0.1}, "attention_dropout"),
+        ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}, "dynamic"),
     ],
 )
 def test_models_that_trees_cannot_train_are_refused(config, says, tiny_model, tmp_path):
@@ -193,6 +198,77 @@ def test_models_that_trees_cannot_train_are_refused(config, says, tiny_model, tm
     AutoConfig.from_pretrained(tiny_model, **config, layer_types=None).save_pretrained(tmp_path)
     with pytest.raises(SystemExit, match=says):
         check_model(ModelArguments(model_name_or_path=str(tmp_path)))
+
+
+def test_models_whose_code_knows_no_mask_of_others_are_refused(tmp_path):
+    from llamafactory.hparams import ModelArguments
+    from transformers import BloomConfig, RwkvConfig
+
+    from train_on_trees import check_model
+
+    for config in (RwkvConfig(), BloomConfig()):
+        config.save_pretrained(tmp_path)
+        with pytest.raises(SystemExit, match="AttentionInterface"):
+            check_model(ModelArguments(model_name_or_path=str(tmp_path)))
+
+
+def test_torchrun_without_a_gpu_needs_the_number_of_processes(monkeypatch):
+    from llamafactory.extras import misc
+
+    from train_on_trees import check_settings
+
+    monkeypatch.setattr(misc, "get_device_count", lambda: 0)
+    monkeypatch.setenv("FORCE_TORCHRUN", "1")
+    monkeypatch.delenv("NPROC_PER_NODE", raising=False)
+    with pytest.raises(SystemExit, match="set NPROC_PER_NODE"):
+        check_settings({})
+
+
+def test_a_space_is_refused_where_torchrun_would_take_it_apart(monkeypatch):
+    from train_on_trees import refuse_spaces
+
+    monkeypatch.setenv("FORCE_TORCHRUN", "0")
+    refuse_spaces(["x.yaml", "output_dir=my model"])
+    monkeypatch.setenv("FORCE_TORCHRUN", "1")
+    refuse_spaces(["x.yaml", "output_dir=model"])
+    with pytest.raises(SystemExit, match="output_dir=my model: torchrun takes no space"):
+        refuse_spaces(["x.yaml", "output_dir=my model"])
+
+
+# ---------------------------------------------------------------- the cache
+
+
+def rows_at(folder: Path, whole_logits=False, **splits) -> tuple[Path, dict]:
+    """(where rows of these samples are, {split: how many are there})"""
+    from datasets import Dataset, load_from_disk
+
+    built = {
+        split: Dataset.from_dict({"input_ids": ids, "labels": [[IGNORE_INDEX, *its[1:]] for its in ids]})
+        for split, ids in splits.items()
+    }
+    limits = {"row_tokens": 128, "row_samples": 1}
+    place, _ = write_rows(built, folder, limits, 0, whole_logits)
+    return place, {split: len(rows) for split, rows in load_from_disk(str(place)).items()}
+
+
+def test_rows_of_other_splits_or_columns_have_another_place(tmp_path):
+    one, two = [1, 2, 3], [4, 5, 6]
+    apart, there = rows_at(tmp_path, train=[one], validation=[two])
+    together, all_there = rows_at(tmp_path, train=[one, two])
+    whole, _ = rows_at(tmp_path, True, train=[one, two])
+    assert (there, all_there) == ({"train": 1, "validation": 1}, {"train": 2})
+    assert len({apart, together, whole}) == 3 and rows_at(tmp_path, train=[one, two])[0] == together
+
+
+def test_another_run_may_write_the_same_rows_meanwhile(tmp_path, monkeypatch):
+    replace = os.replace
+
+    def late(source, target):
+        shutil.copytree(source, target)
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", late)
+    assert rows_at(tmp_path, train=[[1, 2, 3]])[1] == {"train": 1}
 
 
 def test_an_option_that_is_no_number_is_refused():
