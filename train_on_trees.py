@@ -40,6 +40,8 @@ INSTEAD = "train the samples with llamafactory-cli, written with --merge-turns w
 # What cannot be, and the way out.
 REFUSED = {
     "streaming": "rows are written before they are trained; set streaming=false",
+    "tokenized_path": "the rows are kept there; leave it out",
+    "train_on_prompt": f"rows supervise what step 2 supervises; {INSTEAD}",
     "val_size": "it holds out samples, and so tears trajectories apart; hold out tasks by step 2 --val-ratio",
     "predict_with_generate": f"a row is no prompt; {INSTEAD}",
     "do_predict": f"a row is no prompt; {INSTEAD}",
