@@ -13,10 +13,11 @@ from typing import NamedTuple
 import jinja2
 
 from served_tokens.chat_template import time_limit
+from served_tokens.data_sets import name_of
 from served_tokens.findings import IGNORE_INDEX, PLACES_KEPT, Findings
 from served_tokens.reading import LEFT_OUT, Place, parse_row, progress, read_rows, read_shards, rows_of
 from served_tokens.row_texts import looking_for
-from served_tokens.samples import THINKING_OFF
+from served_tokens.samples import THINKING_OFF, VALIDATION
 from served_tokens.served_turn import SERVED_AS, echoed_messages, expected_sample, served_turn, task_of
 from served_tokens.shards import in_processes
 from served_tokens.trajectory import BLOCK_END, BLOCK_START, Reading, Trajectory, read_trajectory
@@ -75,7 +76,9 @@ def check_dataset(found: Findings, path: Path, provenance, built, truth: Truth) 
         provenance, built: two data sets with the same rows, what step 2 says of the samples and what LlamaFactory
             made of them.
     """
-    samples = Samples(built, samples_by_trajectory(provenance, truth.trajectories), reasons_of(path))
+    samples = Samples(
+        built, samples_by_trajectory(provenance, truth.trajectories), reasons_of(path, truth.trajectories)
+    )
     supervised, tasks = [], set()
     check = functools.partial(_check_rows, found.of_no_sample(), samples, truth)
     with progress([*samples.of], "check") as bar:
@@ -254,7 +257,17 @@ def samples_by_trajectory(provenance, trajectories: str | None) -> dict:
             raise SystemExit(
                 f"sample {position}: {source} was read by other options of step 1 than for those before it"
             )
-    return {source: (Reading.of(json.loads(readings[source])), samples) for source, samples in wanted.items()}
+    return {source: (_reading_of(readings[source], source), samples) for source, samples in wanted.items()}
+
+
+def _reading_of(told: str, source: str) -> Reading:
+    """How step 1 read the rows of samples."""
+    try:
+        return Reading.of(json.loads(told))
+    except (ValueError, TypeError, AttributeError):
+        raise SystemExit(
+            f"{source}: its samples do not say how step 1 read it, or another version wrote them; run both steps again"
+        ) from None
 
 
 def _why_no_trace(trajectory: Trajectory, reading: Reading) -> str:
@@ -266,11 +279,17 @@ def _why_no_trace(trajectory: Trajectory, reading: Reading) -> str:
     return "step 1 or step 2 set it aside; what they write beside their output says why"
 
 
-def reasons_of(path: Path) -> dict:
-    """Why step 2 left turns out, as it says beside its samples: {(source, trajectory, turn): reason}."""
-    path = path.with_name(path.name + LEFT_OUT)
+def reasons_of(path: Path, trajectories: str | None = None) -> dict:
+    """Why step 2 left turns out, as it says beside its samples: {(source, trajectory, turn): reason}.
+
+    Beside those for validation it says nothing of its own. trajectories: the file that is read in place of the source.
+    """
+    name, suffix = name_of(path), path.name.removeprefix(name_of(path))
+    beside, of_both = (path.with_name(of + suffix + LEFT_OUT) for of in (name, name.removesuffix(VALIDATION)))
+    path = beside if beside.is_file() else of_both
     rows = read_rows(str(path)) if path.is_file() else ()
-    return {(row["source"], row["trajectory"], row["turn"]): row["reason"] for _, row, error in rows if not error}
+    rows = (row for _, row, error in rows if not error)
+    return {(trajectories or row["source"], row["trajectory"], row["turn"]): row["reason"] for row in rows}
 
 
 def _note_turns(found: Findings, trajectory: Place, turns: list[int], samples: list, why: dict) -> None:

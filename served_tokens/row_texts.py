@@ -26,6 +26,7 @@ HARMLESS = re.compile(  # by name: no text of the conversation
     r"name|timestamp|time|date|created|created_at|updated_at|cost|model|provider|usage|logprobs|finish_reason|"
     r"stop_reason|object|uuid|message_id|turn_id|latency|signature|cache_control|format"
 )
+ENCRYPTED = "reasoning.encrypted"  # OpenRouter's, beside the reasoning that can be read
 ARGUMENTS = {"arguments", "args", "input", "parameters", "tool_input", "action_input", "kwargs", "params"}
 REASONING = re.compile("reason|think|thought|analysis|scratchpad|^cot", re.IGNORECASE)
 KNOWN = {"content", "value", "reasoning_content", "tool_calls", "function_call"}  # that step 1 reads as they are
@@ -131,7 +132,8 @@ def texts_of(value, ignored: frozenset, skipped: Counter, keys: tuple = (), insi
                     continue
                 if STRUCTURE.fullmatch(key) or (key in ARGUMENTS and _says_none(item)):
                     continue
-                if key in ignored or (HARMLESS.fullmatch(key) and (key != "name" or not keys)):
+                of_no_text = HARMLESS.fullmatch(key) and (key != "name" or not keys)
+                if key in ignored or of_no_text or (key == "data" and value.get("type") == ENCRYPTED):
                     skipped["message keys", key] += item is not None
                     continue
                 thought = kind == "text" and REASONING.search(key)

@@ -279,6 +279,8 @@ def _message(left: dict, reader: _Reader) -> tuple[list, str | None, list | None
         raise TrajectoryError(f"a {role} message has tool_calls: they are of a simulated user, and none of the model's")
     elif role == "user" and isinstance(message["content"], list):
         outputs, message["content"] = _tool_results(message["content"], reader)
+    elif is_text_parts(message["content"]):
+        message["content"] = [_text_part(part, reader) for part in message["content"]]
     if role in ("system", "developer") and _says(left.get("tools")):
         tools = _tools(left.pop("tools"), "tools", False, reader)
     if role != "assistant":
@@ -522,7 +524,14 @@ WAY_OUT = {
 
 
 # Of what is read, what is lost where a client spells it otherwise, and no word above tells.
-SPELLED = {"row": ("enable_thinking", "chat_template_kwargs"), "message": ("content", "prefix", "partial")}
+ENDS = ("finish_reason", "stop_reason")
+SPELLED = {
+    "row": ("enable_thinking", "chat_template_kwargs", *ENDS),
+    "message": ("content", "prefix", "partial", *ENDS),
+}
+# What such words are in, and is nothing of the kind: why a run ended, how much a model was asked to think.
+HARMLESS = re.compile("(termination|termination_type|end|exit)_reason|reasoning_effort")
+OPPOSITE = re.compile("mask|exclude|ignore|skip|without|no_|not_|un[a-z]")  # of a loss switch: 1 may mean not trained
 
 
 def refuse_suspicious(unread: list) -> None:
@@ -533,15 +542,25 @@ def refuse_suspicious(unread: list) -> None:
                 f"a {kind} has the key {key}, which is not read, as {known} is: rename it, or leave it out by "
                 f"--ignore-key {key}"
             )
+        if HARMLESS.fullmatch(str(key)) or _asks_to_think(kind, key, value):
+            continue
         for what in SUSPICIOUS:
             suggested = _suggests(key, what) or (what == "tools" and kind == "message" and _are_calls(value))
             if (what != "arguments" or kind == "tool call") and suggested and _is_of_kind(value, what):
-                field = WAY_OUT.get((what, kind))
+                is_opposite = what == "a loss switch" and OPPOSITE.match(known)
+                field = None if is_opposite else WAY_OUT.get((what, kind))
                 read = f"read it by --read-as {key}={field}, or " * (field not in (None, key))
                 raise TrajectoryError(
                     f"a {kind} has the key {key}, which looks like {what} and is not read: {read}leave it out by "
                     f"--ignore-key {key}"
                 )
+
+
+def _asks_to_think(kind: str, key: str, value) -> bool:
+    """Whether it is what a request has of thinking that is on: Anthropic's `thinking`, `reasoning` of OpenAI."""
+    settings = ("type", "budget_tokens", "display") if key == "thinking" else ("effort", "summary", "max_tokens")
+    asks = kind == "row" and key in ("thinking", "reasoning") and isinstance(value, dict) and {*value} <= {*settings}
+    return asks and value.get("type", "enabled") in ("enabled", "adaptive") and value.get("effort") != "none"
 
 
 def _suggests(key: str, what: str) -> bool:

@@ -63,7 +63,7 @@ def tools_printed_otherwise(given: list, served: list) -> dict:
     """{way: None} in which a server prints tools otherwise than they are given."""
     ways = {}
     for tool, shown in zip(given, served):
-        before, after = (tool, tool.get("function", {})), (shown, shown.get("function", {}))
+        before, after = (tool, tool.get("function") or {}), (shown, shown.get("function") or {})
         for old, new in zip(before, after):
             ways |= {f"without {key}": None for key in old if key not in new}
             ways |= {f"with {key}: {json.dumps(new[key])}": None for key in new if key not in old}

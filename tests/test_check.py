@@ -247,6 +247,30 @@ def test_sample_without_provenance_is_named(run_check, breaking, tmp_path, tiny_
     assert "sample 0 does not say which turns of which trajectory it is" in process.stderr
 
 
+@pytest.mark.parametrize("told", ["{", "[]", '{"xq7": 1}'])
+def test_sample_of_an_unknown_reading_is_named(run_check, breaking, tmp_path, tiny_model, told):
+    name = breaking(lambda sample: sample.update(reading=told), GOLDEN[:1])
+    process = run_check(*arguments(tmp_path, name, tiny_model), expect=1)
+    assert "its samples do not say how step 1 read it, or another version wrote them" in process.stderr
+
+
+def test_turns_left_out_keep_their_reason_for_validation_and_for_a_file_named_by_trajectories(
+    run_check, pipeline, check, tmp_path, tiny_model
+):
+    rows = [
+        {"messages": [user(f"q{number}"), assistant("a", "r"), user("q " * 300), assistant("b", "s")]}
+        for number in range(12)
+    ]
+    rows.append({"messages": [user("q"), {**assistant("a"), "weight": 0}]})
+    name = pipeline(rows, "--val-ratio", "0.4", "--cutoff-len", "300", "--tokenizer", tiny_model)
+    assert "step 2 does not say why" not in check(name, f"eval_dataset={name}_val", "cutoff_len=300")
+    (tmp_path / "rows.jsonl").rename(tmp_path / "moved.jsonl")
+    settings = *arguments(tmp_path, name, tiny_model), "cutoff_len=300", "--trajectories", "moved.jsonl"
+    output = run_check(*settings).stdout
+    assert "13 rows in = 13 rows checked for samples + 0 set aside" in output
+    assert "1 left out: their weight, loss or train" in output and "does not say why" not in output
+
+
 def test_turn_that_the_chat_template_of_the_model_refuses_is_a_mismatch(pipeline, check, tmp_path):
     import tiny_qwen3
     from transformers import Qwen3Config

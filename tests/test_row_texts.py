@@ -345,6 +345,14 @@ def test_reasoning_that_became_the_answer_is_lost():
     assert "message 1: content.0.text: 'A secret.' is not in the target of its turn" in said
 
 
+def test_encrypted_reasoning_beside_reasoning_that_can_be_read_is_not_lost():
+    details = [{"type": "reasoning.text", "text": "because"}, {"type": "reasoning.encrypted", "data": "gAAAAB"}]
+    row = {"messages": [user("query"), {**assistant("answer"), "reasoning": "because", "reasoning_details": details}]}
+    assert lost(row) == []
+    details[1]["type"] = "reasoning.summary"
+    assert lost(row)
+
+
 def test_loss_names_the_way_out():
     message = {**assistant("hello"), "inner_voice": "A long reasoning. " * 9}
     [said] = lost({"messages": [user("hi there"), message]})

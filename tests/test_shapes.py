@@ -633,10 +633,18 @@ def test_turn_that_is_no_whole_answer_is_left_out(keys, why):
         (row(systemMessage="s"), "row", "systemMessage", "a system prompt", "system"),
         *(
             (turn(**{key: value}), "message", key, "a loss switch", "weight")
-            for key in ("trainable", "lossMask", "loss_weight", "do_train", "mask", "is_supervised", "label")
+            for key in ("trainable", "lossMask", "loss_weight", "do_train", "is_supervised", "label")
             for value in (False, 0, 0.5)
         ),
+        *(
+            (turn(**{key: value}), "message", key, "a loss switch", None)  # read as a weight it would say the opposite
+            for key in ("mask", "masked", "exclude_from_loss", "ignore_loss", "noLoss", "unsupervised")
+            for value in (False, 1)
+        ),
         (row(loss_mask=[0, 1]), "row", "loss_mask", "a loss switch", None),
+        (row(thinking={"type": "disabled"}), "row", "thinking", "reasoning", None),
+        (row(reasoning={"effort": "none"}), "row", "reasoning", "reasoning", None),
+        (row(reasoning={"content": "r"}), "row", "reasoning", "reasoning", None),
         (row(train=False), "row", "train", "a loss switch", None),
         (row(reasoning="on"), "row", "reasoning", "reasoning", None),
         (
@@ -665,6 +673,8 @@ def test_key_that_looks_like_what_must_not_be_lost_sets_the_row_aside(one, kind,
     [
         (turn(Content="x"), "message", "Content", "content"),
         (turn(Prefix=True), "message", "Prefix", "prefix"),
+        (turn(finishReason="length"), "message", "finishReason", "finish_reason"),
+        (row(stopReason="max_tokens"), "row", "stopReason", "stop_reason"),
         (row(enableThinking=False), "row", "enableThinking", "enable_thinking"),
         (row(chatTemplateKwargs={"enable_thinking": False}), "row", "chatTemplateKwargs", "chat_template_kwargs"),
     ],
@@ -696,6 +706,28 @@ def test_harmless_look_alikes_are_kept_and_named():
     ]
     assert unread(turn(name="n", tool_call_id="c", timestamp=None, cost="", tags=[])) == []
     assert unread(of_call(function={"name": "f", "arguments": {"x": 1}}, index=0)) == []
+
+
+@pytest.mark.parametrize("role", ["system", "tool", "user", "assistant"])
+def test_key_of_a_text_part_is_named_in_every_message(role):
+    part = {"type": "text", "text": "x", "mime": "text/plain"}
+    messages = [{"role": role, "content": [part]}, user("q"), assistant("a")]
+    assert unread({"messages": messages}) == [("content part", "mime")]
+
+
+def test_tool_whose_function_is_null_is_no_error_to_a_template():
+    one = row(tools=[{"type": "function", "function": None}])
+    assert "null" in plain_row(one, Place("x", 0), TEMPLATE, Reading(server_style="template"))[1][0]["content"]
+
+
+def test_settings_of_a_request_that_asks_to_think_are_kept_and_named():
+    keys = {
+        "thinking": {"type": "enabled", "budget_tokens": 1024},
+        "reasoning": {"effort": "high", "summary": None},
+        "reasoning_effort": "high",
+        "termination_reason": "agent_stop",
+    }
+    assert unread(row(**keys)) == [("row", key) for key in keys]
 
 
 def test_keys_that_nobody_reads_are_named_with_the_number_of_rows():
