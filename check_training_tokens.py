@@ -33,7 +33,7 @@ import yaml as safe_yaml
 from served_tokens import llamafactory, server_check
 from served_tokens.charts import plots
 from served_tokens.command_line import CommandLine, exit_on_signals, positive_count, run
-from served_tokens.comparison import Truth, check_dataset, samples_by_trajectory
+from served_tokens.comparison import NO_TRACE, NOT_SAID, Truth, check_dataset, samples_by_trajectory
 from served_tokens.findings import SAMPLES_IN_PAGE, Findings, Schedule, training_cost
 from served_tokens.report import Checked, report_page
 from served_tokens.server import connect
@@ -74,6 +74,9 @@ def check_sets(sets: list, to_train: int, truth: Truth, data_args) -> tuple[list
             mend = what_mends(found[-1], provenance, data_args)
             exact = f"{name}: {found[-1].counts['exact']} of {len(built)} samples are exact"
             problems.append(f"{exact}, so the model would not be trained on what it is served with; {mend}")
+        unsaid = 0 if truth.is_cut or not trains else found[-1].why_left_out[NOT_SAID] + found[-1].reasons[NO_TRACE]
+        if unsaid:
+            problems.append(f"{name}: {unsaid} turns or trajectories have no sample and no reason; run step 2 again")
         if lost := found[-1].counts["lost texts"]:
             problems.append(f"{name}: {lost} texts of the trajectories are in no sample that should hold them")
         print_findings(found[-1], data_args.max_samples)

@@ -35,6 +35,7 @@ from served_tokens.chat_template import QWEN3, ChatTemplate, read_chat_template
 from served_tokens.command_line import CommandLine, exit_on_signals, positive_count, run
 from served_tokens.data_sets import name_of
 from served_tokens.echo import ECHOES
+from served_tokens.message_shapes import FIELDS
 from served_tokens.plain_messages import apply_chat_template, apply_despite_control_tokens, prepared_template
 from served_tokens.reading import (
     FORMATS,
@@ -48,7 +49,6 @@ from served_tokens.reading import (
     read_rows,
 )
 from served_tokens.server_styles import STYLES
-from served_tokens.shapes import FIELDS
 from served_tokens.shards import (
     DIGEST,
     ROWS_IN,

@@ -1,5 +1,6 @@
 """The comparison: each sample that LlamaFactory built with the served prompts and targets of its turns, by token."""
 
+import contextlib
 import copy
 import functools
 import itertools
@@ -15,8 +16,9 @@ import jinja2
 from served_tokens.chat_template import time_limit
 from served_tokens.data_sets import name_of
 from served_tokens.findings import IGNORE_INDEX, PLACES_KEPT, Findings
+from served_tokens.hub_data_set import local_copy
+from served_tokens.lost_texts import looking_for
 from served_tokens.reading import LEFT_OUT, Place, parse_row, progress, read_rows, read_shards, rows_of
-from served_tokens.row_texts import looking_for
 from served_tokens.samples import THINKING_OFF, VALIDATION
 from served_tokens.served_turn import SERVED_AS, echoed_messages, expected_sample, served_turn, task_of
 from served_tokens.shards import in_processes
@@ -25,6 +27,7 @@ from served_tokens.unusual import refuse_breaks
 from served_tokens.values import TrajectoryError
 
 NOT_SAID = "step 2 does not say why"
+NO_TRACE = "it has no sample, and step 2 does not say why"
 OFF_RECORD = "differs from the token ids that the server recorded of it"
 REFUSED = "the model's chat template refuses it"
 ROWS_AT_ONCE = 8  # trajectories that a process checks at a time
@@ -79,6 +82,10 @@ def check_dataset(found: Findings, path: Path, provenance, built, truth: Truth) 
     samples = Samples(
         built, samples_by_trajectory(provenance, truth.trajectories), reasons_of(path, truth.trajectories)
     )
+    if found.trains:  # files of which all turns are left out or held out too
+        reading = next(iter(samples.of.values()))[0]
+        for source in {source for source, *_ in samples.why if (local_copy(source) or Path(source)).is_file()}:
+            samples.of.setdefault(source, (reading, {}))
     supervised, tasks = [], set()
     check = functools.partial(_check_rows, found.of_no_sample(), samples, truth)
     with progress([*samples.of], "check") as bar:
@@ -121,8 +128,8 @@ def _check_rows(found: Findings, samples: Samples, truth: Truth, batch: tuple) -
             row = parse_row(raw)
             trajectory = read_trajectory(row, reading)
             if not (its_samples or truth.is_cut or any((*place, turn) in samples.why for turn in trajectory.turns)):
-                raise TrajectoryError(_why_no_trace(trajectory, reading))
-        except TrajectoryError as error:
+                raise TrajectoryError(_why_no_trace(trajectory, reading, truth))
+        except (TrajectoryError, jinja2.TemplateError) as error:
             found.set_aside(str(error))
             continue
         if its_samples:
@@ -270,13 +277,20 @@ def _reading_of(told: str, source: str) -> Reading:
         ) from None
 
 
-def _why_no_trace(trajectory: Trajectory, reading: Reading) -> str:
+def _why_no_trace(trajectory: Trajectory, reading: Reading, truth: Truth) -> str:
     """Why neither step 2's samples nor its list of turns that are left out know of a trajectory."""
     if reading.validate_tools:
         refuse_breaks(trajectory.messages, trajectory.tools)
     if trajectory.thinking is False:
         return THINKING_OFF
-    return "step 1 or step 2 set it aside; what they write beside their output says why"
+    text = json.dumps([trajectory.messages, trajectory.tools], ensure_ascii=False, default=str)
+    with contextlib.suppress(UnicodeEncodeError):
+        text.encode()
+        if not any(token in text for token in truth.tokenizer.all_special_tokens):
+            for turn in trajectory.turns:  # a template that refuses one raises the reason
+                served_turn(trajectory.messages, trajectory.tools, turn, "drop", truth.render)
+            return NO_TRACE
+    return "the text holds a token of the tokenizer's own, or half a character"
 
 
 def reasons_of(path: Path, trajectories: str | None = None) -> dict:

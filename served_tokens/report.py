@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from served_tokens.charts import histograms, rows, svg
 from served_tokens.findings import Findings, Sample, length_statistics
-from served_tokens.row_texts import unread_lines
+from served_tokens.lost_texts import unread_lines
 from served_tokens.token_view import script_json, viewer_data, visible
 
 HERE = Path(__file__).parent

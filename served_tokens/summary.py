@@ -2,7 +2,7 @@
 
 from served_tokens.comparison import NOT_SAID
 from served_tokens.findings import Findings
-from served_tokens.row_texts import unread_lines
+from served_tokens.lost_texts import unread_lines
 from served_tokens.writing import accounted
 
 SHOWN_MISMATCHES, SHOWN_KEYS = 3, 10

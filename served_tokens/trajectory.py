@@ -8,8 +8,9 @@ import string
 from collections import Counter
 from typing import NamedTuple
 
+from served_tokens.leftovers import refuse_suspicious
 from served_tokens.server_styles import joined, served_arguments, served_tool
-from served_tokens.shapes import Shaped, in_one_shape, refuse_suspicious
+from served_tokens.shapes import Shaped, in_one_shape
 from served_tokens.values import MEDIA, TrajectoryError, is_text_parts, kind_of, map_texts
 
 ROLES = ("system", "user", "assistant", "tool")

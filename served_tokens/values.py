@@ -62,3 +62,13 @@ def map_texts(value, change):
     if isinstance(value, dict):
         return {map_texts(key, change): map_texts(item, change) for key, item in value.items()}
     return value
+
+
+def says(value) -> bool:
+    """Whether there is anything: not null, nor an empty text, list or object."""
+    return bool(value) or is_number(value)
+
+
+def is_number(value) -> bool:
+    """Whether it is a number or a boolean."""
+    return isinstance(value, (bool, int, float))

@@ -5,7 +5,7 @@ import json
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import GOLDEN, ROOT, assistant, user, write_jsonl
+from conftest import GOLDEN, ROOT, assistant, read_jsonl, user, write_jsonl
 
 EXACT = [  # step 2's options, LlamaFactory's overrides
     ([], ["template=qwen3"]),
@@ -213,7 +213,8 @@ def test_several_data_sets_and_an_evaluation_set_are_checked_each(run_check, pip
         pipeline(rows, name=name)
         (tmp_path / "rows.jsonl").rename(tmp_path / source)
         table = pq.read_table(tmp_path / f"{name}.parquet")
-        sources = pa.array([source] * len(table))
+        sources, left_out = pa.array([source] * len(table)), tmp_path / f"{name}.parquet.left_out.jsonl"
+        write_jsonl(left_out, [{**turn, "source": source} for turn in read_jsonl(left_out)])
         pq.write_table(
             table.set_column(table.schema.get_field_index("source"), "source", sources), tmp_path / f"{name}.parquet"
         )
@@ -289,3 +290,13 @@ def test_template_that_replaces_the_chat_template_of_the_model_is_caught(run_che
     name = pipeline(GOLDEN, "--history-thinking", "template")
     process = run_check(*arguments(tmp_path, name, tiny_model), "template=chatml", expect=1)
     assert "template chatml puts a chat template of its own into the trained model" in process.stderr
+
+
+@pytest.mark.parametrize("lost", ["a turn", "a trajectory"])
+def test_samples_that_are_missing_without_a_reason_are_caught(run_check, pipeline, tmp_path, tiny_model, lost):
+    path = tmp_path / f"{pipeline(GOLDEN)}.parquet"
+    table = pq.read_table(path)
+    keep = [trajectory != 4 for trajectory in table["trajectory"].to_pylist()]
+    pq.write_table(table.filter(pa.array(keep)) if lost == "a trajectory" else table.slice(1), path)
+    process = run_check(*arguments(tmp_path, "samples", tiny_model), expect=1)
+    assert "FAILED: samples: 1 turns or trajectories have no sample and no reason; run step 2 again" in process.stderr

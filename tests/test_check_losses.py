@@ -10,7 +10,7 @@ from test_row_texts import CASES, LOSSES, ROW, changed
 
 import step1_apply_tool_template
 import step2_to_alpaca_mask_history
-from served_tokens import comparison, findings, row_texts
+from served_tokens import comparison, findings, lost_texts
 from served_tokens.trajectory import Reading, read_trajectory
 
 SAMPLE = read_jsonl(ROOT / "data" / "envscaler_sample.jsonl")
@@ -64,7 +64,7 @@ def read_by(monkeypatch):
 
         for module in (step1_apply_tool_template, comparison):
             monkeypatch.setattr(module, "read_trajectory", read)
-        for module in (row_texts, findings):
+        for module in (lost_texts, findings):
             monkeypatch.setattr(module, "LOSSES_KEPT", 100)
 
     return use

@@ -12,7 +12,8 @@ from reading_rows import served_trajectory
 
 from served_tokens.chat_template import QWEN3, load_chat_template, read_chat_template
 from served_tokens.findings import Findings
-from served_tokens.row_texts import Chain, Text, Unit, common_length, forms, looking_for, row_texts, unread_lines
+from served_tokens.lost_texts import Chain, common_length, forms, looking_for, unread_lines
+from served_tokens.row_texts import Text, Unit, row_texts
 from served_tokens.served_turn import served_turn
 from served_tokens.values import TrajectoryError
 
@@ -312,7 +313,7 @@ def arguments_of(row: dict) -> dict:
 @pytest.mark.parametrize("served_as", MODES)
 @pytest.mark.parametrize("what", LOSSES)
 def test_what_the_reading_loses_is_found(what, served_as, monkeypatch):
-    monkeypatch.setattr("served_tokens.row_texts.LOSSES_KEPT", 100)
+    monkeypatch.setattr("served_tokens.lost_texts.LOSSES_KEPT", 100)
     change, said = LOSSES[what]
     assert any(said in text for text in lost(ROW, served_as, as_read=changed(change)))
 
@@ -358,8 +359,8 @@ def test_loss_names_the_way_out():
     [said] = lost({"messages": [user("hi there"), message]})
     beginning = ("A long reasoning. " * 4)[:60]
     assert said == (
-        f"x: trajectory 0: message 1: inner_voice: '{beginning}…' is not in the target of its turn; read it by step 1 "
-        "--read-as inner_voice=reasoning_content, or leave it out by --ignore-key inner_voice"
+        f"x: trajectory 0: message 1: inner_voice: '{beginning}…' is not in the target of its turn; read reasoning by "
+        "step 1 --read-as inner_voice=reasoning_content; leave other keys out by --ignore-key inner_voice"
     )
     assert lost({"messages": [user("hi there"), message]}, ignored=["inner_voice"]) == []
 
