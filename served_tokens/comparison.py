@@ -21,7 +21,7 @@ from served_tokens.lost_texts import looking_for
 from served_tokens.reading import LEFT_OUT, Place, parse_row, progress, read_rows, read_shards, rows_of
 from served_tokens.samples import THINKING_OFF, VALIDATION
 from served_tokens.served_turn import SERVED_AS, echoed_messages, expected_sample, served_turn, task_of
-from served_tokens.shards import in_processes
+from served_tokens.shards import TOO_DEEP, in_processes
 from served_tokens.trajectory import BLOCK_END, BLOCK_START, Reading, Trajectory, read_trajectory
 from served_tokens.unusual import refuse_breaks
 from served_tokens.values import TrajectoryError
@@ -131,6 +131,9 @@ def _check_rows(found: Findings, samples: Samples, truth: Truth, batch: tuple) -
                 raise TrajectoryError(_why_no_trace(trajectory, reading, truth))
         except (TrajectoryError, jinja2.TemplateError) as error:
             found.set_aside(str(error))
+            continue
+        except RecursionError:
+            found.set_aside(TOO_DEEP)
             continue
         if its_samples:
             used.append(place)

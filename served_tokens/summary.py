@@ -6,22 +6,23 @@ from served_tokens.lost_texts import unread_lines
 from served_tokens.writing import accounted
 
 SHOWN_MISMATCHES, SHOWN_KEYS = 3, 10
+TOO_LONG = "step 2 --cutoff-len N --tokenizer MODEL leaves out what is over cutoff_len, or raise cutoff_len"
 
 
 def what_mends(found: Findings, provenance, data_args) -> str:
     """The setting that makes the samples exact, as far as it is known."""
     served_as, merged = set(provenance["served_as"]), any(len(turns) > 1 for turns in provenance["turns"])
-    if found.counts["cut"]:
-        return "step 2 --cutoff-len N --tokenizer MODEL leaves out what is over cutoff_len, or raise cutoff_len"
-    if "template" in served_as and data_args.template == "qwen3":
-        return "set template=qwen3_nothink"
-    if merged and data_args.mask_history:
-        return "set mask_history=false"
-    if not merged and not data_args.mask_history:
-        return "set mask_history=true"
-    if "no-thinking" in served_as and data_args.enable_thinking is not False:
-        return "set enable_thinking=false"
-    return "are the settings those that step 2 ended with, and the chat template and trajectories those of step 1?"
+    mends = {
+        TOO_LONG: found.counts["cut"],
+        "set template=qwen3_nothink": "template" in served_as and data_args.template == "qwen3",
+        "set mask_history=false": merged and data_args.mask_history,
+        "set mask_history=true": not (merged or data_args.mask_history),
+        "set enable_thinking=false": "no-thinking" in served_as and data_args.enable_thinking is not False,
+        "set preserve_thinking=false": getattr(data_args, "preserve_thinking", False),
+    }
+    known = [mend for mend, helps in mends.items() if helps]
+    asked = "are the settings those that step 2 ended with, and the chat template and trajectories those of step 1?"
+    return "; ".join(known) or asked
 
 
 def print_findings(found: Findings, max_samples: int | None) -> None:

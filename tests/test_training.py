@@ -120,7 +120,7 @@ def prefix_and_merged(run, tmp_path):
     """The samples of CHAINS, one per turn and one per chain, in the order of the turns."""
     shutil.copy(ROOT / "qwen3_full_sft.yaml", tmp_path)
     write_jsonl(tmp_path / "rows.jsonl", [{"messages": CHAINS}])
-    run("step1_apply_tool_template.py", "rows.jsonl", "plain.jsonl")
+    run("step1_apply_tool_template.py", "rows.jsonl", "plain.jsonl", "--allow-calls-without-tools")
     made = []
     for name, *options in (("prefix",), ("merged", "--merge-turns")):
         run(
