@@ -30,7 +30,8 @@ ROWS = [
 ]
 PROBLEM = (
     "samples: 2 of 4 samples are exact, so the model would not be trained on what it is served with; step 2 "
-    "--cutoff-len N --tokenizer MODEL leaves out what is over cutoff_len, or raise cutoff_len; set preserve_thinking=false"
+    "--cutoff-len N --tokenizer MODEL leaves out what is over cutoff_len, or raise cutoff_len; "
+    "set preserve_thinking=false"
 )
 
 
@@ -180,9 +181,7 @@ def test_report_of_a_failed_check_says_so_at_the_top_and_counts_each_fault(page)
     assert "1: its prompt opens with a block of assistant, which LlamaFactory cannot write; " in found["left out"][1]
     assert found["set aside"][0] == "1"
     assert "1 like this: message 0: unknown role '<b>narrator'" in found["set aside"][1]
-    assert (
-        found["steps"][0] == "3" and found["samples per step"][0] == "64"
-    )  # as written: 4 samples, 3 epochs, 1 x 32 x 2
+    assert found["steps"][0] == "3" and found["samples or rows per step"][0] == "64"  # 4 samples, 3 epochs, 1 x 32 x 2
     tokens = int(shown["tokens"].replace(",", ""))
     assert found["tokens"][0] == f"{3 * tokens:,}"
 
