@@ -1,0 +1,48 @@
+import os
+import subprocess
+import sys
+
+from conftest import GOLDEN, ROOT, assistant, user, write_jsonl
+
+ROWS = [{"messages": [user("où?"), assistant("là", "pensée")], "clé": "é"}]
+
+
+def test_output_that_the_terminal_cannot_show_is_escaped(run, tmp_path):
+    write_jsonl(tmp_path / "x.jsonl", ROWS)
+    assert "cl\\xe9 (1)" in run("step1_apply_tool_template.py", "x.jsonl", "y.jsonl", PYTHONIOENCODING="ascii").stdout
+
+
+def test_pipe_that_is_closed_ends_a_script_without_a_trace(tmp_path):
+    write_jsonl(tmp_path / "x.jsonl", ROWS)
+    reads, writes = os.pipe()
+    os.close(reads)
+    command = [sys.executable, ROOT / "step1_apply_tool_template.py", "x.jsonl", "y.jsonl"]
+    process = subprocess.run(command, cwd=tmp_path, stdout=writes, stderr=subprocess.PIPE, text=True)
+    os.close(writes)
+    assert process.returncode == 1 and "Traceback" not in process.stderr and "Exception" not in process.stderr
+    assert (tmp_path / "y.jsonl").exists()
+
+
+def test_name_of_a_data_set_that_is_a_number_and_a_yaml_behind_overrides_are_taken(run_check, pipeline, tiny_model):
+    pipeline(GOLDEN[:3], name="7")
+    overrides = "dataset_dir=.", "dataset=7", f"model_name_or_path={tiny_model}", "preprocessing_num_workers=8"
+    process = run_check(*overrides, ROOT / "qwen3_full_sft.yaml", "tf32=true", "enable_liger_kernel=true")
+    assert "PASSED: " in process.stdout
+    assert process.stdout.splitlines()[-1].startswith("next: FORCE_TORCHRUN=1 llamafactory-cli train ")
+
+
+def test_mistake_in_a_command_is_one_line(run):
+    errors = run("step1_apply_tool_template.py", "x", "--num-proc", "none", expect=2).stderr
+    assert errors == (
+        "step1_apply_tool_template.py: argument --num-proc: 'none' is no whole number above 0 (--help tells the "
+        "options)\n"
+    )
+
+
+def test_next_line_of_step_1_names_an_output_of_its_own_for_other_data(run, tmp_path):
+    write_jsonl(tmp_path / "my rows.jsonl", ROWS)
+    process = run("step1_apply_tool_template.py", "my rows.jsonl")
+    assert process.stdout.splitlines()[-1] == (
+        "next: python step2_to_alpaca_mask_history.py 'my rows_apply_qwen3_template.jsonl' "
+        "'alpaca_mask_history_my rows'"
+    )
