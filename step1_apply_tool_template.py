@@ -229,11 +229,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="keep trajectories that call tools and offer none, because their system text holds them",
     )
-    add(
-        "--validate-tools",
-        action="store_true",
-        help="set trajectories aside whose tool calls name an unknown tool or break its JSON schema",
-    )
+    aside = "set trajectories aside whose calls name an unknown tool or break its JSON schema"
+    add("--validate-tools", action="store_true", help=aside)
 
 
 def key_and_field(text: str) -> tuple[str, str]:
