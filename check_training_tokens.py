@@ -74,7 +74,7 @@ def check_sets(sets: list, to_train: int, truth: Truth, data_args) -> tuple[list
             mend = what_mends(found[-1], provenance, data_args)
             exact = f"{name}: {found[-1].counts['exact']} of {len(built)} samples are exact"
             problems.append(f"{exact}, so the model would not be trained on what it is served with; {mend}")
-        unsaid = 0 if truth.is_cut or not trains else found[-1].why_left_out[NOT_SAID] + found[-1].reasons[NO_TRACE]
+        unsaid = 0 if truth.is_cut or not trains else found[-1].why_left_out[NOT_SAID] + found[-1].counts[NO_TRACE]
         if unsaid:
             problems.append(f"{name}: {unsaid} turns or trajectories have no sample and no reason; run step 2 again")
         if lost := found[-1].counts["lost texts"]:

@@ -158,11 +158,11 @@ def input_files(source: str, pattern: str | None, split: str | None) -> list[str
     return find_files(source)
 
 
-def output_schema(files: list[str], reading: Reading):
+def output_schema(files: list[str], reading: Reading, control_tokens: tuple):
     """The columns of a Parquet output: those of Parquet inputs keep their types, else the first good rows tell."""
     if {format_of(local_file(file)) for file in files} != {".parquet"}:
         rows = (row for file in files for _, row, error in read_rows(file) if not error)
-        first = itertools.islice((row for row in rows if is_good(row, reading)), ROWS_OF_SCHEMA)
+        first = itertools.islice((row for row in rows if is_good(row, reading, control_tokens)), ROWS_OF_SCHEMA)
         return inferred_schema([{**row, **dict.fromkeys(OURS, "")} for row in first])
     import pyarrow as pa
 
@@ -174,10 +174,10 @@ def output_schema(files: list[str], reading: Reading):
     return pa.schema([*{**fields, "messages": pa.field("messages", pa.string())}.values(), ("served", pa.string())])
 
 
-def is_good(row: dict, reading: Reading) -> bool:
+def is_good(row: dict, reading: Reading, control_tokens: tuple) -> bool:
     """Whether a row is not set aside for what a server makes of it."""
     with contextlib.suppress(TrajectoryError, RecursionError):
-        return bool(read_trajectory(row, reading))
+        return bool(read_trajectory(row, reading, control_tokens))
     return False
 
 
@@ -300,7 +300,7 @@ def main() -> None:
     files = input_files(args.input, args.file, args.split)
     refuse_inputs([args.input, *files], output, output.with_name(output.name + REJECTS))
     as_json, reading = part_suffix(output) == ".jsonl", reading_of(args)
-    schema = None if as_json else output_schema(files, reading)
+    schema = None if as_json else output_schema(files, reading, chat_template.control_tokens)
     convert = functools.partial(convert_row, chat_template=chat_template, as_json=as_json, reading=reading)
     replaced = ", in place of an earlier one" if output.exists() else ""
     with work_folder(output) as parts:

@@ -1,7 +1,6 @@
 """The comparison: each sample that LlamaFactory built with the served prompts and targets of its turns, by token."""
 
 import contextlib
-import copy
 import functools
 import itertools
 import json
@@ -87,7 +86,7 @@ def check_dataset(found: Findings, path: Path, provenance, built, truth: Truth) 
         for source in {source for source, *_ in samples.why if (local_copy(source) or Path(source)).is_file()}:
             samples.of.setdefault(source, (reading, {}))
     supervised, tasks = [], set()
-    check = functools.partial(_check_rows, found.of_no_sample(), samples, truth)
+    check = functools.partial(_check_rows, found, samples, truth)
     with progress([*samples.of], "check") as bar:
         for part, used, its_tasks, size in in_processes(check, _batches(samples.of), os.cpu_count()):
             found.add(part)
@@ -117,7 +116,7 @@ def _batches(sources):
 def _check_rows(found: Findings, samples: Samples, truth: Truth, batch: tuple) -> tuple:
     """(what is found, the places of the trajectories that samples are of, their tasks, size)"""
     rows, size = batch
-    found, used, tasks = copy.deepcopy(found), [], set()
+    found, used, tasks = found.of_no_sample(), [], set()
     for place, raw in rows:
         reading, samples_of = samples.of[place.source]
         its_samples = samples_of.get(place.row, ())
@@ -128,7 +127,9 @@ def _check_rows(found: Findings, samples: Samples, truth: Truth, batch: tuple) -
             row = parse_row(raw)
             trajectory = read_trajectory(row, reading)
             if not (its_samples or truth.is_cut or any((*place, turn) in samples.why for turn in trajectory.turns)):
-                raise TrajectoryError(_why_no_trace(trajectory, reading, truth))
+                why = _why_no_trace(trajectory, reading, truth)
+                found.counts[NO_TRACE] += why == NO_TRACE
+                raise TrajectoryError(why)
         except (TrajectoryError, jinja2.TemplateError) as error:
             found.set_aside(str(error))
             continue

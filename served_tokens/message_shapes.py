@@ -125,7 +125,7 @@ def message_of(left: dict, reader: Reader) -> tuple[list, str | None, list | Non
         raise TrajectoryError(f"has no role but the type {left['type']}; write it as a message with a role")
     if role == "developer" or (role == "function" and isinstance(left.get("name"), str)):
         reader.shapes[f"role {role}"] += 1
-        role = "developer" if role == "developer" else "tool"
+        role = "tool" if role == "function" else role
     without_content = "content" not in left
     message = {"role": role, "content": left.pop("content", None)}
     message |= {key: left[key] for key in ("name", "tool_call_id") if left.get(key) is not None}

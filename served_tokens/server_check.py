@@ -194,7 +194,7 @@ def questions_about(samples: dict, built, truth: Truth, chosen: dict[int, list[i
             trajectory = read_trajectory(row, reading)
             for position, turns, served_as in its_samples:
                 targets = _targets(trajectory, max(turns), served_as, truth)
-                place = f"{named(Place(source, index))}"
+                place = named(Place(source, index))
                 messages = _sent_messages(trajectory)
                 about = Question(place, messages, trajectory.tools_given, 0, served_as, reading.echo, [], targets)
                 yield from questions_of(about, turns, chosen[position], built[position])

@@ -110,10 +110,10 @@ def unusual(as_given: list, messages: list[dict], tools: list[dict] | None) -> C
         as_given: the messages of the row.
         messages, tools: the same as `served_trajectory` returns them.
     """
-    notes, known = Counter(), [tool_function(tool).get("name") for tool in tools or []]
-    notes += _nulls(messages, tools)
+    notes = _nulls(messages, tools)
+    notes[UNKNOWN_TOOL] = _unknown_tools(messages, tools)
     systems = " ".join(message["content"] for message in messages if message["role"] == "system")
-    notes[TOOLS_TWICE] += bool(known) and "<tools>" in systems
+    notes[TOOLS_TWICE] += bool(tools) and "<tools>" in systems
     ids, waiting = set(), 0  # of the calls so far; calls whose output is still to come
     for given, message in zip(as_given, messages):
         role, content = message["role"], given.get("content")
@@ -133,7 +133,6 @@ def unusual(as_given: list, messages: list[dict], tools: list[dict] | None) -> C
         notes[CALL_AS_TEXT] += role == "assistant" and bool(CALL_TEXT.search(message["content"]))
         waiting = len(calls)
         for call in calls:
-            notes[UNKNOWN_TOOL] += bool(known) and call["function"]["name"] not in known
             if isinstance(call.get("id"), str):
                 ids.add(call["id"])
     return notes
@@ -155,6 +154,12 @@ def _nulls(messages: list[dict], tools: list[dict] | None) -> Counter:
     return notes
 
 
+def _unknown_tools(messages: list[dict], tools: list[dict] | None) -> int:
+    """How many calls name a tool that is not offered, where any are."""
+    known = [tool_function(tool).get("name") for tool in tools or []]
+    return sum(function["name"] not in known for function in _functions(messages)) if known else 0
+
+
 def _allows_null(schema) -> bool:
     if not isinstance(schema, dict):
         return False
@@ -164,9 +169,8 @@ def _allows_null(schema) -> bool:
 
 def schema_breaks(messages: list[dict], tools: list[dict] | None) -> Counter:
     """How many tool calls break the JSON schema of their tool: {note: how many}."""
-    notes, schemas, known = Counter(), _schemas(tools), [tool_function(tool).get("name") for tool in tools or []]
+    notes, schemas = Counter({UNKNOWN_TOOL: _unknown_tools(messages, tools)}), _schemas(tools)
     for call in _functions(messages):
-        notes[UNKNOWN_TOOL] += bool(known) and call["name"] not in known
         schema = schemas.get(call["name"])
         try:
             with time_limit():  # a pattern may take for ever

@@ -171,3 +171,15 @@ def assistant(content="", reasoning=None, calls=()) -> dict:
     if reasoning is not None:
         message["reasoning_content"] = reasoning
     return {**message, "tool_calls": list(calls)} if calls else message
+
+
+REFUND = [  # how two chains of calls begin
+    {"role": "system", "content": "P"},
+    user("where is W12?"),
+    assistant("", "look it up", [call("get", {"id": "W12"})]),
+    tool("sent"),
+    assistant("Sent.", "tell them"),
+    user("refund it"),
+    assistant("", "look again", [call("get", {"id": "W12"})]),
+    tool("sent"),
+]

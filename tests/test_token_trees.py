@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import assistant, call, tool, user
+from conftest import REFUND, assistant, user
 from hypothesis import given, settings
 from test_exactness import CONVERSATION, MODES, TEMPLATE, llamafactory
 
@@ -242,14 +242,7 @@ def difference(ours, theirs) -> float:
 
 
 WEATHER = [
-    {"role": "system", "content": "P"},
-    user("where is W12?"),
-    assistant("", "look it up", [call("get", {"id": "W12"})]),
-    tool("sent"),
-    assistant("Sent.", "tell them"),
-    user("refund it"),
-    assistant("", "look again", [call("get", {"id": "W12"})]),
-    tool("sent"),
+    *REFUND,
     assistant("Refunded."),
     assistant("Anything else?", "two turns in a row"),
 ]

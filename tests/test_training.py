@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import ROOT, assistant, call, tool, user, write_jsonl
+from conftest import REFUND, ROOT, assistant, call, tool, write_jsonl
 
 from served_tokens.findings import IGNORE_INDEX
 from served_tokens.llamafactory import parse_arguments
@@ -100,14 +100,7 @@ def test_deepspeed_zero3_with_two_processes(project, tiny_model):
 
 
 CHAINS = [
-    {"role": "system", "content": "P"},
-    user("where is W12?"),
-    assistant("", "look it up", [call("get", {"id": "W12"})]),
-    tool("sent"),
-    assistant("Sent.", "tell them"),
-    user("refund it"),
-    assistant("", "look again", [call("get", {"id": "W12"})]),
-    tool("sent"),
+    *REFUND,
     assistant("Wait.", "now refund", [call("refund", {"id": "W12"}), call("get", {"id": "W12"})]),
     tool("ok"),
     tool("refunded"),
