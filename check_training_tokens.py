@@ -30,19 +30,20 @@ from pathlib import Path
 
 import yaml as safe_yaml
 
-from served_tokens import llamafactory, server_check
-from served_tokens.charts import plots
-from served_tokens.command_line import CommandLine, exit_on_signals, positive_count, run
-from served_tokens.comparison import NO_TRACE, NOT_SAID, Truth, check_dataset, samples_by_trajectory
-from served_tokens.findings import SAMPLES_IN_PAGE, Findings, Schedule, training_cost
-from served_tokens.report import Checked, report_page
-from served_tokens.server import connect
-from served_tokens.shown_samples import samples_of_turn, samples_to_show
-from served_tokens.summary import SHOWN_MISMATCHES, print_findings, what_mends
-from served_tokens.token_view import terminal_view
-from served_tokens.tree_check import AS_WRITTEN, MERGED, TREES, check_rows
-from served_tokens.tree_rows import accumulated_rows, own_options, samples_of
-from served_tokens.writing import shown, whole_file
+from served_tokens import llamafactory
+from served_tokens.files.command_line import CommandLine, exit_on_signals, positive_count, run
+from served_tokens.files.write import shown, whole_file
+from served_tokens.proof import server_check
+from served_tokens.proof.compare import NO_TRACE, NOT_SAID, Truth, check_dataset, samples_by_trajectory
+from served_tokens.proof.findings import SAMPLES_IN_PAGE, Findings, Schedule, training_cost
+from served_tokens.proof.server import connect
+from served_tokens.report.charts import plots
+from served_tokens.report.choice import samples_of_turn, samples_to_show
+from served_tokens.report.page import Checked, report_page
+from served_tokens.report.summary import SHOWN_MISMATCHES, print_findings, what_mends
+from served_tokens.report.tokens import terminal_view
+from served_tokens.trees.check import AS_WRITTEN, MERGED, TREES, check_rows
+from served_tokens.trees.files import accumulated_rows, own_options, samples_of
 
 ROOT = Path(__file__).resolve().parent
 TRAIN = ["llamafactory-cli", "train"]

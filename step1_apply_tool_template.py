@@ -30,26 +30,9 @@ from pathlib import Path
 
 import orjson
 
-from served_tokens import hub_data_set, unusual
-from served_tokens.chat_template import QWEN3, ChatTemplate, read_chat_template
-from served_tokens.command_line import CommandLine, exit_on_signals, positive_count, run
-from served_tokens.data_sets import name_of
-from served_tokens.echo import ECHOES
-from served_tokens.message_shapes import FIELDS
-from served_tokens.plain_messages import apply_chat_template, apply_despite_control_tokens, prepared_template
-from served_tokens.reading import (
-    FORMATS,
-    REJECTS,
-    Place,
-    find_files,
-    first_columns,
-    format_of,
-    local_file,
-    open_parquet,
-    read_rows,
-)
-from served_tokens.server_styles import STYLES
-from served_tokens.shards import (
+from served_tokens.files import hub as hub_data_set
+from served_tokens.files.command_line import CommandLine, exit_on_signals, positive_count, run
+from served_tokens.files.processes import (
     DIGEST,
     ROWS_IN,
     SET_ASIDE,
@@ -60,9 +43,18 @@ from served_tokens.shards import (
     print_reasons,
     save_beside,
 )
-from served_tokens.trajectory import AS_IT_IS, Reading, read_trajectory
-from served_tokens.values import TrajectoryError
-from served_tokens.writing import (
+from served_tokens.files.read import (
+    FORMATS,
+    REJECTS,
+    Place,
+    find_files,
+    first_columns,
+    format_of,
+    local_file,
+    open_parquet,
+    read_rows,
+)
+from served_tokens.files.write import (
     accounted,
     check_output,
     inferred_schema,
@@ -74,6 +66,15 @@ from served_tokens.writing import (
     still_there,
     work_folder,
 )
+from served_tokens.marks import TrajectoryError
+from served_tokens.prompts.chat_template import QWEN3, ChatTemplate, read_chat_template
+from served_tokens.prompts.echo import ECHOES
+from served_tokens.prompts.turns import apply_chat_template, apply_despite_control_tokens, prepared_template
+from served_tokens.rows import notes as unusual
+from served_tokens.rows.message_shapes import FIELDS
+from served_tokens.rows.servers import STYLES
+from served_tokens.rows.trajectory import AS_IT_IS, Reading, read_trajectory
+from served_tokens.samples.dataset_info import name_of
 
 ROOT = Path(__file__).resolve().parent
 SAMPLE = ROOT / "data" / "envscaler_sample.jsonl"

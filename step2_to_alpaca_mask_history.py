@@ -30,13 +30,34 @@ from pathlib import Path
 
 import orjson
 
-from served_tokens import unusual
-from served_tokens.alpaca import COLUMNS, history_first, sample_schema, training_settings
-from served_tokens.command_line import CommandLine, exit_on_signals, positive_count, ratio, run, whole_number
-from served_tokens.data_sets import BY_CONTENT, BY_TASK, name_of, read_dataset_info, register
-from served_tokens.lengths import load_tokenizer
-from served_tokens.reading import LEFT_OUT, PREVIEW, REJECTS, find_files, read_rows
-from served_tokens.samples import (
+from served_tokens.files.command_line import CommandLine, exit_on_signals, positive_count, ratio, run, whole_number
+from served_tokens.files.processes import (
+    ROWS_IN,
+    SET_ASIDE,
+    Work,
+    convert_files,
+    parts_of,
+    print_reasons,
+    save_beside,
+)
+from served_tokens.files.read import LEFT_OUT, PREVIEW, REJECTS, find_files, read_rows
+from served_tokens.files.write import (
+    accounted,
+    check_output,
+    join,
+    part_suffix,
+    refuse_inputs,
+    shown,
+    still_there,
+    whole_file,
+    work_folder,
+)
+from served_tokens.marks import map_texts
+from served_tokens.rows import notes as unusual
+from served_tokens.samples.alpaca import COLUMNS, history_first, sample_schema, training_settings
+from served_tokens.samples.dataset_info import BY_CONTENT, BY_TASK, name_of, read_dataset_info, register
+from served_tokens.samples.lengths import load_tokenizer
+from served_tokens.samples.select import (
     DATED,
     MERGED,
     NOT_THINKING,
@@ -52,27 +73,6 @@ from served_tokens.samples import (
     Options,
     convert_row,
     load_text,
-)
-from served_tokens.shards import (
-    ROWS_IN,
-    SET_ASIDE,
-    Work,
-    convert_files,
-    parts_of,
-    print_reasons,
-    save_beside,
-)
-from served_tokens.values import map_texts
-from served_tokens.writing import (
-    accounted,
-    check_output,
-    join,
-    part_suffix,
-    refuse_inputs,
-    shown,
-    still_there,
-    whole_file,
-    work_folder,
 )
 
 ROOT = Path(__file__).resolve().parent

@@ -30,16 +30,16 @@ from tqdm import tqdm
 
 import step1_apply_tool_template as step1
 import step2_to_alpaca_mask_history as step2
-from served_tokens import samples
-from served_tokens.alpaca import sample_schema
-from served_tokens.chat_template import ChatTemplate, read_chat_template
-from served_tokens.command_line import CommandLine, run
-from served_tokens.data_sets import register
-from served_tokens.plain_messages import prepared_template
-from served_tokens.reading import FORMATS, LEFT_OUT, REJECTS, Place, is_data, stream_rows
-from served_tokens.shards import SET_ASIDE, Totals, Work, convert_shard, print_reasons
-from served_tokens.trajectory import Reading
-from served_tokens.writing import shown
+from served_tokens.files.command_line import CommandLine, run
+from served_tokens.files.processes import SET_ASIDE, Totals, Work, convert_shard, print_reasons
+from served_tokens.files.read import FORMATS, LEFT_OUT, REJECTS, Place, is_data, stream_rows
+from served_tokens.files.write import shown
+from served_tokens.prompts.chat_template import ChatTemplate, read_chat_template
+from served_tokens.prompts.turns import prepared_template
+from served_tokens.rows.trajectory import Reading
+from served_tokens.samples import select as samples
+from served_tokens.samples.alpaca import sample_schema
+from served_tokens.samples.dataset_info import register
 
 ROOT = Path(__file__).resolve().parent
 STREAMS = ("", samples.VALIDATION, REJECTS, LEFT_OUT)
@@ -101,8 +101,8 @@ def convert_files(paths: list[str], *options) -> Totals:
     import ray
 
     with tempfile.TemporaryDirectory() as code:  # the modules alone, for all workers
-        for module in [*ROOT.glob("*.py"), *ROOT.glob("served_tokens/*.py")]:
-            (Path(code) / module.relative_to(ROOT)).parent.mkdir(exist_ok=True)
+        for module in [*ROOT.glob("*.py"), *ROOT.glob("served_tokens/**/*.py")]:
+            (Path(code) / module.relative_to(ROOT)).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(module, Path(code) / module.relative_to(ROOT))
         address = os.environ.get("RAY_ADDRESS", "local")  # without one, Ray would try a cluster that was here before
         try:

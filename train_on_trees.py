@@ -23,9 +23,9 @@ import sys
 from pathlib import Path
 
 from served_tokens import llamafactory
-from served_tokens.command_line import CommandLine, run
-from served_tokens.findings import Schedule, training_cost
-from served_tokens.tree_rows import (
+from served_tokens.files.command_line import CommandLine, run
+from served_tokens.proof.findings import Schedule, training_cost
+from served_tokens.trees.files import (
     ROW_TOKENS,
     ROWS,
     SAMPLES,
@@ -83,7 +83,7 @@ def main() -> None:
     from llamafactory import launcher
     from llamafactory.train.tuner import run_exp
 
-    from served_tokens.tree_attention import use_tree_attention
+    from served_tokens.trees.attention import use_tree_attention
 
     use_tree_attention()
     launcher.__file__ = os.path.relpath(__file__)  # what it starts in each process

@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 from benchmarks import made_up
-from served_tokens.data_sets import register
+from served_tokens.samples.dataset_info import register
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -15,7 +15,7 @@ import json
 import random
 from pathlib import Path
 
-from served_tokens.writing import inferred_schema, join, part_suffix, row_writer
+from served_tokens.files.write import inferred_schema, join, part_suffix, row_writer
 from step1_apply_tool_template import SAMPLE
 
 ROWS = 9022

@@ -26,9 +26,9 @@ import time
 from pathlib import Path
 
 from benchmarks import loading, made_up
-from served_tokens.chat_template import QWEN3, split_blocks
-from served_tokens.reading import find_files, read_rows
-from served_tokens.trajectory import read_trajectory, without_reasoning
+from served_tokens.files.read import find_files, read_rows
+from served_tokens.prompts.chat_template import QWEN3, split_blocks
+from served_tokens.rows.trajectory import read_trajectory, without_reasoning
 
 ROOT = Path(__file__).resolve().parent.parent
 COLUMNS = ("instruction", "input", "output", "system", "history")

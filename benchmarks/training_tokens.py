@@ -14,11 +14,11 @@ from collections import Counter
 from tqdm import tqdm
 
 from benchmarks import made_up
-from served_tokens.alpaca import to_samples
-from served_tokens.chat_template import QWEN3, load_chat_template, read_chat_template
-from served_tokens.lengths import load_tokenizer, token_counter
-from served_tokens.plain_messages import apply_chat_template
-from served_tokens.trajectory import read_trajectory
+from served_tokens.prompts.chat_template import QWEN3, load_chat_template, read_chat_template
+from served_tokens.prompts.turns import apply_chat_template
+from served_tokens.rows.trajectory import read_trajectory
+from served_tokens.samples.alpaca import to_samples
+from served_tokens.samples.lengths import load_tokenizer, token_counter
 
 WAYS = (
     ("prefix samples, drop", "drop", False),

@@ -11,7 +11,7 @@ A step is forward and backward of the same samples, with gradient checkpointing,
 of supervised tokens alone, in chunks; the optimizer is not in it. The contenders take turns, the median is shown:
   one by one  prefix samples, each alone, causal: what torch's sdpa makes of it (FlashAttention on a GPU)
   packed      prefix samples side by side in rows as long as those of the trees, no sample sees another
-  trees       served_tokens/token_trees.py; packed and trees attend by served_tokens/tree_attention.py
+  trees       served_tokens/trees/rows.py; packed and trees attend by served_tokens/trees/attention.py
 """
 
 import argparse
@@ -26,9 +26,9 @@ import torch
 import transformers
 from torch.utils.checkpoint import checkpoint
 
-from served_tokens.findings import IGNORE_INDEX
-from served_tokens.token_trees import Row, Sample, padded, rows_of, tree
-from served_tokens.tree_attention import BLOCK, use_tree_attention
+from served_tokens.proof.findings import IGNORE_INDEX
+from served_tokens.trees.attention import BLOCK, use_tree_attention
+from served_tokens.trees.rows import Row, Sample, padded, rows_of, tree
 
 # (turns on average, their deviation, most), tokens of reasoning a turn, part of the turns that a query follows
 KINDS = (((22.1, 5, 39), 495, 7.75 / 21.1), ((14.3, 4.5, 29), 591, 0.0))

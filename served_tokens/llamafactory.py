@@ -10,7 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from served_tokens.alpaca import COLUMNS
+from served_tokens.samples.alpaca import COLUMNS
 
 PROVENANCE = ("source", "trajectory", "turns", "served_as", "reading")
 # What the machine that trains has and the one that checks may lack. No data depends on these.

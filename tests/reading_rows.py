@@ -1,6 +1,6 @@
 """Rows as tests write them: read as step 1 reads them, with all that it can be told to keep."""
 
-from served_tokens.trajectory import CONTROL_TOKENS, Reading, read_trajectory
+from served_tokens.rows.trajectory import CONTROL_TOKENS, Reading, read_trajectory
 
 
 def served_trajectory(row: dict, control_tokens: tuple = CONTROL_TOKENS, **options) -> tuple:

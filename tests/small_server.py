@@ -5,7 +5,7 @@ import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from served_tokens.server import RENDER
+from served_tokens.proof.server import RENDER
 
 MODELS = {"data": [{"id": "tiny"}]}
 

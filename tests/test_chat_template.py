@@ -6,11 +6,11 @@ import pytest
 from conftest import GOLDEN, ROOT, assistant, call, tool, user
 from reading_rows import READ_AS_IT_IS, served_trajectory
 
-from served_tokens.alpaca import to_samples
-from served_tokens.chat_template import QWEN3, load_chat_template, read_chat_template
-from served_tokens.plain_messages import apply_chat_template, renders_by_query
-from served_tokens.served_turn import served_turn
-from served_tokens.values import TrajectoryError
+from served_tokens.marks import TrajectoryError
+from served_tokens.prompts.chat_template import QWEN3, load_chat_template, read_chat_template
+from served_tokens.prompts.turns import apply_chat_template, renders_by_query
+from served_tokens.proof.turn import served_turn
+from served_tokens.samples.alpaca import to_samples
 
 
 def load(name):

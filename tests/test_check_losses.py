@@ -10,8 +10,10 @@ from test_row_texts import CASES, LOSSES, ROW, changed
 
 import step1_apply_tool_template
 import step2_to_alpaca_mask_history
-from served_tokens import comparison, findings, lost_texts
-from served_tokens.trajectory import Reading, read_trajectory
+from served_tokens.proof import compare as comparison
+from served_tokens.proof import findings
+from served_tokens.proof import lost as lost_texts
+from served_tokens.rows.trajectory import Reading, read_trajectory
 
 SAMPLE = read_jsonl(ROOT / "data" / "envscaler_sample.jsonl")
 WAYS = {  # step 2's options, LlamaFactory's overrides

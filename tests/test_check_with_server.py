@@ -5,9 +5,9 @@ from conftest import ROOT, assistant, call, tool, user
 from small_server import a_server, serving
 from test_server_styles import handed_over
 
-from served_tokens import server as asking
-from served_tokens.server import RENDER, connect
-from served_tokens.server_check import compare_with_server, lines_of
+from served_tokens.proof import server as asking
+from served_tokens.proof.server import RENDER, connect
+from served_tokens.proof.server_check import compare_with_server, lines_of
 
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {}}}
 PARTS = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]

@@ -16,15 +16,15 @@ from llamafactory.data.processor import SupervisedDatasetProcessor
 from llamafactory.hparams import DataArguments
 from reading_rows import served_trajectory
 
-from served_tokens.alpaca import COLUMNS, step1_columns, to_samples
-from served_tokens.chat_template import QWEN3, load_chat_template, read_chat_template
-from served_tokens.findings import IGNORE_INDEX
-from served_tokens.lengths import token_counter
-from served_tokens.plain_messages import apply_despite_control_tokens
-from served_tokens.reading import Place, parse_row
-from served_tokens.served_turn import expected_sample, served_turn
-from served_tokens.trajectory import CONTROL_TOKENS, Reading
-from served_tokens.values import TrajectoryError
+from served_tokens.files.read import Place, parse_row
+from served_tokens.marks import TrajectoryError
+from served_tokens.prompts.chat_template import QWEN3, load_chat_template, read_chat_template
+from served_tokens.prompts.turns import apply_despite_control_tokens
+from served_tokens.proof.findings import IGNORE_INDEX
+from served_tokens.proof.turn import expected_sample, served_turn
+from served_tokens.rows.trajectory import CONTROL_TOKENS, Reading
+from served_tokens.samples.alpaca import COLUMNS, step1_columns, to_samples
+from served_tokens.samples.lengths import token_counter
 from step1_apply_tool_template import convert_row
 
 TEMPLATE = read_chat_template(str(QWEN3))

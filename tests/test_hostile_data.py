@@ -12,15 +12,17 @@ from conftest import ROOT, assistant, call, read_jsonl, tool, user, write_jsonl
 from reading_rows import served_trajectory
 from test_exactness import MODES, llamafactory
 
-from served_tokens import chat_template, trajectory, unusual
-from served_tokens.alpaca import to_samples
-from served_tokens.chat_template import QWEN3, load_chat_template, read_chat_template
-from served_tokens.findings import IGNORE_INDEX
-from served_tokens.plain_messages import apply_chat_template
-from served_tokens.reading import Place
-from served_tokens.served_turn import served_turn
-from served_tokens.trajectory import CONTROL_TOKENS, EMPTY, Reading
-from served_tokens.values import TrajectoryError
+from served_tokens.files.read import Place
+from served_tokens.marks import TrajectoryError
+from served_tokens.prompts import chat_template
+from served_tokens.prompts.chat_template import QWEN3, load_chat_template, read_chat_template
+from served_tokens.prompts.turns import apply_chat_template
+from served_tokens.proof.findings import IGNORE_INDEX
+from served_tokens.proof.turn import served_turn
+from served_tokens.rows import notes as unusual
+from served_tokens.rows import trajectory
+from served_tokens.rows.trajectory import CONTROL_TOKENS, EMPTY, Reading
+from served_tokens.samples.alpaca import to_samples
 from step1_apply_tool_template import convert_row
 
 TEMPLATE = read_chat_template(str(QWEN3))
@@ -539,7 +541,7 @@ def test_code_in_a_model_directory_is_not_executed(tmp_path, asks_for_code):
 
 
 def test_no_script_trusts_code_of_others():
-    for script in [*ROOT.glob("*.py"), *ROOT.glob("served_tokens/*.py")]:
+    for script in [*ROOT.glob("*.py"), *ROOT.glob("served_tokens/**/*.py")]:
         assert "trust_remote_code=True" not in script.read_text(encoding="utf-8")
     assert "trust_remote_code: true" not in (ROOT / "qwen3_full_sft.yaml").read_text(encoding="utf-8")
 

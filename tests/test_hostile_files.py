@@ -22,11 +22,11 @@ from conftest import ROOT, assistant, read_jsonl, user, write_jsonl
 from hypothesis import given
 from hypothesis import strategies as st
 
-from served_tokens import reading
-from served_tokens.reading import Place, open_parquet, parse_row, read_rows, read_shards, rows_of, shown_raw
-from served_tokens.shards import REJECTS, SET_ASIDE, Work, convert_shard
-from served_tokens.values import TrajectoryError
-from served_tokens.writing import inferred_schema, join, row_writer, whole_file
+from served_tokens.files import read as reading
+from served_tokens.files.processes import REJECTS, SET_ASIDE, Work, convert_shard
+from served_tokens.files.read import Place, open_parquet, parse_row, read_rows, read_shards, rows_of, shown_raw
+from served_tokens.files.write import inferred_schema, join, row_writer, whole_file
+from served_tokens.marks import TrajectoryError
 
 STEP1, STEP2 = "step1_apply_tool_template.py", "step2_to_alpaca_mask_history.py"
 ROW = {"messages": [user("q é"), assistant("a", "r")]}

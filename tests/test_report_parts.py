@@ -14,9 +14,13 @@ import pytest
 from datasets import Dataset
 
 import check_training_tokens as check
-from served_tokens import charts, findings, report, shown_samples, token_view
-from served_tokens.findings import Findings, Sample
-from served_tokens.tree_check import AS_WRITTEN, MERGED, TREES
+from served_tokens.proof import findings
+from served_tokens.proof.findings import Findings, Sample
+from served_tokens.report import charts
+from served_tokens.report import choice as shown_samples
+from served_tokens.report import page as report
+from served_tokens.report import tokens as token_view
+from served_tokens.trees.check import AS_WRITTEN, MERGED, TREES
 
 HOSTILE = (
     "</script><script>document.title='run'</script><img src=x onerror=alert(1)>&amp; \x1b[31m \ud800 $x_1$ {{ 7 * 7 }}"

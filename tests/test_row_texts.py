@@ -10,12 +10,12 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from reading_rows import served_trajectory
 
-from served_tokens.chat_template import QWEN3, load_chat_template, read_chat_template
-from served_tokens.findings import Findings
-from served_tokens.lost_texts import Chain, common_length, forms, looking_for, unread_lines
-from served_tokens.row_texts import Text, Unit, row_texts
-from served_tokens.served_turn import served_turn
-from served_tokens.values import TrajectoryError
+from served_tokens.marks import TrajectoryError
+from served_tokens.prompts.chat_template import QWEN3, load_chat_template, read_chat_template
+from served_tokens.proof.findings import Findings
+from served_tokens.proof.lost import Chain, common_length, forms, looking_for, unread_lines
+from served_tokens.proof.row_texts import Text, Unit, row_texts
+from served_tokens.proof.turn import served_turn
 
 RENDER = load_chat_template(read_chat_template(str(QWEN3)))
 CASES, SAMPLE = ROOT / "tests" / "cases", ROOT / "data" / "envscaler_sample.jsonl"
@@ -313,7 +313,7 @@ def arguments_of(row: dict) -> dict:
 @pytest.mark.parametrize("served_as", MODES)
 @pytest.mark.parametrize("what", LOSSES)
 def test_what_the_reading_loses_is_found(what, served_as, monkeypatch):
-    monkeypatch.setattr("served_tokens.lost_texts.LOSSES_KEPT", 100)
+    monkeypatch.setattr("served_tokens.proof.lost.LOSSES_KEPT", 100)
     change, said = LOSSES[what]
     assert any(said in text for text in lost(ROW, served_as, as_read=changed(change)))
 

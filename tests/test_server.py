@@ -5,8 +5,8 @@ import pytest
 from conftest import ROOT, assistant, call, tool, user
 from small_server import MODELS, a_server, serving
 
-from served_tokens import server as asking
-from served_tokens.server import (
+from served_tokens.proof import server as asking
+from served_tokens.proof.server import (
     CHAT,
     DERENDER,
     RENDER,
@@ -17,7 +17,7 @@ from served_tokens.server import (
     prompt_ids,
     request_body,
 )
-from served_tokens.server_check import (
+from served_tokens.proof.server_check import (
     Question,
     cause_of,
     chosen_turns,

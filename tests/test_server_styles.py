@@ -4,8 +4,9 @@ import unicodedata
 import pytest
 from conftest import ROOT, call
 
-from served_tokens.chat_template import QWEN3, load_chat_template, read_chat_template
-from served_tokens.server_styles import (
+from served_tokens.marks import TrajectoryError
+from served_tokens.prompts.chat_template import QWEN3, load_chat_template, read_chat_template
+from served_tokens.rows.servers import (
     are_arguments,
     joined,
     served_arguments,
@@ -14,7 +15,6 @@ from served_tokens.server_styles import (
     served_text,
     served_tool,
 )
-from served_tokens.values import TrajectoryError
 
 RECORDED = json.loads((ROOT / "tests" / "server" / "vllm_render.json").read_text(encoding="utf-8"))
 SET_ASIDE = {"role function": "a `function` message is not shown to the model"}  # although the server answered

@@ -20,11 +20,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reading_rows import READ_AS_IT_IS, served_trajectory
 
-from served_tokens import reading
-from served_tokens.chat_template import QWEN3, load_chat_template, read_chat_template
-from served_tokens.command_line import exit_on_signals
-from served_tokens.plain_messages import apply_chat_template
-from served_tokens.values import TrajectoryError
+from served_tokens.files import read as reading
+from served_tokens.files.command_line import exit_on_signals
+from served_tokens.marks import TrajectoryError
+from served_tokens.prompts.chat_template import QWEN3, load_chat_template, read_chat_template
+from served_tokens.prompts.turns import apply_chat_template
 from step1_apply_tool_template import default_output
 
 RENDER = load_chat_template(read_chat_template(str(QWEN3)))

@@ -13,11 +13,11 @@ import pytest
 from conftest import ROOT, assistant, call, interruptible, read_jsonl, tool, user, write_jsonl
 from reading_rows import READ_AS_IT_IS, served_trajectory
 
-from served_tokens import writing
-from served_tokens.alpaca import sample_schema, step1_columns, to_samples, training_settings
-from served_tokens.chat_template import QWEN3, load_chat_template, read_chat_template
-from served_tokens.plain_messages import apply_chat_template
-from served_tokens.writing import row_writer
+from served_tokens.files import write as writing
+from served_tokens.files.write import row_writer
+from served_tokens.prompts.chat_template import QWEN3, load_chat_template, read_chat_template
+from served_tokens.prompts.turns import apply_chat_template
+from served_tokens.samples.alpaca import sample_schema, step1_columns, to_samples, training_settings
 
 RENDER = load_chat_template(read_chat_template(str(QWEN3)))
 CONVERSATION = [

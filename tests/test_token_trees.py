@@ -10,14 +10,14 @@ from conftest import REFUND, assistant, user
 from hypothesis import given, settings
 from test_exactness import CONVERSATION, MODES, TEMPLATE, llamafactory
 
-from served_tokens.alpaca import step1_columns, to_samples
-from served_tokens.findings import IGNORE_INDEX
-from served_tokens.reading import Place, parse_row
-from served_tokens.token_trees import Sample, padded, rows_of, seen_by
-from served_tokens.trajectory import Reading
-from served_tokens.tree_check import AS_WRITTEN, MERGED, TREES, check_rows, differing
-from served_tokens.tree_rows import columns_of
-from served_tokens.values import TrajectoryError
+from served_tokens.files.read import Place, parse_row
+from served_tokens.marks import TrajectoryError
+from served_tokens.proof.findings import IGNORE_INDEX
+from served_tokens.rows.trajectory import Reading
+from served_tokens.samples.alpaca import step1_columns, to_samples
+from served_tokens.trees.check import AS_WRITTEN, MERGED, TREES, check_rows, differing
+from served_tokens.trees.files import columns_of
+from served_tokens.trees.rows import Sample, padded, rows_of, seen_by
 from step1_apply_tool_template import convert_row
 
 NO = IGNORE_INDEX
@@ -166,7 +166,7 @@ def long_row():
 def test_the_dense_mask_shows_what_a_token_sees():
     import torch
 
-    from served_tokens.tree_attention import dense_mask
+    from served_tokens.trees.attention import dense_mask
 
     row = long_row()
     mask = dense_mask(torch.tensor(row.last))[0, 0]
@@ -177,7 +177,7 @@ def test_the_block_mask_is_the_dense_mask(monkeypatch):
     import torch
     from torch.nn.attention.flex_attention import flex_attention
 
-    from served_tokens import tree_attention as attention
+    from served_tokens.trees import attention
 
     last = torch.tensor(long_row().last, dtype=torch.int64)
     blocks, dense = attention.block_mask(last), attention.dense_mask(last)
@@ -206,7 +206,7 @@ def losses(tiny_model):
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
     from transformers.masking_utils import sdpa_mask
 
-    from served_tokens.tree_attention import use_tree_attention
+    from served_tokens.trees.attention import use_tree_attention
 
     model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float64, attn_implementation="sdpa")
     use_tree_attention()

@@ -1,0 +1,95 @@
+"""The check's own definition of a turn: its served prompt, its target, and the sample that they make.
+
+The naive one, prefix by prefix, by the chat template that ships with the tokenizer: nothing of steps 1 and 2 is in it.
+"""
+
+import contextlib
+import hashlib
+import json
+
+from served_tokens.marks import TrajectoryError
+from served_tokens.proof.echo import echoed_turn
+from served_tokens.proof.findings import IGNORE_INDEX
+from served_tokens.rows.trajectory import with_stand_ins, without_reasoning
+
+ASSISTANT = "<|im_start|>assistant\n"
+SERVED_AS = ("drop", "template", "no-thinking")
+
+
+def served_turn(
+    messages: list[dict], tools: list[dict] | None, turn: int, served_as: str, render, came_back: list | None = None
+) -> tuple[str, str]:
+    """The naive definition: (served prompt, target) of messages[turn].
+
+    Args:
+        messages, tools: as `served_trajectory` returns them.
+        served_as: "drop", "template" or "no-thinking", as step 2 writes it.
+        render: render(messages, tools, add_generation_prompt, **variables) -> str, the tokenizer's chat template.
+        came_back: the messages as the agent has them where the turns are not what it sends, see `echoed_messages`.
+    Raises TrajectoryError where the target cannot be told.
+    """
+    history, message = (came_back or messages)[:turn], messages[turn]
+    variables = {}
+    if served_as != "template":
+        history = without_reasoning(history)
+    if served_as == "no-thinking":
+        [message], variables = without_reasoning([message]), {"enable_thinking": False}
+    prompt = render(history, tools, True, **variables)
+    given = prompt.rpartition(ASSISTANT)[2]  # what the generation prompt holds already of the assistant block
+    whole = [*messages[:turn], message]
+    hidden, hidden_tools, reveal = with_stand_ins(
+        whole, tools
+    )  # the texts of the turn may hold role marks of their own
+    rendered = render(hidden, hidden_tools, False)
+    generated = rendered.rpartition(ASSISTANT)[2]
+    if reveal:
+        generated = reveal(generated)
+        if reveal(rendered) != render(whole, tools, False):
+            raise TrajectoryError("the chat template alters texts with control tokens, so the target cannot be told")
+    if not generated.startswith(given):
+        raise TrajectoryError("the target does not begin as the generation prompt does, so the model cannot write it")
+    return prompt, generated.removeprefix(given)
+
+
+def echoed_messages(messages: list[dict], tools: list[dict] | None, served_as: str, echo: str, render) -> list[dict]:
+    """The messages of an agent that sends back what the server answered: each turn as its target comes back.
+
+    Args: as for `served_turn`; echo: "vllm" or "vllm-stream", as step 1 writes it.
+    """
+    came_back = list(messages)
+    for turn, message in enumerate(messages):
+        if message["role"] == "assistant":
+            with contextlib.suppress(TrajectoryError):  # it has no sample; as history it stays
+                _, target = served_turn(messages, tools, turn, served_as, render)
+                came_back[turn] = echoed_turn(target, echo, bool(tools), served_as != "no-thinking")
+    return came_back
+
+
+def expected_sample(spans: list[tuple[list[int], list[int]]]) -> dict:
+    """{"input_ids", "labels"} of a sample that supervises these turns: token ids of (served prompt, target), in order.
+
+    Each served prompt and target must be what the last ones begin with; else no loss mask is right, and there is none.
+    """
+    prompt, target = spans[-1]
+    input_ids = prompt + target
+    labels = [IGNORE_INDEX] * len(input_ids)
+    for prompt, target in spans:
+        start, end = len(prompt), len(prompt) + len(target)
+        if input_ids[:end] != prompt + target:
+            return {"input_ids": input_ids, "labels": []}
+        labels[start:end] = target
+    return {"input_ids": input_ids, "labels": labels}
+
+
+def task_of(task_info, messages: list, tools: list | None) -> bytes:
+    """A digest of what no two sides of a split may share: task_info.task_id, else what is served of the row."""
+    task = _parsed(task_info)
+    task = task.get("task_id") if isinstance(task, dict) else None
+    same = [messages, tools] if task is None else str(task)
+    return hashlib.sha256(json.dumps(same, default=str).encode()).digest()
+
+
+def _parsed(value):
+    with contextlib.suppress(ValueError, RecursionError):
+        return json.loads(value) if isinstance(value, str) else value
+    return value

@@ -1,0 +1,270 @@
+"""Alpaca samples: the served prompt and the target of a turn, in the columns of which LlamaFactory makes the same
+tokens.
+
+Its source is LlamaFactory 0.9.5, data/template.py and data/converter.py.
+"""
+
+import json
+import re
+from collections import defaultdict
+from pathlib import Path
+
+from served_tokens.marks import TrajectoryError
+from served_tokens.rows.trajectory import BLOCK_END, BLOCK_START
+
+COLUMNS = {"prompt": "instruction", "query": "input", "response": "output", "system": "system", "history": "history"}
+FIRST_BLOCK = 10 * 2**20 // 32  # bytes, by which the JSON reader of datasets (4.0.0) decides of types
+DATE_LIKE = re.compile(r"\d{4}-\d{1,2}-\d{1,2}([T ].*)?\s*", re.DOTALL)
+
+
+def sample_schema():
+    """The columns of a sample, for pyarrow."""
+    import pyarrow as pa
+
+    texts = dict.fromkeys(("instruction", "input", "output", "system"), pa.string())
+    told = {
+        "source": pa.string(),
+        "trajectory": pa.int64(),
+        "turns": pa.list_(pa.int64()),
+        "served_as": pa.string(),
+        "reading": pa.string(),
+    }
+    return pa.schema({**texts, "history": pa.list_(pa.list_(pa.string())), **told})
+
+
+def to_samples(
+    messages: list, served: dict, served_as: str = "drop", merge_turns: bool = False, refuse=None
+) -> tuple[list, list]:
+    """The samples of one trajectory, and the reasons for which its other turns are left out.
+
+    Args:
+        messages, served: the columns of step 1, see `step1_columns`.
+        served_as: "drop" (the history has no reasoning), "template" (it has what the chat template keeps) or
+            "no-thinking" (no reasoning in the targets either; the served prompt ends with an empty think block).
+        merge_turns: a sample goes on, supervising turn after turn, while the served prompt of the next turn begins with
+            the text so far. Its history then holds supervised turns only. Else each turn has a sample of its own.
+        refuse: refuse(turn, columns) -> a reason to leave a turn of `served` out, or None; `columns` are the texts of
+            its sample.
+    Returns (samples, reasons): the turns of the samples and the reasons add up to the turns of the trajectory.
+    """
+    given = "" if served_as == "no-thinking" else served["given"]
+    roles = [message["role"] for message in messages]
+    written, reading = _AlpacaPrompt(given), json.dumps(served["reading"])
+    samples, reasons, spans = [], [], []  # spans: the messages that the last sample supervises
+    for turn, contents, changed_from in served_prompts(messages, served, served_as):
+        end = turn["message"]
+        goes_on = merge_turns and spans and _begins_with(roles, contents, spans[-1], end, changed_from, given)
+        spans = [*(spans if goes_on else []), end]
+        written.cut(0 if merge_turns and not goes_on else changed_from)
+        for j in range(len(written), end):
+            pair = j in spans if merge_turns else _can_close_pair(roles, contents[j], j, served_as, given)
+            written.add(roles[j], contents[j], pair)
+        try:
+            if turn["left_out"]:
+                raise _Inexpressible(turn["left_out"])
+            target = _target(messages[end]["content"], turn["answer"], served_as, given)
+            columns = {**written.columns(), "output": target}
+            if refuse and (reason := refuse(turn, columns)):
+                raise _Inexpressible(reason)
+        except _Inexpressible as reason:
+            reasons.append(str(reason))
+            spans = []
+            continue
+        turns = [*samples.pop()["turns"], turn["turn"]] if goes_on else [turn["turn"]]
+        of_turns = {"source": served["source"], "trajectory": served["trajectory"], "turns": turns}
+        samples.append({**columns, **of_turns, "served_as": served_as, "reading": reading})
+    return samples, reasons
+
+
+def served_prompts(messages: list[dict], served: dict, served_as: str):
+    """Yield (turn, contents, changed_from) for each turn of a row of step 1.
+
+    contents: the texts of all messages as its served prompt has them, which is those before the turn. The first
+    `changed_from` of them are as in the served prompt of the turn before and its target. The list goes on changing.
+    """
+    contents, edits = [message["content"] for message in messages], defaultdict(list)
+    for edit in served["template" if served_as == "template" else "drop"]:
+        edits[edit["turn"]].append(edit)
+    for turn in served["turns"]:
+        for edit in edits[turn["turn"]]:
+            contents[edit["message"]] = edit["content"]
+        yield turn, contents, min((edit["message"] for edit in edits[turn["turn"]]), default=turn["message"])
+
+
+def _can_close_pair(roles: list[str], text: str, at: int, served_as: str, given: str) -> bool:
+    """Whether a block of a served prompt can stand as an assistant text in LlamaFactory's history.
+
+    LlamaFactory (0.9.5, data/template.py) tokenizes each text by itself, so one that opens with whitespace would lose
+    the token that this whitespace forms with the newline before it. Its `qwen3` template, which is for the histories
+    without reasoning, removes think blocks from assistant texts.
+    """
+    if roles[at : at + 2] != ["assistant", "user"] or not text.startswith(given) or text[len(given) :][:1].isspace():
+        return False
+    return served_as == "template" or "<think>" not in text
+
+
+class _AlpacaPrompt:
+    """A served prompt in LlamaFactory's alpaca columns, block by block: a later one goes on where it is like the last.
+
+    LlamaFactory (0.9.5, data/template.py) begins with a non-empty system text or a user text, and goes on in pairs of a
+    user and an assistant text. What does not fit is written out, role marks and all. Its user format replaces
+    `{{idx}}`, so a prompt with such a text is beyond it. `given` is what the generation prompt puts before each
+    assistant text of a pair.
+    """
+
+    def __init__(self, given: str):
+        self.given, self.history = given, []
+        self.states = [(0, "", None, False, None)]  # per block: pairs so far, system, user, pair just closed, problem
+
+    def __len__(self) -> int:
+        return len(self.states) - 1
+
+    def cut(self, blocks: int) -> None:
+        """Keep the first blocks."""
+        del self.states[blocks + 1 :]
+        del self.history[self.states[-1][0] :]
+
+    def add(self, role: str, text: str, closes_pair: bool) -> None:
+        """A block after the others; closes_pair only for an assistant block that a user block follows."""
+        pairs, system, user, closed, problem = self.states[-1]
+        if user is None and role != "user":
+            if len(self):
+                system += _written_out(role, text)
+            elif role != "system":
+                problem = f"its prompt opens with a block of {role}, which LlamaFactory cannot write"
+            else:
+                system, problem = (
+                    text,
+                    None if text else "its system prompt is empty, and LlamaFactory writes no block for that",
+                )
+        elif closes_pair and user is not None:
+            self.history.append([user, text.removeprefix(self.given)])
+            pairs += 1
+        else:
+            user = text if user is None or closed else user + _written_out(role, text)
+        if user is not None and "{{idx}}" in text:
+            problem = problem or "its prompt holds {{idx}}, which LlamaFactory replaces by a number"
+        self.states.append((pairs, system, user, pairs > self.states[-1][0], problem))
+
+    def columns(self) -> dict:
+        """{"instruction", "input", "system", "history"}; raises _Inexpressible with the reason."""
+        _, system, user, _, problem = self.states[-1]
+        if user is None or problem:
+            raise _Inexpressible(
+                problem
+                if user is not None
+                else "no user block comes before it, and LlamaFactory's alpaca format needs one"
+            )
+        return {"instruction": user, "input": "", "system": system, "history": self.history[:]}
+
+
+class _Inexpressible(Exception):
+    """Why a turn cannot become a sample."""
+
+
+def _written_out(role: str, text: str) -> str:
+    return f"{BLOCK_END}\n{BLOCK_START}{role}\n{text}"
+
+
+def _begins_with(roles: list, contents: list, last: int, end: int, changed_from: int, given: str) -> bool:
+    """Whether the prompt begins with the one before and its target, block `last`, in tokens as well as in text."""
+    if changed_from <= last or end <= last + 1 or roles[last + 1] != "user" or not contents[last].startswith(given):
+        return False
+    return not contents[last][len(given) :][:1].isspace()
+
+
+def _target(text: str, answer_start: int | None, served_as: str, given: str) -> str:
+    if served_as != "no-thinking":
+        if not text.startswith(given):
+            raise _Inexpressible(
+                "its target does not begin as the generation prompt does, so the model cannot write it"
+            )
+        return text.removeprefix(given)
+    answer = None if answer_start is None else text[answer_start:]
+    if answer is None or "<think>" in answer or "</think>" in answer or answer.startswith("\n"):
+        raise _Inexpressible("its answer holds a think tag or opens with a newline, which LlamaFactory removes")
+    return answer
+
+
+def step1_columns(row: dict) -> tuple[list[dict], dict]:
+    """The columns `messages` and `served`: a Parquet file of step 1 holds JSON strings. Raises TrajectoryError."""
+    try:
+        messages, served = (
+            json.loads(value) if isinstance(value, str) else value for value in (row["messages"], row["served"])
+        )
+        texts = [text for message in messages for text in (message["role"], message["content"])]
+        texts += [served["given"], served["source"], *(edit["content"] for edit in served["drop"] + served["template"])]
+        places = [turn["message"] for turn in served["turns"] + served["drop"] + served["template"]]
+        texts += list(served["reading"])
+        numbers = [served["trajectory"], *places, *(turn["turn"] for turn in served["turns"])]
+        whole = [kind is str for kind in map(type, texts)] + [kind is int for kind in map(type, numbers)]
+        whole += [0 <= place < len(messages) for place in places]
+        whole += [type(served["enable_thinking"]) in (bool, type(None))]
+        whole += ["left_out" in turn and type(turn["answer"]) in (int, type(None)) for turn in served["turns"]]
+        "".join(texts).encode()
+    except (KeyError, TypeError, ValueError, RecursionError):
+        whole = [False]
+    if not all(whole):
+        raise TrajectoryError("the row is not one of step 1; run step1_apply_tool_template.py first")
+    return messages, served
+
+
+def training_settings(served_as: str, given: str, all_think: bool, merge_turns: bool) -> list[str]:
+    """What to override in qwen3_full_sft.yaml, so that LlamaFactory trains on the samples as they are.
+
+    Args:
+        given: see step 1.
+        all_think: every target of step 1 opens with a think block.
+    """
+    if served_as == "no-thinking" and all_think:
+        settings = ["enable_thinking=false"]
+    elif served_as != "no-thinking" and given:  # LlamaFactory then reads the generation prompt from the model
+        settings = ["template=null"]
+    elif served_as == "template" or not all_think:
+        settings = ["template=qwen3_nothink"]
+    else:
+        settings = []
+    return settings + ["mask_history=false"] * merge_turns
+
+
+def reasoning_of(target: str) -> str:
+    """What a target of step 1 thinks before it answers."""
+    return target.removeprefix("<think>").partition("</think>")[0].strip() if target.startswith("<think>") else ""
+
+
+# ---------------------------------------------------------------- the JSON reader of datasets
+
+# It (4.0.0) takes the types of a column from the first block of a file. Where all histories in it are empty, it
+# takes them for lists of null and stops at the first other one; where all texts look like dates, it makes them
+# timestamps.
+
+
+def history_first(parts: list[Path]) -> list[Path]:
+    """Parts of samples as JSON lines, in which one that has a history is in the first block, if there is any."""
+    read = 0
+    for part in parts:
+        with part.open("rb") as file:
+            for line in file:
+                read += len(line)
+                if b'"history": [[' in line:  # in a text, its quotes would be escaped
+                    return parts if read < FIRST_BLOCK else _with_first(parts, part, line)
+    return parts
+
+
+def _with_first(parts: list[Path], at: Path, line: bytes) -> list[Path]:
+    first, rest = at.with_name(f"{at.stem}_first{at.suffix}"), at.with_name(f"{at.stem}_rest{at.suffix}")
+    first.write_bytes(line)
+    with at.open("rb") as file, rest.open("wb") as others:
+        for other in file:
+            if other == line:
+                line = None  # others that are equal stay
+            else:
+                others.write(other)
+    return [first, *(rest if part == at else part for part in parts)]
+
+
+def dates(sample: dict) -> dict[str, bool]:
+    """{column: whether all of its texts look like dates}"""
+    texts = {"history": [text for pair in sample["history"] for text in pair]}
+    texts |= {column: [sample[column]] for column in ("instruction", "output", "system")}
+    return {column: all(map(DATE_LIKE.fullmatch, values)) for column, values in texts.items() if values}
