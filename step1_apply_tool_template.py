@@ -25,24 +25,13 @@ import json
 import os
 import shlex
 import sys
-from collections import Counter
 from pathlib import Path
 
 import orjson
 
-from served_tokens.files import hub as hub_data_set
+from served_tokens.files import hub
 from served_tokens.files.command_line import CommandLine, exit_on_signals, positive_count, run
-from served_tokens.files.processes import (
-    DIGEST,
-    ROWS_IN,
-    SET_ASIDE,
-    Totals,
-    Work,
-    convert_files,
-    parts_of,
-    print_reasons,
-    save_beside,
-)
+from served_tokens.files.processes import Totals, Work, convert_files, parts_of, print_reasons, save_beside
 from served_tokens.files.read import (
     FORMATS,
     REJECTS,
@@ -70,8 +59,9 @@ from served_tokens.marks import TrajectoryError
 from served_tokens.prompts.chat_template import QWEN3, ChatTemplate, read_chat_template
 from served_tokens.prompts.echo import ECHOES
 from served_tokens.prompts.turns import apply_chat_template, apply_despite_control_tokens, prepared_template
-from served_tokens.rows import notes as unusual
-from served_tokens.rows.message_shapes import FIELDS
+from served_tokens.rows.keys import FIELDS
+from served_tokens.rows.notes import Noted, digest, noted
+from served_tokens.rows.other import holds_conversation
 from served_tokens.rows.servers import STYLES
 from served_tokens.rows.trajectory import AS_IT_IS, Reading, read_trajectory
 from served_tokens.samples.dataset_info import name_of
@@ -80,14 +70,13 @@ ROOT = Path(__file__).resolve().parent
 SAMPLE = ROOT / "data" / "envscaler_sample.jsonl"
 SUFFIX = "_apply_qwen3_template"
 OURS = ("messages", "served")
-ROWS_OUT, TURNS, LEFT_OUT, WITH_REASONING = "trajectories", "turns", "turns left out", "turns with reasoning"
 UNSEEN = "turns have reasoning that this chat template does not render; their targets are without it"
 ROWS_OF_SCHEMA = 512  # that decide the types of a Parquet file
 
 
 def convert_row(
     row: dict, place: Place, chat_template: ChatTemplate, as_json: bool, reading: Reading = AS_IT_IS
-) -> tuple[Counter, list]:
+) -> tuple[Noted, list]:
     """One input row -> (what to know of it, counted; [("", output row or its JSON)]); raises TrajectoryError."""
     if "served" in row:
         raise TrajectoryError("the row has a column `served`: it is one of step 1 already")
@@ -109,36 +98,32 @@ def lone_surrogates_refused():
         raise TrajectoryError("the text holds a lone surrogate, which no tokenizer can read") from None
 
 
-def plain_row(row: dict, place: Place, chat_template: ChatTemplate, reading: Reading) -> tuple:
+def plain_row(row: dict, place: Place, chat_template: ChatTemplate, reading: Reading) -> tuple[Noted, list, dict]:
     """(counts, the plain messages of a row, what is served of it: see `apply_chat_template`)"""
     trajectory = read_trajectory(row, reading, chat_template.control_tokens)
-    messages, tools, *_ = trajectory
-    counts = unusual.counted(trajectory)
-    if reading.validate_tools:
-        unusual.refuse_breaks(messages, tools)
+    counts = noted(trajectory)
     render, linear = prepared_template(chat_template)
     apply = apply_despite_control_tokens if reading.allow_control_tokens else apply_chat_template
-    plain, served = apply(messages, tools, render, linear, reading.echo)
+    plain, served = apply(trajectory.messages, trajectory.tools, render, linear, reading.echo)
     for turn in served["turns"]:
         turn["left_out"] = trajectory.not_trained.get(turn["turn"], turn["left_out"])
-        counts[LEFT_OUT, turn["left_out"]] += turn["left_out"] is not None
-        reasoning = messages[turn["turn"]].get("reasoning_content", "").strip()
-        counts[WITH_REASONING] += bool(reasoning)
-        counts[UNSEEN] += reasoning not in plain[turn["message"]]["content"]
-    counts += Counter({ROWS_OUT: 1, DIGEST: unusual.digest(plain), TURNS: len(served["turns"])})
+        counts.left_out.update([turn["left_out"]] if turn["left_out"] else [])
+        reasoning = trajectory.messages[turn["turn"]].get("reasoning_content", "").strip()
+        counts.not_rendered += reasoning not in plain[turn["message"]]["content"]
+    counts.digests.append(digest(plain))
     told = {"source": place.source, "trajectory": place.row, "reading": reading.told()}
-    return counts, plain, {**told, "enable_thinking": trajectory.thinking, **served}
+    return counts, plain, {**told, "enable_thinking": trajectory.given.thinking, **served}
 
 
 def is_on_hub(source: str) -> bool:
     """Whether INPUT is the id of a data set, and not a file."""
-    return hub_data_set.is_data_set(source) and not format_of(source) and not Path(source).exists()
+    return hub.is_data_set(source) and not format_of(source) and not Path(source).exists()
 
 
 def default_output(source: str) -> Path:
     path, kind = Path(source), format_of(source) or Path(source).suffix
     if is_on_hub(source):
-        path, kind = ROOT / "data" / hub_data_set.name_of(source), ""
+        path, kind = ROOT / "data" / hub.name_of(source), ""
     elif path.is_dir():
         path, kind = path if path.name.strip(".") else path.resolve(), ""
     return path.with_name(path.name.removesuffix(kind) + SUFFIX + (kind.removesuffix(".gz") or ".jsonl"))
@@ -150,10 +135,18 @@ def output_of_step2(output: Path) -> list[str]:
     return [] if "envscaler" in name.lower() else [shown(output.with_name(f"alpaca_mask_history_{name}"))]
 
 
+def why_no_trajectories(file, name: str) -> str | None:
+    """Why an open file holds no trajectories, by the columns of its first row; None where it does."""
+    columns = first_columns(file, name)
+    if holds_conversation(columns):
+        return None
+    return f"its rows have no column messages, but {', '.join(columns) or 'none at all'}"
+
+
 def input_files(source: str, pattern: str | None, split: str | None) -> list[str]:
     """The files behind INPUT, or the addresses of those that hold trajectories in a data set of the Hub."""
     if is_on_hub(source):
-        return hub_data_set.download_trajectories(source, pattern, split, FORMATS, first_columns)
+        return hub.download_trajectories(source, pattern, split, FORMATS, why_no_trajectories)
     if pattern or split:
         raise SystemExit(f"{source}: is no Hugging Face data set id; --file and --split choose among the files of one")
     return find_files(source)
@@ -217,7 +210,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="KEY",
-        help="read rows as if they did not have KEY, wherever it is; can be given again",
+        help="a key that nobody reads is no part of the conversation: `note`, at any level, or with its level, "
+        "`message.note`, where it is not read even if it could be; can be given again",
     )
     add(
         "--allow-control-tokens",
@@ -230,8 +224,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="keep trajectories that call tools and offer none, because their system text holds them",
     )
-    aside = "set trajectories aside whose calls name an unknown tool or break its JSON schema"
-    add("--validate-tools", action="store_true", help=aside)
 
 
 def key_and_field(text: str) -> tuple[str, str]:
@@ -245,34 +237,24 @@ def key_and_field(text: str) -> tuple[str, str]:
 def reading_of(args: argparse.Namespace) -> Reading:
     """How rows are to be read."""
     return Reading(
-        tuple(args.read_as),
-        tuple(args.ignore_key),
-        args.allow_control_tokens,
-        args.allow_calls_without_tools,
-        args.validate_tools,
-        args.server_style,
-        args.echo,
+        read_as=tuple(args.read_as),
+        ignore_keys=tuple(args.ignore_key),
+        allow_control_tokens=args.allow_control_tokens,
+        allow_calls_without_tools=args.allow_calls_without_tools,
+        server_style=args.server_style,
+        echo=args.echo,
     )
 
 
-def print_notes(totals: Totals) -> None:
-    """What of the data was read how, what nobody reads, and what may be a mistake."""
-    counts = totals.counts
-    print("read as: " + ", ".join(f"{name} ({number})" for name, number in unusual.shapes_met(counts)))
-    for what, number in counts.items():
-        if what[0] == LEFT_OUT and number:
-            print(f"{number} turns left out: {what[1]}")
-    for line in unusual.unread_keys(counts):
-        print(line)
-    if counts[TURNS] and not counts[WITH_REASONING]:
-        print(unusual.NO_REASONING)
-    if counts[unusual.TOOLS]:
-        print(unusual.tools_line(counts))
-    for note in (UNSEEN, *unusual.NOTES):
-        if counts[note]:
-            print(f"{counts[note]} {note}")
-    if equal := totals.equal_rows():
-        print(f"{equal} rows have the same messages and tools as another row")
+def print_unread(totals: Totals) -> None:
+    """The keys for which rows are set aside, and what to paste where they are no part of the conversation."""
+    if totals.unread:
+        keys = ", ".join(f"{key} ({number})" for key, number in totals.unread.most_common())
+        print(f"rows are set aside for keys that nobody reads: {keys}", file=sys.stderr)
+        options = " ".join(f"--ignore-key {shlex.quote(key)}" for key in totals.unread)
+        fields = "|".join(FIELDS)
+        print(f"  what belongs to the conversation: --read-as KEY={fields}", file=sys.stderr)
+        print(f"  what does not: {options}", file=sys.stderr)
 
 
 def parsed_arguments() -> argparse.Namespace:
@@ -308,15 +290,17 @@ def main() -> None:
         work = Work(convert, output, parts, part_suffix(output), schema, args.strict)
         totals = convert_files(files, work, args.num_proc, "step 1")
         print_reasons(totals, save_beside(parts, REJECTS, output), len(files) > 1)
-        if not totals.counts[ROWS_OUT]:
+        print_unread(totals)
+        if not totals.counts:
             sys.exit(f"{args.input}: no trajectory is left; {shown(output)} is not written{still_there(output)}")
         join(parts_of(parts), output)
-    counts = totals.counts
-    rows = accounted("rows", counts[ROWS_IN], counts[ROWS_OUT], "out", counts[SET_ASIDE], "set aside")
-    left_out = sum(number for what, number in counts.items() if what[0] == LEFT_OUT)
+    counts, left_out = totals.counts, totals.counts.left_out.total()
+    rows = accounted("rows", totals.rows_in, counts.trajectories, "out", totals.set_aside, "set aside")
     print(f"{rows}: {shown(output)}{replaced}")
-    print(accounted("turns", counts[TURNS], counts[TURNS] - left_out, "for samples", left_out, "left out"))
-    print_notes(totals)
+    print(accounted("turns", counts.turns, counts.turns - left_out, "for samples", left_out, "left out"))
+    print("\n".join(counts.lines()))
+    if counts.not_rendered:
+        print(f"{counts.not_rendered} {UNSEEN}")
     print(shlex.join(["next:", "python", "step2_to_alpaca_mask_history.py", shown(output), *output_of_step2(output)]))
 
 

@@ -25,21 +25,13 @@ import itertools
 import os
 import shlex
 import sys
-from collections import Counter
+from dataclasses import fields
 from pathlib import Path
 
 import orjson
 
 from served_tokens.files.command_line import CommandLine, exit_on_signals, positive_count, ratio, run, whole_number
-from served_tokens.files.processes import (
-    ROWS_IN,
-    SET_ASIDE,
-    Work,
-    convert_files,
-    parts_of,
-    print_reasons,
-    save_beside,
-)
+from served_tokens.files.processes import Totals, Work, convert_files, parts_of, print_reasons, save_beside
 from served_tokens.files.read import LEFT_OUT, PREVIEW, REJECTS, find_files, read_rows
 from served_tokens.files.write import (
     accounted,
@@ -53,27 +45,11 @@ from served_tokens.files.write import (
     work_folder,
 )
 from served_tokens.marks import map_texts
-from served_tokens.rows import notes as unusual
+from served_tokens.rows.notes import NO_REASONING, SOME_REASONING
 from served_tokens.samples.alpaca import COLUMNS, history_first, sample_schema, training_settings
 from served_tokens.samples.dataset_info import BY_CONTENT, BY_TASK, name_of, read_dataset_info, register
 from served_tokens.samples.lengths import load_tokenizer
-from served_tokens.samples.select import (
-    DATED,
-    MERGED,
-    NOT_THINKING,
-    SAMPLES,
-    SUPERVISED,
-    TRAJECTORIES,
-    TURNS,
-    UNDATED,
-    UNMERGED,
-    VALIDATION,
-    WITH_REASONING,
-    WITHOUT_SAMPLES,
-    Options,
-    convert_row,
-    load_text,
-)
+from served_tokens.samples.select import VALIDATION, Options, Selected, convert_row, load_text
 
 ROOT = Path(__file__).resolve().parent
 DEFAULT_INPUT = ROOT / "data" / "envscaler_sample_apply_qwen3_template.jsonl"
@@ -97,6 +73,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="train each token once: one sample for all turns whose served prompts begin with "
         "one another (with --history-thinking template)",
+    )
+    add(
+        "--turns",
+        choices=("all", "last"),
+        default="all",
+        help="train all turns of a row (default), or the last only: for logs with a row for each call",
     )
     add("--min-turns", type=positive_count, default=1, metavar="N", help="leave shorter trajectories out")
     add("--max-turns", type=positive_count, metavar="N", help="leave longer trajectories out")
@@ -150,7 +132,7 @@ def check_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> 
         load_tokenizer(args.tokenizer)  # before the work, so that a bad one costs nothing
     args.served_as = "no-thinking" if args.no_thinking else args.history_thinking
     args.as_json = part_suffix(args.output) == ".jsonl"
-    args.options = Options(**{name: getattr(args, name) for name in Options._fields})
+    args.options = Options(**{its.name: getattr(args, its.name) for its in fields(Options)})
     if args.dataset_dir is None:
         is_default = (
             args.output.resolve() == DEFAULT_OUTPUT and not args.val_ratio and args.dataset_name == DEFAULT_OUTPUT.name
@@ -162,29 +144,30 @@ def check_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> 
         sys.exit(f"{args.dataset_info}: cannot be written; name another folder by --dataset-dir")
 
 
-def print_counts(counts: Counter) -> None:
+def print_counts(totals: Totals) -> None:
     """Where all rows and turns went."""
-    left_out = {what[1]: number for what, number in counts.items() if what[0] == LEFT_OUT}
-    print(f"{counts[TRAJECTORIES]} trajectories, {counts[TURNS]} turns: {counts[SAMPLES]} samples")
-    rows_out, without = counts[TRAJECTORIES] - counts[WITHOUT_SAMPLES], counts[WITHOUT_SAMPLES]
-    rows = accounted("rows", counts[ROWS_IN], rows_out, "out as samples", counts[SET_ASIDE], "set aside")
-    print(rows + f" + {without} of which all turns are left out" * bool(without))
-    print(accounted("turns", counts[TURNS], counts[SUPERVISED], "in samples", sum(left_out.values()), "left out"))
-    if counts[UNMERGED]:
+    counts = totals.counts
+    print(f"{counts.trajectories} trajectories, {counts.turns} turns: {counts.samples} samples")
+    rows_out, without = counts.trajectories - counts.without_samples, counts.without_samples
+    rows = accounted("rows", totals.rows_in, rows_out, "out as samples", totals.set_aside, "set aside")
+    print(rows + (f" + {without} of which all turns are left out" if without else ""))
+    print(accounted("turns", counts.turns, counts.supervised, "in samples", counts.left_out.total(), "left out"))
+    if counts.unmerged:
         print(
-            f"{counts[SUPERVISED]} turns merged into {counts[SAMPLES]} samples: "
-            f"{counts[UNMERGED] / max(1, counts[MERGED]):.1f} times less text to train on"
+            f"{counts.supervised} turns merged into {counts.samples} samples: "
+            f"{counts.unmerged / max(1, counts.merged):.1f} times less text to train on"
         )
-    for reason, number in left_out.items():
+    for reason, number in counts.left_out.items():
         print(f"{number} turns left out: {reason}")
-    if counts[SUPERVISED] and not (counts[WITH_REASONING] or counts[NOT_THINKING]):
-        print(unusual.NO_REASONING)
+    if counts.supervised and not (counts.with_reasoning or counts.not_thinking):
+        print(NO_REASONING)
+    if counts.without_reasoning:
+        print(SOME_REASONING.format(counts.without_reasoning, counts.beside_reasoning))
 
 
-def print_next(args: argparse.Namespace, counts: Counter) -> None:
+def print_next(args: argparse.Namespace, counts: Selected) -> None:
     """The command that checks the samples, with the settings that they are for."""
-    given = max((what[1] for what in counts if what[0] == "given"), default="")
-    settings = training_settings(args.served_as, given, not counts[NOT_THINKING], args.merge_turns)
+    settings = training_settings(args.served_as, max(counts.given), not counts.not_thinking, args.merge_turns)
     if args.dataset_name != DEFAULT_OUTPUT.name:
         settings = [f"dataset={args.dataset_name}", *settings]
     if args.cutoff_len:
@@ -196,16 +179,19 @@ def print_next(args: argparse.Namespace, counts: Counter) -> None:
     print(shlex.join(["next:", "python", "check_training_tokens.py", "qwen3_full_sft.yaml", *settings]))
 
 
-def refuse_nothing(args: argparse.Namespace, counts: Counter) -> None:
+def refuse_nothing(args: argparse.Namespace, totals: Totals) -> None:
     """Stop where one of the two sides would be empty."""
-    if counts[SAMPLES] == counts[VALIDATION]:
-        print_counts(counts)
-        beside = " beside the validation set" * bool(counts[VALIDATION])
+    counts = totals.counts or Selected()
+    only_dates = [column for column in COLUMNS.values() if counts.dated[column] and not counts.undated[column]]
+    if counts.samples == counts.validation:
+        if totals.counts:
+            print_counts(totals)
+        beside = " beside the validation set" if counts.validation else ""
         reason = f"no sample is left to train on{beside}"
-    elif args.val_ratio and not counts[VALIDATION]:
-        none = f"--val-ratio {args.val_ratio} holds none of its {counts[TRAJECTORIES]} trajectories out"
+    elif args.val_ratio and not counts.validation:
+        none = f"--val-ratio {args.val_ratio} holds none of its {counts.trajectories} trajectories out"
         reason = f"{none}; raise it, or take another --seed"
-    elif only_dates := [column for column in COLUMNS.values() if counts[DATED, column] and not counts[UNDATED, column]]:
+    elif only_dates:
         sys.exit(
             f"every {only_dates[0]} looks like a date, which JSON readers turn into a timestamp; write .parquet instead"
         )
@@ -279,27 +265,28 @@ def main() -> None:
         work = Work(convert, output, parts, part_suffix(output), sample_schema(), args.strict, load_text)
         totals = convert_files(files, work, args.num_proc, "step 2")
         print_reasons(totals, save_beside(parts, REJECTS, output), len(files) > 1)
-        refuse_nothing(args, counts := totals.counts)
+        refuse_nothing(args, totals)
+        counts = totals.counts
         left_out = save_beside(parts, LEFT_OUT, output)
         save(output, parts, "", args.preview)
-        if counts[VALIDATION]:
+        if counts.validation:
             save(val_output, parts, VALIDATION, args.preview)
     register(args.dataset_info, args.dataset_name, output)
 
-    print_counts(counts)
+    print_counts(totals)
     if left_out:
         print(f"each of them, with its reason: {shown(left_out)}")
     print(
         f"{shown(output)}{replaced}, registered as {args.dataset_name} in {shown(args.dataset_info)}; "
         f"the first samples: {shown(output.with_name(name + PREVIEW))}"
     )
-    if counts[VALIDATION]:
+    if counts.validation:
         register(args.dataset_info, args.dataset_name + VALIDATION, val_output)
         as_name = f"registered as {args.dataset_name}{VALIDATION}"
-        print(f"{shown(val_output)}: {counts[VALIDATION]} of the samples, for validation; {as_name}")
+        print(f"{shown(val_output)}: {counts.validation} of the samples, for validation; {as_name}")
         for by in (BY_CONTENT, BY_TASK):
-            if counts[VALIDATION, by]:
-                print(f"  of {counts[VALIDATION, by]} trajectories, held out by {by}")
+            if counts.held_out[by]:
+                print(f"  of {counts.held_out[by]} trajectories, held out by {by}")
     elif args.dataset_name + VALIDATION in read_dataset_info(args.dataset_info):
         earlier = f"{args.dataset_name}{VALIDATION} is of an earlier run, and its trajectories are trained on now"
         print(f"{earlier}: evaluate on it no more")

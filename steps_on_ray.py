@@ -19,8 +19,7 @@ import posixpath
 import shutil
 import sys
 import tempfile
-from array import array
-from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import orjson
@@ -31,18 +30,21 @@ from tqdm import tqdm
 import step1_apply_tool_template as step1
 import step2_to_alpaca_mask_history as step2
 from served_tokens.files.command_line import CommandLine, run
-from served_tokens.files.processes import SET_ASIDE, Totals, Work, convert_shard, print_reasons
+from served_tokens.files.processes import Totals, Work, convert_shard, print_reasons
 from served_tokens.files.read import FORMATS, LEFT_OUT, REJECTS, Place, is_data, stream_rows
 from served_tokens.files.write import shown
+from served_tokens.marks import Counts
 from served_tokens.prompts.chat_template import ChatTemplate, read_chat_template
 from served_tokens.prompts.turns import prepared_template
+from served_tokens.rows.notes import Noted
 from served_tokens.rows.trajectory import Reading
-from served_tokens.samples import select as samples
+from served_tokens.samples import select
 from served_tokens.samples.alpaca import sample_schema
 from served_tokens.samples.dataset_info import register
+from served_tokens.samples.select import VALIDATION, Options, Selected
 
 ROOT = Path(__file__).resolve().parent
-STREAMS = ("", samples.VALIDATION, REJECTS, LEFT_OUT)
+STREAMS = ("", VALIDATION, REJECTS, LEFT_OUT)
 
 
 def find(address: str) -> tuple[pa.fs.FileSystem, str]:
@@ -69,15 +71,23 @@ def find_files(system: pa.fs.FileSystem, path: str) -> list[str]:
     return sorted(data, key=data.get)
 
 
+@dataclass
+class BothCounted(Counts):
+    """What both steps count."""
+
+    rows: Noted
+    samples: Selected
+
+
 def convert_row(
-    row: dict, place: Place, options: samples.Options, chat_template: ChatTemplate, reading: Reading
-) -> tuple[Counter, list]:
+    row: dict, place: Place, options: Options, chat_template: ChatTemplate, reading: Reading
+) -> tuple[BothCounted, list]:
     """One input row -> what step 2 makes of what step 1 makes of it; raises TrajectoryError."""
     counts, messages, served = step1.plain_row(row, place, chat_template, reading)
     with step1.lone_surrogates_refused():
         orjson.dumps([messages, served])
-    of_samples, made = samples.convert_row({**row, "messages": messages, "served": served}, place, options)
-    return counts | of_samples, made
+    of_samples, made = select.convert_row({**row, "messages": messages, "served": served}, place, options)
+    return BothCounted(counts, of_samples), made
 
 
 def convert_file(number: int, path: str, systems: tuple, work: str, convert) -> Totals:
@@ -109,7 +119,7 @@ def convert_files(paths: list[str], *options) -> Totals:
             ray.init(address, runtime_env={"working_dir": code}, include_dashboard=False, logging_level="warning")
         except ConnectionError as error:
             sys.exit(f"RAY_ADDRESS={address}: {error}; is Ray started there, and RAY_AUTH_MODE the same here?")
-        totals, task = Totals(Counter(), {}, array("Q")), ray.remote(convert_file)
+        totals, task = Totals(), ray.remote(convert_file)
         tasks = [task.remote(number, path, *options) for number, path in enumerate(paths)]
         try:
             for result in tqdm(tasks, "both steps", unit=" files"):
@@ -162,7 +172,7 @@ def main() -> None:
         sys.exit(f"{args.input}: no {', '.join(FORMATS)} file there")
     if PurePosixPath(output).suffix in FORMATS:
         sys.exit(f"{args.address}: names a file; OUTPUT is a folder")
-    for folder in ("", samples.VALIDATION) if args.val_ratio else ("",):
+    for folder in ("", VALIDATION) if args.val_ratio else ("",):
         if output_system.get_file_info(output + folder).type != pa.fs.FileType.NotFound:
             sys.exit(f"{args.address}{folder}: is there already; remove it, or name another folder")
     convert = functools.partial(
@@ -173,19 +183,21 @@ def main() -> None:
     try:
         output_system.create_dir(work)
         totals = convert_files(paths, (system, output_system), work, convert)
-        print_reasons(totals, args.address + REJECTS if totals.counts[SET_ASIDE] else None, len(paths) > 1)
-        step2.refuse_nothing(args, totals.counts)
+        print_reasons(totals, args.address + REJECTS if totals.set_aside else None, len(paths) > 1)
+        step1.print_unread(totals)
+        rows, totals.counts = totals.counts and totals.counts.rows, totals.counts and totals.counts.samples
+        step2.refuse_nothing(args, totals)
         collect(output_system, work, output)
     finally:
         output_system.delete_dir(work)
-    step2.print_counts(totals.counts)
-    step1.print_notes(totals)
+    step2.print_counts(totals)
+    print("\n".join(rows.lines()))
     if "://" in args.address:
         print(f"{args.address}: copy it to a folder that each machine of the training can reach, and register it there")
         return
     register(args.dataset_info, args.dataset_name, args.output)
-    if totals.counts[samples.VALIDATION]:
-        register(args.dataset_info, args.dataset_name + samples.VALIDATION, Path(f"{args.output}{samples.VALIDATION}"))
+    if totals.counts.validation:
+        register(args.dataset_info, args.dataset_name + VALIDATION, Path(f"{args.output}{VALIDATION}"))
     print(f"{args.address}: {len(paths)} files read, registered as {args.dataset_name} in {shown(args.dataset_info)}")
     step2.print_next(args, totals.counts)
 

@@ -26,7 +26,7 @@ import torch
 import transformers
 from torch.utils.checkpoint import checkpoint
 
-from served_tokens.proof.findings import IGNORE_INDEX
+from served_tokens.marks import IGNORE_INDEX
 from served_tokens.trees.attention import BLOCK, use_tree_attention
 from served_tokens.trees.rows import Row, Sample, padded, rows_of, tree
 

@@ -1,40 +1,74 @@
-"""JSON values of a row: what they are called, and the error that says what is wrong with them."""
+"""What all wings share: the marks of chat texts, the error of a row, counts, and a few words about JSON values."""
 
 import json
+from collections import Counter
+from dataclasses import fields
 
-MEDIA = (
-    "image",
-    "image_url",
-    "input_image",
-    "video",
-    "video_url",
-    "audio",
-    "audio_url",
-    "input_audio",
-    "file",
-)  # parts
+BLOCK_START, BLOCK_END = "<|im_start|>", "<|im_end|>"
+CONTROL_TOKENS = (  # of Qwen's tokenizers: in a text they are no text but a mark, to the model
+    BLOCK_START,
+    BLOCK_END,
+    "<|endoftext|>",
+    *(f"<|{name}_{edge}|>" for name in ("object_ref", "box", "quad", "vision") for edge in ("start", "end")),
+    *(f"<|{name}_pad|>" for name in ("vision", "image", "video")),
+)
+IGNORE_INDEX = -100  # LlamaFactory's extras/constants.py: no loss on this token
 
 
 class TrajectoryError(ValueError):
-    """What is wrong with one trajectory, and in which message."""
+    """What is wrong with one trajectory, and in which message.
+
+    keys: the keys that nobody reads, as "message.note", where that is what is wrong.
+    """
+
+    def __init__(self, reason: str, keys: tuple[str, ...] = ()):
+        super().__init__(reason)
+        self.keys = keys
 
 
-def decoded(value, column: str, kind=list):
-    """A value of this kind, whether it is one or a JSON string of one; an empty one where there is nothing.
+class Counts:
+    """What is counted of rows, in the fields of a dataclass: numbers, Counters and arrays."""
 
-    Raises TrajectoryError.
+    def add(self, other: "Counts") -> None:
+        """Count what another one of this kind has counted of other rows."""
+        for name in (its.name for its in fields(self)):
+            mine, more = getattr(self, name), getattr(other, name)
+            if isinstance(mine, Counts):
+                mine.add(more)
+            elif isinstance(mine, int):
+                setattr(self, name, mine + more)
+            elif isinstance(mine, Counter):
+                mine.update(more)
+            else:
+                mine.extend(more)
+
+
+def decoded(value, name: str, kind=list):
+    """A list, or a value of another kind, whether it is one or a JSON string of one; an empty list where it is null.
+
+    Raises TrajectoryError, which calls the value by its name.
     """
     if isinstance(value, str) and value.strip():
         try:
             value = json.loads(value)
         except (ValueError, RecursionError) as error:
-            raise TrajectoryError(f"column {column} is not valid JSON ({error})") from None
-    if kind is list and value in (None, ""):
+            raise TrajectoryError(f"{name} is not valid JSON ({error})") from None
+    if kind is list and (value is None or value == ""):
         return []
     if not isinstance(value, kind):
         expected = {list: "a list", dict: "an object"}.get(kind, "a list or an object")
-        raise TrajectoryError(f"column {column} is not {expected} but {kind_of(value)}")
+        raise TrajectoryError(f"{name} is not {expected} but {kind_of(value)}")
     return value
+
+
+def in_json(value):
+    """A list or object, also out of a JSON string of one; any other value is left as it is."""
+    if not (isinstance(value, str) and value.lstrip()[:1] in ("[", "{")):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        return value
 
 
 def kind_of(value) -> str:
@@ -43,14 +77,18 @@ def kind_of(value) -> str:
     return names.get(type(value), "a number" if isinstance(value, (int, float)) else type(value).__name__)
 
 
-def is_text_parts(content) -> bool:
-    """Whether the content of a message is a list of text parts; objects that a tool returned may have texts too."""
-    return isinstance(content, list) and all(
-        isinstance(part, dict)
-        and isinstance(part.get("text"), str)
-        and (part["type"] == "text" if "type" in part else len(part) == 1)
-        for part in content
-    )
+def is_empty(value) -> bool:
+    """Whether it is null, or a text, list or object of nothing."""
+    return value is None or (isinstance(value, (str, list, dict)) and not value)
+
+
+def says(value) -> bool:
+    """Whether there is anything in it: a number, a boolean or a text, at any depth of lists and objects."""
+    if isinstance(value, dict):
+        return any(map(says, value.values()))
+    if isinstance(value, list):
+        return any(map(says, value))
+    return value is not None and value != ""
 
 
 def map_texts(value, change):
@@ -62,13 +100,3 @@ def map_texts(value, change):
     if isinstance(value, dict):
         return {map_texts(key, change): map_texts(item, change) for key, item in value.items()}
     return value
-
-
-def says(value) -> bool:
-    """Whether there is anything: not null, nor an empty text, list or object."""
-    return bool(value) or is_number(value)
-
-
-def is_number(value) -> bool:
-    """Whether it is a number or a boolean."""
-    return isinstance(value, (bool, int, float))

@@ -17,10 +17,9 @@ from llamafactory.hparams import DataArguments
 from reading_rows import served_trajectory
 
 from served_tokens.files.read import Place, parse_row
-from served_tokens.marks import TrajectoryError
+from served_tokens.marks import IGNORE_INDEX, TrajectoryError
 from served_tokens.prompts.chat_template import QWEN3, load_chat_template, read_chat_template
 from served_tokens.prompts.turns import apply_despite_control_tokens
-from served_tokens.proof.findings import IGNORE_INDEX
 from served_tokens.proof.turn import expected_sample, served_turn
 from served_tokens.rows.trajectory import CONTROL_TOKENS, Reading
 from served_tokens.samples.alpaca import COLUMNS, step1_columns, to_samples

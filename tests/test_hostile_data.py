@@ -13,11 +13,10 @@ from reading_rows import served_trajectory
 from test_exactness import MODES, llamafactory
 
 from served_tokens.files.read import Place
-from served_tokens.marks import TrajectoryError
+from served_tokens.marks import IGNORE_INDEX, TrajectoryError
 from served_tokens.prompts import chat_template
 from served_tokens.prompts.chat_template import QWEN3, load_chat_template, read_chat_template
 from served_tokens.prompts.turns import apply_chat_template
-from served_tokens.proof.findings import IGNORE_INDEX
 from served_tokens.proof.turn import served_turn
 from served_tokens.rows import notes as unusual
 from served_tokens.rows import trajectory

@@ -13,13 +13,13 @@ import pytest
 from conftest import ROOT, assistant, call, read_jsonl, tool, user, write_jsonl
 from hypothesis import given
 from hypothesis import strategies as st
+from served_tokens.rows.message_shapes import CONTINUED, SWITCHED_OFF
+from served_tokens.rows.shapes import IN_PROMPT, holds_conversation
 
 from served_tokens.files.read import Place, read_rows
 from served_tokens.marks import TrajectoryError
 from served_tokens.prompts.chat_template import QWEN3, read_chat_template
 from served_tokens.rows import notes as unusual
-from served_tokens.rows.message_shapes import CONTINUED, SWITCHED_OFF
-from served_tokens.rows.shapes import IN_PROMPT, holds_conversation
 from served_tokens.rows.trajectory import EMPTY, NO_TOOLS, UNCLOSED, Reading, read_trajectory
 from served_tokens.samples.select import HELD_OUT, THINKING_OFF, TOO_LONG
 from step1_apply_tool_template import plain_row

@@ -11,8 +11,7 @@ from hypothesis import given, settings
 from test_exactness import CONVERSATION, MODES, TEMPLATE, llamafactory
 
 from served_tokens.files.read import Place, parse_row
-from served_tokens.marks import TrajectoryError
-from served_tokens.proof.findings import IGNORE_INDEX
+from served_tokens.marks import IGNORE_INDEX, TrajectoryError
 from served_tokens.rows.trajectory import Reading
 from served_tokens.samples.alpaca import step1_columns, to_samples
 from served_tokens.trees.check import AS_WRITTEN, MERGED, TREES, check_rows, differing

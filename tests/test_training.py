@@ -13,7 +13,7 @@ import pytest
 from conftest import REFUND, ROOT, assistant, call, tool, write_jsonl
 
 from served_tokens.llamafactory import parse_arguments
-from served_tokens.proof.findings import IGNORE_INDEX
+from served_tokens.marks import IGNORE_INDEX
 
 STEPS = 3
 ATTEMPTS = 3

@@ -11,7 +11,7 @@ import pytest
 from conftest import ROOT, assistant, call, tool, user, write_jsonl
 from test_training import ATTEMPTS, EXIT_RACE
 
-from served_tokens.proof.findings import IGNORE_INDEX
+from served_tokens.marks import IGNORE_INDEX
 from served_tokens.trees.files import write_rows
 
 STEPS, TURNS = 4, 3

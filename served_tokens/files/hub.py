@@ -13,8 +13,6 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from served_tokens.rows.shapes import holds_conversation
-
 DATA_SET = re.compile(r"([\w.-]+/[\w.-]+?)(?:@([\w./-]+))?")
 ADDRESS = re.compile(r"hf://datasets/([\w.-]+/[\w.-]+)@([^/]+)/(.+)")
 SHARD = re.compile(r"\d+-of-\d+")
@@ -50,7 +48,7 @@ def name_of(source: str) -> str:
 
 
 def download_trajectories(
-    source: str, pattern: str | None, split: str | None, formats: tuple[str, ...], first_columns
+    source: str, pattern: str | None, split: str | None, formats: tuple[str, ...], why_no_trajectories
 ) -> list[str]:
     """Download the files of a data set that hold trajectories; their addresses, in the order of their names.
 
@@ -59,8 +57,8 @@ def download_trajectories(
         pattern: only files whose name, with or without its folder, matches this glob.
         split: only files of this split, by their names.
         formats: what the names of data files end with.
-        first_columns: first_columns(file, name) -> the columns of the first row of an open file. It raises
-            SystemExit or ValueError where there is none.
+        why_no_trajectories: why_no_trajectories(file, name) -> why an open file holds no trajectories, or None. It
+            raises SystemExit or ValueError where it has no row.
     Ends with a message where no file holds trajectories, or where those that do are not shards of one split: two
     splits, or the same rows under two names, are never read together.
     """
@@ -68,7 +66,7 @@ def download_trajectories(
     why_not, read = {}, []
     of_split = _chosen(repository, source, pattern, split, formats)
     for names in tqdm(of_split, "look into files", unit=" files", disable=len(of_split) < SHOWN_FILES, leave=False):
-        if reason := _why_not(repository, names[0], first_columns):  # shards have one writer
+        if reason := _why_not(repository, names[0], why_no_trajectories):  # shards have one writer
             why_not.update(dict.fromkeys(names, reason))
         else:
             read.append(names)
@@ -143,20 +141,15 @@ def _open_repository(source: str) -> Repository:
     return Repository(data_set, revision, folder.name, sizes, folder)
 
 
-def _why_not(repository: Repository, name: str, first_columns) -> str | None:
+def _why_not(repository: Repository, name: str, why_no_trajectories) -> str | None:
     """Why a file is none of trajectories, by its first row."""
     try:
         with contextlib.closing(_open_file(repository, name)) as file:
-            columns = first_columns(file, name)
+            return why_no_trajectories(file, name)
     except (SystemExit, ValueError) as error:
         return str(error).removeprefix(f"{name}: ")
     except Exception as error:  # many kinds again
         raise SystemExit(f"{name}: cannot be read from the Hub ({_one_line(error)}); run this again") from None
-    return (
-        None
-        if holds_conversation(columns)
-        else f"its rows have no column messages, but {', '.join(columns) or 'none at all'}"
-    )
 
 
 def _open_file(repository: Repository, name: str):

@@ -16,20 +16,19 @@ import re
 import signal
 import sys
 import threading
-from array import array
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 from served_tokens.files.read import REJECTS, Place, Shard, parse_row, progress, read_shards, rows_of, shown_raw
 from served_tokens.files.write import join, row_writer, written
-from served_tokens.marks import TrajectoryError
+from served_tokens.marks import Counts, TrajectoryError
 
 SHOWN_REASONS, SHOWN_REASON = 5, 1000  # reasons on the screen; characters of a reason that are kept
-ROWS_IN, SET_ASIDE, DIGEST = "rows in", "rows set aside", "digest"
 TOO_DEEP = "the row is nested too deeply"
 
 
@@ -54,32 +53,41 @@ class Work(NamedTuple):
     loads: Callable = json.loads
 
 
-class Totals(NamedTuple):
+@dataclass
+class Totals:
     """What comes of rows.
 
-    counts: ROWS_IN, SET_ASIDE, and what `convert` counts.
+    rows_in, set_aside: how many were read, and how many of these are set aside.
     reasons: {kind: [rows, the first one's place, its reason]}.
-    digests: of what each row holds, 8 bytes, where `convert` puts them into its counts as DIGEST.
+    unread: {key that nobody reads: rows that are set aside for it}.
+    counts: what `convert` counts, None before the first row.
     """
 
-    counts: Counter
-    reasons: dict
-    digests: array
+    rows_in: int = 0
+    set_aside: int = 0
+    reasons: dict = field(default_factory=dict)
+    unread: Counter = field(default_factory=Counter)
+    counts: Counts | None = None
 
     def add(self, other: "Totals") -> None:
-        self.counts.update(other.counts)
+        self.rows_in += other.rows_in
+        self.set_aside += other.set_aside
         for kind, (number, *first) in other.reasons.items():
             self.reasons.setdefault(kind, [0, *first])[0] += number
-        self.digests.extend(other.digests)
+        self.unread.update(other.unread)
+        self.count(other.counts)
 
-    def equal_rows(self) -> int:
-        """How many rows hold the same as one before them."""
-        return len(self.digests) - len(set(self.digests))
+    def count(self, counts: Counts | None) -> None:
+        """Add what is counted of a row, or of a part of the rows."""
+        if self.counts is None:
+            self.counts = counts
+        elif counts is not None:
+            self.counts.add(counts)
 
 
 def convert_files(sources: list[str], work: Work, num_proc: int, desc: str) -> Totals:
     """Convert the rows of files over processes, with a progress bar; see `Work` for what is written where."""
-    totals = Totals(Counter(), {}, array("Q"))
+    totals = Totals()
     results = in_processes(functools.partial(_convert, work), enumerate(read_shards(sources)), num_proc)
     with progress(sources, desc) as bar, contextlib.closing(results):
         for of_shard, size in results:
@@ -90,7 +98,7 @@ def convert_files(sources: list[str], work: Work, num_proc: int, desc: str) -> T
 
 def convert_shard(work: Work, number: int, rows) -> Totals:
     """Convert one shard and write its parts. `rows`: (place, raw), see `rows_of`."""
-    totals = Totals(Counter(), {}, array("Q"))
+    totals = Totals()
     with contextlib.ExitStack() as stack:
 
         @functools.cache
@@ -100,7 +108,7 @@ def convert_shard(work: Work, number: int, rows) -> Totals:
             return stack.enter_context(row_writer(work.folder / f"{number:06}{stream}{suffix}", work.schema))
 
         for place, raw in rows:
-            totals.counts[ROWS_IN] += 1
+            totals.rows_in += 1
             try:
                 counts, made = work.convert(parse_row(raw, work.loads), place)
             except (TrajectoryError, RecursionError) as error:
@@ -111,10 +119,10 @@ def convert_shard(work: Work, number: int, rows) -> Totals:
                     ) from None
                 kind, reason = re.sub(r"\d+", "#", reason), reason[:SHOWN_REASON]
                 writer(REJECTS)(rejected(place, reason, raw))
-                totals.add(Totals(Counter({SET_ASIDE: 1}), {kind: [1, place, reason]}, array("Q")))
+                unread = Counter(getattr(error, "keys", ()))
+                totals.add(Totals(set_aside=1, reasons={kind: [1, place, reason]}, unread=unread))
             else:
-                totals.digests.extend([counts.pop(DIGEST)] if DIGEST in counts else [])
-                totals.counts.update(counts)
+                totals.count(counts)
                 for stream, row in made:
                     writer(stream)(row)
     return totals
@@ -152,7 +160,7 @@ def print_reasons(totals: Totals, path: Path | str | None, of_several_files: boo
     """Where the rows are that were set aside, and why."""
     if not path:
         return
-    print(f"{totals.counts[SET_ASIDE]} rows set aside with their reasons: {path}", file=sys.stderr)
+    print(f"{totals.set_aside} rows set aside with their reasons: {path}", file=sys.stderr)
     for number, place, reason in sorted(totals.reasons.values(), key=lambda kind: -kind[0])[:SHOWN_REASONS]:
         file = f" of {place.source}" * of_several_files
         print(f"  {number} like row {place.row}{file}: {reason}", file=sys.stderr)

@@ -5,7 +5,9 @@ import datetime
 import functools
 import itertools
 import json
+import random
 import signal
+import string
 import threading
 from pathlib import Path
 from typing import NamedTuple
@@ -14,8 +16,7 @@ import jinja2
 import jinja2.ext
 import jinja2.sandbox
 
-from served_tokens.marks import TrajectoryError
-from served_tokens.rows.trajectory import BLOCK_END, BLOCK_START, CONTROL_TOKENS
+from served_tokens.marks import BLOCK_END, BLOCK_START, CONTROL_TOKENS, TrajectoryError, map_texts
 
 QWEN3 = Path(__file__).resolve().parents[2] / "chat_templates" / "qwen3.jinja"
 RENDER_SECONDS = 60  # the longest that a chat template may take for one rendering
@@ -110,6 +111,31 @@ def split_blocks(rendered: str) -> list[tuple[str, str]]:
         if not opening and blocks:
             return split
     raise TrajectoryError(f"the chat template is not ChatML: it does not render {BLOCK_START}role … {BLOCK_END} blocks")
+
+
+def with_stand_ins(messages: list[dict], tools: list[dict] | None) -> tuple:
+    """The same with plain words in place of the control tokens that ChatML is split at, so that a rendering can be
+    split.
+
+    Returns (messages, tools, reveal): reveal(text) puts the tokens back; it is None where there are none. The words are
+    as long as the tokens, occur nowhere else, and cannot overlap one another.
+    """
+    text = json.dumps([messages, tools], ensure_ascii=False, default=str)
+    if BLOCK_START not in text and BLOCK_END not in text:
+        return messages, tools, None
+    words = {}
+    for token, opening in ((BLOCK_START, "Qs"), (BLOCK_END, "Qe")):
+        while (word := opening + "".join(random.choices(string.ascii_lowercase, k=len(token) - 2))) in text:
+            pass
+        words[token] = word
+
+    def hide(text: str) -> str:
+        return text.replace(BLOCK_START, words[BLOCK_START]).replace(BLOCK_END, words[BLOCK_END])
+
+    def reveal(text: str) -> str:
+        return text.replace(words[BLOCK_START], BLOCK_START).replace(words[BLOCK_END], BLOCK_END)
+
+    return map_texts(messages, hide), map_texts(tools, hide), reveal
 
 
 def _bounded(chunks) -> str:

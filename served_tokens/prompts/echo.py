@@ -9,8 +9,7 @@ parser/abstract_parser.py, tool_parsers/hermes_tool_parser.py), one token at a t
 import json
 import re
 
-from served_tokens.rows.servers import served_arguments
-from served_tokens.rows.trajectory import BLOCK_END
+from served_tokens.marks import BLOCK_END, TrajectoryError
 
 ECHOES = ("none", "vllm", "vllm-stream")
 CALL, CALL_END = "<tool_call>", "</tool_call>"
@@ -34,8 +33,19 @@ def echoed_history(messages: list[dict], targets: dict[int, str], echo: str, too
         answer = answer_to(target, echo, bool(tools))
         history[turn] = {**answer, "content": answer["content"] or ""}
         for call in answer.get("tool_calls", ()):
-            call["function"]["arguments"] = served_arguments(call["function"]["arguments"], "vllm")
+            call["function"]["arguments"] = _read_again(call["function"]["arguments"])
     return history
+
+
+def _read_again(arguments: str) -> dict:
+    """What vLLM makes of arguments in the history: what is no object, or broken, is {}; raises TrajectoryError."""
+    try:
+        value = json.loads(arguments)
+    except json.JSONDecodeError:
+        return {}
+    except (ValueError, RecursionError) as error:
+        raise TrajectoryError(f"tool call arguments cannot be read ({error}), so a server refuses them") from None
+    return value if isinstance(value, dict) else {}
 
 
 def answer_to(target: str, echo: str, tools: bool, thinking: bool = True) -> dict:

@@ -4,10 +4,9 @@ import contextlib
 import functools
 import itertools
 
-from served_tokens.marks import TrajectoryError, map_texts
-from served_tokens.prompts.chat_template import QUERY, ChatTemplate, load_chat_template, split_blocks
+from served_tokens.marks import BLOCK_START, TrajectoryError, map_texts
+from served_tokens.prompts.chat_template import QUERY, ChatTemplate, load_chat_template, split_blocks, with_stand_ins
 from served_tokens.prompts.echo import echoed_history
-from served_tokens.rows.trajectory import BLOCK_START, with_stand_ins, without_reasoning
 
 OUTPUT = {"role": "tool", "content": "t"}
 TURN = {"role": "assistant", "content": "a", "reasoning_content": "r"}
@@ -59,6 +58,11 @@ def apply_despite_control_tokens(
         raise TrajectoryError("the chat template alters texts with control tokens, so its rendering cannot be split")
     plain, served = apply_chat_template(hidden, hidden_tools, render, linear, echo)
     return map_texts(plain, reveal), map_texts(served, reveal)
+
+
+def without_reasoning(messages: list[dict]) -> list[dict]:
+    """The messages as an agent sends them that does not send reasoning back: the `drop` history."""
+    return [{key: value for key, value in message.items() if key != "reasoning_content"} for message in messages]
 
 
 def _places(blocks: list[tuple], turns: list[int]) -> list[int]:

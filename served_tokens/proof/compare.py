@@ -15,9 +15,9 @@ import jinja2
 from served_tokens.files.hub import local_copy
 from served_tokens.files.processes import TOO_DEEP, in_processes
 from served_tokens.files.read import LEFT_OUT, Place, parse_row, progress, read_rows, read_shards, rows_of
-from served_tokens.marks import TrajectoryError
+from served_tokens.marks import IGNORE_INDEX, TrajectoryError
 from served_tokens.prompts.chat_template import time_limit
-from served_tokens.proof.findings import IGNORE_INDEX, PLACES_KEPT, Findings
+from served_tokens.proof.findings import PLACES_KEPT, Findings
 from served_tokens.proof.lost import looking_for
 from served_tokens.proof.turn import SERVED_AS, echoed_messages, expected_sample, served_turn, task_of
 from served_tokens.rows.notes import refuse_breaks

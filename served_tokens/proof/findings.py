@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-IGNORE_INDEX = -100  # LlamaFactory's extras/constants.py: no loss on this token
+from served_tokens.marks import IGNORE_INDEX
+
 SAMPLES_IN_PAGE = 200
 MISMATCHES_KEPT, PLACES_KEPT, REASONS_KEPT, LOSSES_KEPT = 50, 20, 20, 3
 EXTREMES = 20  # samples that are in the page for being the longest, and as many for being the shortest

@@ -7,9 +7,8 @@ import contextlib
 import hashlib
 import json
 
-from served_tokens.marks import TrajectoryError
+from served_tokens.marks import IGNORE_INDEX, TrajectoryError
 from served_tokens.proof.echo import echoed_turn
-from served_tokens.proof.findings import IGNORE_INDEX
 from served_tokens.rows.trajectory import with_stand_ins, without_reasoning
 
 ASSISTANT = "<|im_start|>assistant\n"

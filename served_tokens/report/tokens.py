@@ -4,7 +4,8 @@ import itertools
 import json
 import re
 
-from served_tokens.proof.findings import IGNORE_INDEX, Sample
+from served_tokens.marks import IGNORE_INDEX
+from served_tokens.proof.findings import Sample
 
 TOKENS_IN_PAGE = 500_000  # of all its samples together
 TOKENS_OF_SAMPLE = 10_000  # more, and a browser is slow to show it

@@ -9,8 +9,7 @@ import re
 from collections import defaultdict
 from pathlib import Path
 
-from served_tokens.marks import TrajectoryError
-from served_tokens.rows.trajectory import BLOCK_END, BLOCK_START
+from served_tokens.marks import BLOCK_END, BLOCK_START, TrajectoryError
 
 COLUMNS = {"prompt": "instruction", "query": "input", "response": "output", "system": "system", "history": "history"}
 FIRST_BLOCK = 10 * 2**20 // 32  # bytes, by which the JSON reader of datasets (4.0.0) decides of types

@@ -3,7 +3,7 @@
 import functools
 import re
 
-from served_tokens.rows.trajectory import BLOCK_END, BLOCK_START
+from served_tokens.marks import BLOCK_END, BLOCK_START
 
 
 def token_counter(tokenizer, given: str):

@@ -2,40 +2,33 @@
 
 import json
 from collections import Counter
-from typing import NamedTuple
+from dataclasses import dataclass, field
 
 import orjson
 
 from served_tokens.files.read import LEFT_OUT, Place
-from served_tokens.marks import TrajectoryError
+from served_tokens.marks import Counts, TrajectoryError
 from served_tokens.samples.alpaca import dates, reasoning_of, step1_columns, to_samples
 from served_tokens.samples.dataset_info import group_of, is_held_out
 from served_tokens.samples.lengths import load_tokenizer, token_counter
 
 VALIDATION = "_val"
-# What is counted.
-TRAJECTORIES, WITHOUT_SAMPLES, TURNS, SAMPLES, SUPERVISED = (
-    "trajectories",
-    "without samples",
-    "turns",
-    "samples",
-    "supervised",
-)
-NOT_THINKING, WITH_REASONING, UNMERGED, MERGED = "without thinking", "with reasoning", "unmerged", "merged"
-DATED, UNDATED = "dated", "undated"
 # Why turns are left out.
 OTHER_LENGTH = "their trajectory has fewer turns than --min-turns or more than --max-turns"
-THINKING_OFF = "the row says enable_thinking: false; step 2 keeps it by --no-thinking"
+THINKING_OFF = "the row says that the model is not to think; step 2 keeps it by --no-thinking"
+NOT_LAST = "they are not the last turn of their row (--turns last)"
 HELD_OUT = "they are held out, to be evaluated"
 NO_REASONING = "they have no reasoning"
 TOO_LONG = "their sample does not fit in --cutoff-len"
 
 
-class Options(NamedTuple):
+@dataclass(frozen=True)
+class Options:
     """What samples are made of a trajectory; as in the command."""
 
     served_as: str = "drop"
     merge_turns: bool = False
+    turns: str = "all"  # or "last"
     min_turns: int = 1
     max_turns: int | None = None
     require_reasoning: bool = False
@@ -46,7 +39,40 @@ class Options(NamedTuple):
     as_json: bool = False  # the output is read by a JSON reader
 
 
-def convert_row(row: dict, place: Place, options: Options) -> tuple[Counter, list]:
+@dataclass
+class Selected(Counts):
+    """What step 2 counts of trajectories.
+
+    without_samples: trajectories of which all turns are left out; supervised: turns that a sample trains.
+    with_reasoning, not_thinking: of the targets that can be trained, those with reasoning and those that open no think
+    block. without_reasoning, beside_reasoning: turns without reasoning that samples train, and all turns that they
+    train, of trajectories in which some have it.
+    unmerged, merged: characters of the samples, one by one and by --merge-turns.
+    given: {what the generation prompt holds of a target: trajectories}; left_out: {why: turns}; held_out: {by what:
+    trajectories}; validation: samples of these. dated, undated: {column: samples whose texts all look like dates, or
+    do not}.
+    """
+
+    trajectories: int = 0
+    without_samples: int = 0
+    turns: int = 0
+    samples: int = 0
+    supervised: int = 0
+    with_reasoning: int = 0
+    not_thinking: int = 0
+    without_reasoning: int = 0
+    beside_reasoning: int = 0
+    unmerged: int = 0
+    merged: int = 0
+    validation: int = 0
+    given: Counter = field(default_factory=Counter)
+    left_out: Counter = field(default_factory=Counter)
+    held_out: Counter = field(default_factory=Counter)
+    dated: Counter = field(default_factory=Counter)
+    undated: Counter = field(default_factory=Counter)
+
+
+def convert_row(row: dict, place: Place, options: Options) -> tuple[Selected, list]:
     """A row of step 1 -> (counts, its samples and the turns left out, see `Work.convert`); raises TrajectoryError."""
     messages, served = step1_columns(row)
     if served["enable_thinking"] is False and options.served_as != "no-thinking":
@@ -59,18 +85,17 @@ def convert_row(row: dict, place: Place, options: Options) -> tuple[Counter, lis
     by, _ = group = group_of(row.get("task_info"), messages)
     held_out = is_held_out(group, options.val_ratio, options.seed)
     counts = _counted(messages, served, samples, options)
-    counts.update(_left_out_as(turn["reason"]) for turn in left_out)
-    if options.as_json:
-        counts.update(
-            (DATED if dated else UNDATED, column) for sample in samples for column, dated in dates(sample).items()
-        )
+    counts.left_out.update(turn["reason"] for turn in left_out)
+    for column, dated in (pair for sample in samples if options.as_json for pair in dates(sample).items()):
+        (counts.dated if dated else counts.undated)[column] += 1
     if samples and held_out:
-        counts.update({VALIDATION: len(samples), (VALIDATION, by): 1})
+        counts.validation = len(samples)
+        counts.held_out[by] += 1
     if held_out:
         told = {"source": served["source"], "trajectory": served["trajectory"], "reason": HELD_OUT}
         left_out += [{**told, "turn": turn} for sample in samples for turn in sample["turns"]]
-    made = [*((VALIDATION * held_out, sample) for sample in samples), *((LEFT_OUT, turn) for turn in left_out)]
-    return counts, made
+    stream = VALIDATION if held_out else ""
+    return counts, [*((stream, sample) for sample in samples), *((LEFT_OUT, turn) for turn in left_out)]
 
 
 def load_text(raw: bytes):
@@ -84,11 +109,6 @@ def load_text(raw: bytes):
     return json.loads(raw) if huge else row
 
 
-def _left_out_as(reason: str) -> tuple:
-    """What counts the turns that are left out for a reason."""
-    return LEFT_OUT, reason
-
-
 def row_samples(messages: list, served: dict, options: Options) -> tuple[list, list]:
     """(samples, turns left out: {"source", "trajectory", "turn", "reason"}, and "tokens" where it is too long)"""
     turns, tokens_of = [turn["turn"] for turn in served["turns"]], {}
@@ -97,6 +117,8 @@ def row_samples(messages: list, served: dict, options: Options) -> tuple[list, l
 
     def refuse(turn: dict, columns: dict) -> str | None:
         target = messages[turn["message"]]["content"]
+        if options.turns == "last" and turn["turn"] != turns[-1]:
+            return NOT_LAST
         if options.require_reasoning and not reasoning_of(target):
             return NO_REASONING
         no_thinking = options.served_as == "no-thinking" and target.startswith("<think>")
@@ -118,20 +140,28 @@ def row_samples(messages: list, served: dict, options: Options) -> tuple[list, l
     return samples, left_out
 
 
-def _counted(messages: list, served: dict, samples: list, options: Options) -> Counter:
+def _counted(messages: list, served: dict, samples: list, options: Options) -> Selected:
     once = {turn for sample in samples for turn in sample["turns"]}
-    targets = [messages[turn["message"]]["content"] for turn in served["turns"] if not turn["left_out"]]
-    counts = Counter(
-        {TRAJECTORIES: 1, WITHOUT_SAMPLES: not samples, TURNS: len(served["turns"]), SAMPLES: len(samples)}
+    target_of = {turn["turn"]: messages[turn["message"]]["content"] for turn in served["turns"]}
+    targets = [target_of[turn["turn"]] for turn in served["turns"] if not turn["left_out"]]
+    thinking = sum(bool(reasoning_of(target)) for target in targets)
+    counts = Selected(
+        trajectories=1,
+        without_samples=int(not samples),
+        turns=len(served["turns"]),
+        samples=len(samples),
+        supervised=len(once),
+        with_reasoning=thinking,
+        not_thinking=sum(not target.startswith("<think>") for target in targets),
+        given=Counter([served["given"]]),
     )
-    counts[SUPERVISED] = len(once)
-    counts[WITH_REASONING] = sum(bool(reasoning_of(target)) for target in targets)
-    counts[NOT_THINKING] = sum(not target.startswith("<think>") for target in targets)
-    counts["given", served["given"]] += 1
+    if thinking and options.served_as != "no-thinking":
+        counts.without_reasoning = sum(not reasoning_of(target_of[turn]) for turn in once)
+        counts.beside_reasoning = len(once)
     if options.merge_turns:
         unmerged, _ = to_samples(messages, served, options.served_as)
-        counts[UNMERGED] = sum(_characters(sample) for sample in unmerged if sample["turns"][0] in once)
-        counts[MERGED] = sum(map(_characters, samples))
+        counts.unmerged = sum(_characters(sample) for sample in unmerged if sample["turns"][0] in once)
+        counts.merged = sum(map(_characters, samples))
     return counts
 
 

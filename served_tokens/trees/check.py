@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from served_tokens.proof.findings import IGNORE_INDEX
+from served_tokens.marks import IGNORE_INDEX
 from served_tokens.trees.rows import Row, Sample, rows_of, shared_tokens
 
 AS_WRITTEN, MERGED, TREES = "samples as written", "merged chains", "token trees"

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from served_tokens.files.write import work_folder, written
-from served_tokens.proof.findings import IGNORE_INDEX
+from served_tokens.marks import IGNORE_INDEX
 from served_tokens.trees.rows import Row, padded, rows_of
 
 OWN = ("row_tokens", "row_samples", "row_accumulation")

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from served_tokens.proof.findings import IGNORE_INDEX
+from served_tokens.marks import IGNORE_INDEX
 
 
 class Sample(NamedTuple):

@@ -1,0 +1,253 @@
+"""Keys: what a reader takes out of an object is read; what is left over must be known, or the user must name it.
+
+Objects have a level: row, message, call, part (of a content list) or tool. A reader opens an object, which is then a
+copy, takes out of it what it reads, and closes it. Nothing is guessed by the words in a key's name.
+"""
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from served_tokens.marks import TrajectoryError, in_json, is_empty, kind_of, says
+
+# What --read-as can give another key to: {field: the level of the objects that have it}.
+FIELDS = {
+    **dict.fromkeys(("messages", "tools", "system"), "row"),
+    **dict.fromkeys(("role", "content", "reasoning_content", "tool_calls", "weight"), "message"),
+    "arguments": "call",
+}
+# Keys that say nothing of what the model sees or writes. Where their values hold a message, it is found all the same.
+KNOWN = {
+    "row": frozenset(
+        "id uuid index idx timestamp date created created_at model model_name object system_fingerprint provider "
+        "usage cost latency latency_sec duration score reward rewards reward_info source data_source dataset "
+        "dataset_source split language category license version generator agent episode episode_id run_id "
+        "session_id trace_id instance_id example_id sample_id task task_id domain tags info metadata extra "
+        "extra_body trajectory_format resolved exit_status termination_reason num_turns call stream temperature "
+        "top_p top_k max_tokens n seed tool_choice parallel_tool_calls traj_type task_info user_messages steps".split()
+    ),
+    "message": frozenset(
+        "id uuid index turn_idx timestamp date created created_at model model_name object provider usage cost "
+        "latency duration score reward logprobs name tool_call_id tool_name error is_error signature annotations "
+        "extra response_metadata usage_metadata".split()
+    ),
+    "call": frozenset("index signature cache_control caller extra_content".split()),
+    "part": frozenset("id index cache_control citations signature is_error annotations".split()),
+    "tool": frozenset("cache_control strict defer_loading".split()),
+}
+ENVSCALER = ("task_info", "user_messages", "steps")  # said of its rows; they repeat messages
+# Keys of shapes that are not read, and what a row that has them must be brought into: {way out: "level.key …"}.
+WAYS_OUT = {
+    "it is a system prompt: read it by --read-as {}=system, or put it into messages": "row.instructions "
+    "row.instruction row.system_prompt row.system_message row.system_instruction",
+    "it is the answer: append it to messages as an assistant message": "row.response row.output row.answer "
+    "row.choices row.completion",
+    "these are preference rows: write a row for each answer that is to be trained": "row.chosen row.rejected "
+    "row.chosen_response row.rejected_response row.chosen_messages row.rejected_messages row.label row.preference",
+    "convert the items of the Responses API to messages": "row.input",
+    "convert Gemini's contents to messages": "row.contents row.systemInstruction message.parts",
+    "convert it to messages, each choice to the message in it": "row.messages_and_choices",
+    "convert Bedrock's rows to messages and tools": "row.toolConfig",
+    "harmony's channels: convert analysis to reasoning_content, commentary to tool_calls": "message.channel "
+    "message.recipient",
+    "loss is switched for whole turns only: leave the turn out by weight: 0": "message.train_detail message.loss_spans "
+    "message.train_spans",
+    "write calls as tool_calls": "message.function_calls",
+    "the model wrote calls that are no JSON: leave the turn out by weight: 0": "message.invalid_tool_calls",
+}
+CONVERT = {key: way_out for way_out, keys in WAYS_OUT.items() for key in keys.split()}
+CUT = frozenset(
+    "length max_tokens max_output_tokens content_filter error abort aborted cancelled pause_turn refusal".split()
+)
+OF_A_MESSAGE = ("reasoning_content", "reasoning", "thinking_blocks", "tool_calls", "function_call")
+
+
+@dataclass
+class Reader:
+    """How the objects of a row are read, and what is met on the way.
+
+    read_as: (key, field) pairs of --read-as.
+    ignore_keys: those of --ignore-key, "note" or "message.note". One that is named with its level is as if it were not
+        there; one without is never taken from what is read.
+    prints_tools_as_sent: whether all keys of a tool are in the prompt, so that none is left over.
+    shapes: {name: how often it was met}.
+    known: {"message.usage": how often}, left over and harmless or ignored.
+    unknown: {"message.note": what to do about it, or nothing where all that is known of it is its name}.
+    """
+
+    read_as: tuple = ()
+    ignore_keys: tuple = ()
+    prints_tools_as_sent: bool = False
+    shapes: Counter = field(default_factory=Counter)
+    known: Counter = field(default_factory=Counter)
+    unknown: dict = field(default_factory=dict)
+
+    def opened(self, value, level: str) -> dict:
+        """A copy to take out of, with the keys of --read-as renamed; raises TrajectoryError where it is no object."""
+        if not isinstance(value := in_json(value), dict):
+            raise TrajectoryError(f"is not an object but {kind_of(value)}")
+        left = dict(value)
+        for key in self.ignore_keys:
+            its_level, named, bare = key.partition(".")
+            if named and its_level == level:
+                left.pop(bare, None)
+        for key, its_field in self.read_as:
+            if FIELDS[its_field] == level and key in left:
+                left[its_field] = one_of({its_field: left.get(its_field), key: left.pop(key)}, its_field)
+        return left
+
+    def closed(self, left: dict, level: str, turn: dict | None = None, lacks: str | None = None) -> str | None:
+        """Note what is left over of an object; returns how it says that its answer was cut off, or None.
+
+        Args:
+            turn: what was read of the object, if it is a turn: an API's answer that repeats it is no loss.
+            lacks: the field of --read-as that the object has nothing for.
+        """
+        cut = None
+        for key, value in left.items():
+            if not says(value):
+                continue
+            name = f"{level}.{key}"
+            if level == "message" and (cut_here := cut_within(value)):
+                cut = cut or cut_here
+                self.known[name] += 1
+                continue
+            holds = None if level == "row" and key in ENVSCALER else held_within(value, turn)
+            if name in CONVERT:
+                self.unknown[name] = CONVERT[name].format(key)
+            elif holds:
+                self.unknown[name] = f"it holds {holds}: bring that into messages and tools"
+            elif key in KNOWN[level] or key in self.ignore_keys:
+                self.known[name] += 1
+            elif lacks and isinstance(value, (str, list, dict)):
+                self.unknown[name] = f"read it by --read-as {key}={lacks}"
+            else:
+                self.unknown.setdefault(name, "")
+        return cut
+
+    def refuse_unknown(self) -> None:
+        """Raise TrajectoryError where keys are left over that nobody knows; it names all of them."""
+        if not self.unknown:
+            return
+        told = [f"{name} ({what})" if what else name for name, what in self.unknown.items()]
+        nameless = tuple(name for name, what in self.unknown.items() if not what)
+        ways = f"read them by --read-as, or leave them out by --ignore-key {nameless[0]}" if nameless else ""
+        raise TrajectoryError(f"nobody reads its keys {', '.join(told)}" + (f"; {ways}" if ways else ""), nameless)
+
+
+def one_of(readings: dict, what: str):
+    """The one value that readings of one thing, {where: value}, agree on; None where all are empty."""
+    said = {where: value for where, value in readings.items() if not is_empty(value)}
+    (first, value), *others = said.items() or [("", None)]
+    for other, its_value in others:
+        if _stripped(its_value) != _stripped(value):
+            raise TrajectoryError(f"{what} stands in both {first} and {other}, and they differ")
+    return value
+
+
+def _stripped(value):
+    return value.strip() if isinstance(value, str) else value
+
+
+def cut_within(value) -> str | None:
+    """Why an answer was cut off, by a finish_reason or stop_reason at any depth; None where there is none."""
+    value = in_json(value)
+    if isinstance(value, list):
+        return next(filter(None, map(cut_within, value)), None)
+    if not isinstance(value, dict):
+        return None
+    for key in ("finish_reason", "stop_reason"):
+        if isinstance(reason := value.get(key), str) and reason.lower() in CUT:
+            return reason.lower()
+    return cut_within(list(value.values()))
+
+
+def held_within(value, turn: dict | None) -> str | None:
+    """What of a conversation a value holds at any depth: a message, calls or tools; None where there is nothing.
+
+    A message, or reasoning or calls without one, that a turn says as well is not meant.
+    """
+    value = in_json(value)
+    if isinstance(value, list):
+        return next(filter(None, (held_within(item, turn) for item in value)), None)
+    if not isinstance(value, dict) or not says(value):
+        return None
+    if ("role" in value and says(value.get("content"))) or any(says(value.get(key)) for key in OF_A_MESSAGE):
+        return None if _repeats(value, turn) else "a message"
+    if isinstance(value.get("name"), str) and any(says(value.get(key)) for key in ("arguments", "args")):
+        return None if turn and any(value["name"] == name for name, _ in _calls(turn)) else "a tool call"
+    function = value.get("function", value)
+    if isinstance(function, dict) and "name" in function and ("parameters" in function or "input_schema" in function):
+        return "tools"
+    choices = value.get("choices")
+    if isinstance(choices, list) and any(isinstance(choice, dict) and says(choice.get("text")) for choice in choices):
+        return "an answer"
+    return held_within(list(value.values()), turn)
+
+
+def _repeats(message: dict, turn: dict | None) -> bool:
+    """Whether a turn says all that a message says."""
+    if not turn:
+        return False
+    reasoning = message.get("reasoning_content") or message.get("reasoning")
+    same_text = is_empty(message.get("content")) or message["content"] == turn.get("content")
+    same_reasoning = is_empty(reasoning) or _stripped(reasoning) == _stripped(turn.get("reasoning_content"))
+    calls = _calls(message)
+    return same_text and same_reasoning and (not calls or calls == _calls(turn))
+
+
+def _calls(message: dict) -> list[tuple]:
+    """(name, arguments) of the calls of a message."""
+    functions = [call.get("function", call) for call in message.get("tool_calls") or [] if isinstance(call, dict)]
+    return [(function.get("name"), in_json(function.get("arguments"))) for function in functions]
+
+
+# ---------------------------------------------------------------- thinking
+
+SAYS_ON = frozenset("on true yes enabled enable adaptive auto default minimal low medium high xhigh max".split())
+SAYS_OFF = frozenset("off false no none disabled disable".split())
+BUDGETS = ("thinking_budget", "budget_tokens", "max_thinking_tokens", "reasoning_budget")
+SWITCHES = ("enable_thinking", "think", "thinking", "reasoning", "reasoning_effort", *BUDGETS)
+OF_A_SWITCH = ("type", "enabled", "effort", "max_tokens", "summary", "display", "exclude")
+PLACES = ("metadata", "extra_body", "chat_template_kwargs")
+
+
+def thinking_of(left: dict) -> bool | None:
+    """What a row says of thinking, under any name that requests have for it; None where it says nothing.
+
+    Takes what it understands out of the row. Raises TrajectoryError where two places differ, or chat_template_kwargs
+    holds what step 1 does not pass to the chat template.
+    """
+    said = {}
+    for key in SWITCHES:
+        if (switch := _switch(left.get(key), key)) is not None:
+            said[key] = switch
+            del left[key]
+    for place in PLACES:
+        inner = in_json(left.get(place))
+        if not isinstance(inner, dict):
+            continue
+        inner = dict(inner)
+        for other in () if place != "chat_template_kwargs" else inner.keys() - {*SWITCHES}:
+            if inner[other] is not None:
+                raise TrajectoryError(f"{place} has {other}, which step 1 does not pass to the chat template")
+        if (switch := thinking_of(inner)) is not None:
+            said[place] = switch
+            left[place] = inner
+    if len({*said.values()}) > 1:
+        raise TrajectoryError(f"{' and '.join(said)} differ about whether the model is to think")
+    return next(iter(said.values()), None)
+
+
+def _switch(value, key: str) -> bool | None:
+    """Whether a switch is on; None where it is no switch, or says nothing."""
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, (int, float)) and key in BUDGETS:
+        return value != 0
+    if isinstance(value, str) and value.lower() in SAYS_ON | SAYS_OFF:
+        return value.lower() in SAYS_ON
+    if isinstance(value, dict) and value.keys() <= {*OF_A_SWITCH, *BUDGETS}:
+        inner = [_switch(item, "budget_tokens" if its == "max_tokens" else its) for its, item in value.items()]
+        said = [switch for switch in inner if switch is not None]
+        return False not in said if said else None
+    return None
