@@ -11,7 +11,8 @@ that should hold it. Exit code 1 where anything differs, is cut or lost.
 --trees makes the rows of train_on_trees.py too, and looks at what each supervised token sees there.
 --report and --plots draw what the check learns on its way; --show prints one sample and checks nothing.
 
-The one idea: nothing of step 1 and step 2 is trusted; the two sides share only the trajectories.
+The one idea: nothing of step 1 and step 2 is trusted. That holds for the reading of rows too: plain ones are read
+by the check's own rules as well, and in others each text is looked for.
 """
 
 import argparse
@@ -66,10 +67,10 @@ def check_sets(sets: list, to_train: int, truth: Truth, data_args) -> tuple[list
         if data_args.max_samples is not None:
             settings += f", max_samples {data_args.max_samples}"
         found.append(Findings(name, trains, settings, array("q", [0]) * len(built), bytearray(len(built)), path))
-        supervised, its_tasks = check_dataset(found[-1], path, provenance, built, truth)
-        tasks[trains].update(its_tasks)
+        checked = check_dataset(found[-1], path, provenance, built, truth)
+        tasks[trains].update(checked.tasks)
         if trains:
-            trained.update(supervised)
+            trained.update(checked.supervised)
         found[-1].total = total
         if found[-1].counts["exact"] < len(built):
             mend = what_mends(found[-1], provenance, data_args)
@@ -78,6 +79,14 @@ def check_sets(sets: list, to_train: int, truth: Truth, data_args) -> tuple[list
         unsaid = 0 if truth.is_cut or not trains else found[-1].why_left_out[NOT_SAID] + found[-1].counts[NO_TRACE]
         if unsaid:
             problems.append(f"{name}: {unsaid} turns or trajectories have no sample and no reason; run step 2 again")
+        if otherwise := found[-1].counts["read otherwise"]:
+            problems.append(f"{name}: {otherwise} rows are read otherwise by step 1 than by the check itself")
+        if both := found[-1].counts["reasoning lost"]:
+            problems.append(
+                f"{name}: {both} prompts are trained both with and without reasoning to the same answer "
+                f"({found[-1].reasoning_lost}): in a log with a row for each call, past turns have lost theirs; step 2 "
+                "--turns last trains the last turn of each row only"
+            )
         if lost := found[-1].counts["lost texts"]:
             problems.append(f"{name}: {lost} texts of the trajectories are in no sample that should hold them")
         print_findings(found[-1], data_args.max_samples)

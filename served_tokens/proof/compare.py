@@ -2,38 +2,39 @@
 
 import contextlib
 import functools
+import hashlib
 import itertools
 import json
 import os
 import re
 from collections import defaultdict
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 import jinja2
 
 from served_tokens.files.hub import local_copy
 from served_tokens.files.processes import TOO_DEEP, in_processes
-from served_tokens.files.read import LEFT_OUT, Place, parse_row, progress, read_rows, read_shards, rows_of
-from served_tokens.marks import IGNORE_INDEX, TrajectoryError
-from served_tokens.prompts.chat_template import time_limit
+from served_tokens.files.read import LEFT_OUT, Place, format_of, parse_row, progress, read_rows, read_shards, rows_of
+from served_tokens.marks import BLOCK_END, BLOCK_START, IGNORE_INDEX, TrajectoryError
 from served_tokens.proof.findings import PLACES_KEPT, Findings
-from served_tokens.proof.lost import looking_for
+from served_tokens.proof.lost import lost_texts
+from served_tokens.proof.own_reader import plain_reading
 from served_tokens.proof.turn import SERVED_AS, echoed_messages, expected_sample, served_turn, task_of
-from served_tokens.rows.notes import refuse_breaks
-from served_tokens.rows.trajectory import BLOCK_END, BLOCK_START, Reading, Trajectory, read_trajectory
-from served_tokens.samples.dataset_info import name_of
-from served_tokens.samples.select import THINKING_OFF, VALIDATION
+from served_tokens.rows.trajectory import Reading, Trajectory, read_trajectory
 
+VALIDATION = "_val"  # what step 2 adds to the name of a validation set
 NOT_SAID = "step 2 does not say why"
 NO_TRACE = "it has no sample, and step 2 does not say why"
+THINKING_OFF = "the row says that the model is not to think"
 OFF_RECORD = "differs from the token ids that the server recorded of it"
 REFUSED = "the model's chat template refuses it"
 ROWS_AT_ONCE = 8  # trajectories that a process checks at a time
-SHOWN_TOKENS = 12  # on each side of the first difference
+SHOWN_TOKENS, SHOWN_TEXT = 12, 60  # tokens on each side of the first difference; characters of a text that is lost
 
 
-class Truth(NamedTuple):
+@dataclass(frozen=True)
+class Truth:
     """What samples are compared with.
 
     tokenizer: the model's, with its chat template.
@@ -49,11 +50,11 @@ class Truth(NamedTuple):
 
     def render(self, messages, tools, add_generation_prompt, **variables) -> str:
         variables["add_generation_prompt"] = add_generation_prompt
-        with time_limit():
-            return self.tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, **variables)
+        return self.tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, **variables)
 
 
-class Samples(NamedTuple):
+@dataclass(frozen=True)
+class Samples:
     """The samples of a data set, by the trajectories that they are of; processes inherit it.
 
     built: what LlamaFactory made of them, a row for each.
@@ -66,43 +67,84 @@ class Samples(NamedTuple):
     why: dict
 
 
-def check_dataset(found: Findings, path: Path, provenance, built, truth: Truth) -> tuple[list, set]:
-    """Compare each sample with its turns, over processes, and note what is found; returns (what is supervised, the
-    tasks of which it is).
+@dataclass(frozen=True)
+class Answer:
+    """What a prompt is trained to, as digests of the token ids: of the whole target, and less its reasoning."""
 
-    What is supervised: (source, trajectory, turn), as often as it is; the tasks: see `task_of`. Of a data set for
-    evaluation, only trajectories that have samples count.
+    target: int
+    answer: int
+    thinks: bool
+    place: str
+
+
+@dataclass
+class Checked:
+    """What is learnt of some rows of a data set.
+
+    supervised: (source, trajectory, turn) of each turn that a sample trains, as often as one does.
+    used: the places of the trajectories that samples are of; tasks: theirs, see `task_of`.
+    answers: (digest of a prompt, what it is trained to) of each turn.
+    size: bytes of the file that are done with these rows.
+    """
+
+    found: Findings
+    supervised: list = field(default_factory=list)
+    used: list = field(default_factory=list)
+    tasks: set = field(default_factory=set)
+    answers: list = field(default_factory=list)
+    size: int = 0
+
+
+def check_dataset(found: Findings, path: Path, provenance, built, truth: Truth) -> Checked:
+    """Compare each sample with its turns, over processes, and note what is found.
+
+    Of a data set for evaluation, only trajectories that have samples count.
 
     Args:
         path: of the samples, beside which step 2 says why it left turns out.
         provenance, built: two data sets with the same rows, what step 2 says of the samples and what LlamaFactory
             made of them.
     """
-    samples = Samples(
-        built, samples_by_trajectory(provenance, truth.trajectories), reasons_of(path, truth.trajectories)
-    )
+    of, why = samples_by_trajectory(provenance, truth.trajectories), reasons_of(path, truth.trajectories)
+    samples = Samples(built=built, of=of, why=why)
     if found.trains:  # files of which all turns are left out or held out too
         reading = next(iter(samples.of.values()))[0]
         for source in {source for source, *_ in samples.why if (local_copy(source) or Path(source)).is_file()}:
             samples.of.setdefault(source, (reading, {}))
-    supervised, tasks = [], set()
-    check = functools.partial(_check_rows, found, samples, truth)
+    checked, check, answers = Checked(found), functools.partial(_check_rows, found, samples, truth), {}
     with progress([*samples.of], "check") as bar:
-        for part, used, its_tasks, size in in_processes(check, _batches(samples.of), os.cpu_count()):
-            found.add(part)
-            for place in used:
-                its_samples = samples.of[place.source][1].pop(place.row)
-                supervised += [(*place, turn) for _, turns, _ in its_samples for turn in turns]
-            tasks |= its_tasks
-            bar.update(size)
+        for part in in_processes(check, _batches(samples.of), os.cpu_count()):
+            found.add(part.found)
+            for place in part.used:
+                samples.of[place.source][1].pop(place.row)
+            checked.supervised += part.supervised
+            checked.tasks |= part.tasks
+            _note_answers(found, answers, part.answers)
+            bar.update(part.size)
     for source, (_, unused) in samples.of.items():
         if unused:
             raise SystemExit(
                 f"{source}: has no usable trajectory {min(unused)}, of which there are samples; "
                 "name the file that step 1 read by --trajectories"
             )
-    found.counts["supervised turns"] = len(set(supervised))
-    return supervised, tasks
+    found.counts["supervised turns"] = len(set(checked.supervised))
+    return checked
+
+
+def _note_answers(found: Findings, known: dict, answers: list) -> None:
+    """Note prompts that are trained to several targets, and those of which two differ by their reasoning alone.
+
+    The second kind is the sign of a log with a row for each call, where past turns have lost their reasoning.
+    """
+    for prompt, answer in answers:
+        first = known.setdefault(prompt, answer)
+        if first.target == answer.target:
+            continue
+        found.counts["other targets"] += 1
+        found.other_targets = found.other_targets or f"{first.place}, and {answer.place}"
+        if first.answer == answer.answer and first.thinks != answer.thinks:
+            found.counts["reasoning lost"] += 1
+            found.reasoning_lost = found.reasoning_lost or f"{first.place}, and {answer.place}"
 
 
 def _batches(sources):
@@ -113,10 +155,11 @@ def _batches(sources):
             yield rows[start : start + ROWS_AT_ONCE], shard.size if start + ROWS_AT_ONCE >= len(rows) else 0
 
 
-def _check_rows(found: Findings, samples: Samples, truth: Truth, batch: tuple) -> tuple:
-    """(what is found, the places of the trajectories that samples are of, their tasks, size)"""
+def _check_rows(found: Findings, samples: Samples, truth: Truth, batch: tuple) -> Checked:
+    """What is learnt of some rows, (place, raw) of each."""
     rows, size = batch
-    found, used, tasks = found.of_no_sample(), [], set()
+    checked = Checked(found.of_no_sample(), size=size)
+    found = checked.found
     for place, raw in rows:
         reading, samples_of = samples.of[place.source]
         its_samples = samples_of.get(place.row, ())
@@ -127,7 +170,7 @@ def _check_rows(found: Findings, samples: Samples, truth: Truth, batch: tuple) -
             row = parse_row(raw)
             trajectory = read_trajectory(row, reading)
             if not (its_samples or truth.is_cut or any((*place, turn) in samples.why for turn in trajectory.turns)):
-                why = _why_no_trace(trajectory, reading, truth)
+                why = _why_no_trace(trajectory, truth)
                 found.counts[NO_TRACE] += why == NO_TRACE
                 raise TrajectoryError(why)
         except (TrajectoryError, jinja2.TemplateError) as error:
@@ -136,30 +179,67 @@ def _check_rows(found: Findings, samples: Samples, truth: Truth, batch: tuple) -
         except RecursionError:
             found.set_aside(TOO_DEEP)
             continue
-        if its_samples:
-            used.append(place)
-            tasks.add(task_of(row.get("task_info"), trajectory.messages, trajectory.tools))
         _note_turns(found, place, trajectory.turns, its_samples, samples.why)
-        columns = {dict(reading.read_as).get(column, column): value for column, value in row.items()}
-        look = looking_for(found, columns, trajectory.messages, named(place), frozenset(reading.ignore_keys))
-        _check_samples(found, place, trajectory, its_samples, (samples.built, truth, look, reading.echo))
-    return found, used, tasks, size
+        found.unread.update(trajectory.given.known.keys())
+        if its_samples:
+            checked.used.append(place)
+            checked.supervised += [(*place, turn) for _, turns, _ in its_samples for turn in turns]
+            checked.tasks.add(task_of(row.get("task_info"), trajectory.messages, trajectory.tools))
+            shown = _check_samples(checked, place, trajectory, its_samples, samples.built, truth, reading.echo)
+            _check_reading(found, place, row, reading, trajectory, shown)
+    return checked
 
 
-def _check_samples(found: Findings, place: Place, trajectory: Trajectory, samples: list, against: tuple) -> None:
-    """Compare the samples of one trajectory with its turns."""
-    built, truth, look, echo = against
-    tokenize, what = Tokens(truth.tokenizer), (trajectory.messages, trajectory.tools)
+def _check_reading(found: Findings, place: Place, row: dict, reading: Reading, trajectory: Trajectory, shown) -> None:
+    """Compare the reading of a row with the check's own, or where the row is not plain look for each of its texts."""
+    chosen = {key.rpartition(".")[2] for key in reading.ignore_keys if "." in key}
+    plain = None
+    if not (reading.read_as or chosen & {"messages", "tools", "role", "content", "reasoning_content", "tool_calls"}):
+        plain = plain_reading(row, tools_as_given=reading.server_style != "sglang")
+    if plain is not None:
+        found.counts["rows read twice"] += 1
+        if plain != _as_plain(trajectory):
+            found.lose("read otherwise", f"{named(place)}: step 1 reads it otherwise than the check itself does")
+        return
+    try:
+        lost = lost_texts(row, shown, len(trajectory.turns), dict(reading.read_as), reading.ignore_keys)
+    except RecursionError:
+        lost = None
+    if lost is None:
+        turns = "its turns cannot be told in the raw row; bring it into a shape of docs/rows.md"
+        found.lose("lost texts", f"{named(place)}: {turns}")
+    for loss in lost or ():
+        text = loss.text[:SHOWN_TEXT] + ("…" if len(loss.text) > SHOWN_TEXT else "")
+        found.lose("lost texts", f"{named(place)}: {loss.place}: {loss.key}: {text!r} is not in {loss.where}")
+        found.lost_under[loss.key] += 1
+
+
+def _as_plain(trajectory: Trajectory) -> tuple[list, list]:
+    """What the chat template gets, as `plain_reading` says it."""
+    messages = []
+    for message in trajectory.messages:
+        functions = [call["function"] for call in message.get("tool_calls", [])]
+        calls = [(function["name"], json.dumps(function["arguments"])) for function in functions]
+        messages.append((message["role"], message["content"], message.get("reasoning_content", ""), calls))
+    return messages, [json.dumps(tool) for tool in trajectory.tools or []]
+
+
+def _check_samples(
+    checked: Checked, place: Place, trajectory: Trajectory, samples: list, built, truth: Truth, echo: str
+) -> dict:
+    """Compare the samples of one trajectory with its turns; returns what `lost_texts` looks in, of those turns."""
+    found, tokenize, shown = checked.found, Tokens(truth.tokenizer), {}
+    what, numbers = (trajectory.messages, trajectory.tools), {turn: k for k, turn in enumerate(trajectory.turns)}
     came_back = None if echo == "none" else functools.cache(lambda as_: echoed_messages(*what, as_, echo, truth.render))
     for position, turns, served_as in samples:
         where = f"{named(place)}, turn {turns[-1]}"
-        if not set(turns) <= set(trajectory.turns):
+        if not set(turns) <= numbers.keys():
             raise SystemExit(f"{where}: no such turn; name the file that step 1 read by --trajectories")
-        trained, rendered = built[position], []
+        trained = built[position]
         found.lengths[position] = len(trained["input_ids"])
         found.counts["tokens"] += len(trained["input_ids"])
         found.counts["supervised tokens"] += len(trained["labels"]) - trained["labels"].count(IGNORE_INDEX)
-        decided = _compare_records(found, position, trained, [trajectory.recorded.get(turn) for turn in turns], where)
+        decided = _compare_records(found, position, trained, [trajectory.given.recorded.get(k) for k in turns], where)
         try:
             history = came_back(served_as) if came_back else None
             rendered = [served_turn(*what, turn, served_as, truth.render, history) for turn in turns]
@@ -167,11 +247,37 @@ def _check_samples(found: Findings, place: Place, trajectory: Trajectory, sample
         except (jinja2.TemplateError, TrajectoryError) as error:
             if not decided:
                 found.mismatch(position, REFUSED, None, f"{where}: {REFUSED}: {error}")
-        else:
-            found.targets.update(len(target) for _, target in spans)
-            if not decided:
-                _compare(found, position, (expected_sample(spans), trained), where, truth)
-        look(turns, served_as, rendered)
+            continue
+        found.targets.update(len(target) for _, target in spans)
+        if not decided:
+            _compare(found, position, (expected_sample(spans), trained), where, truth)
+        for turn, (prompt, target), (prompt_ids, target_ids) in zip(turns, rendered, spans):
+            left_out = served_as == "no-thinking" or "</think>" not in target
+            unshown = trajectory.messages[turn].get("reasoning_content", "") if left_out else ""
+            shown[numbers[turn]] = prompt, f"{target}\0{unshown}"
+            checked.answers.append((_digest(prompt_ids), _answer(target, target_ids, f"{named(place)}, turn {turn}")))
+    _note_reasoning(found, trajectory, samples, shown)
+    return shown
+
+
+def _note_reasoning(found: Findings, trajectory: Trajectory, samples: list, shown: dict) -> None:
+    """Count trained turns without reasoning where others of the trajectory have some."""
+    if any(served_as == "no-thinking" for *_, served_as in samples):
+        return
+    thinks = [bool(trajectory.messages[k].get("reasoning_content", "").strip()) for k in trajectory.turns]
+    if any(thinks):
+        found.counts["beside reasoning"] += len(shown)
+        found.counts["without reasoning"] += sum(not thinks[number] for number in shown)
+
+
+def _answer(target: str, ids: list[int], place: str) -> Answer:
+    reasoning, closed, answer = target.rpartition("</think>")
+    thinks = bool(closed and reasoning.replace("<think>", "").strip())
+    return Answer(target=_digest(ids), answer=_digest(answer.strip()), thinks=thinks, place=place)
+
+
+def _digest(value) -> int:
+    return int.from_bytes(hashlib.blake2b(repr(value).encode(errors="surrogatepass"), digest_size=8).digest())
 
 
 def _compare_records(found: Findings, position: int, trained: dict, records: list, where: str) -> bool:
@@ -281,11 +387,9 @@ def _reading_of(told: str, source: str) -> Reading:
         ) from None
 
 
-def _why_no_trace(trajectory: Trajectory, reading: Reading, truth: Truth) -> str:
+def _why_no_trace(trajectory: Trajectory, truth: Truth) -> str:
     """Why neither step 2's samples nor its list of turns that are left out know of a trajectory."""
-    if reading.validate_tools:
-        refuse_breaks(trajectory.messages, trajectory.tools)
-    if trajectory.thinking is False:
+    if trajectory.given.thinking is False:
         return THINKING_OFF
     text = json.dumps([trajectory.messages, trajectory.tools], ensure_ascii=False, default=str)
     with contextlib.suppress(UnicodeEncodeError):
@@ -302,7 +406,8 @@ def reasons_of(path: Path, trajectories: str | None = None) -> dict:
 
     Beside those for validation it says nothing of its own. trajectories: the file that is read in place of the source.
     """
-    name, suffix = name_of(path), path.name.removeprefix(name_of(path))
+    suffix = format_of(path) or ""
+    name = path.name.removesuffix(suffix)
     beside, of_both = (path.with_name(of + suffix + LEFT_OUT) for of in (name, name.removesuffix(VALIDATION)))
     path = beside if beside.is_file() else of_both
     rows = read_rows(str(path)) if path.is_file() else ()

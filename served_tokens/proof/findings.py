@@ -24,7 +24,8 @@ EXTREMES = 20  # samples that are in the page for being the longest, and as many
 class Findings:
     """What the check learns of one data set: numbers of all samples, texts of the first few mismatches only.
 
-    counts: "exact", "mismatched", "cut", "trajectories", "turns", "supervised turns", "rows set aside", "lost texts";
+    counts: "exact", "mismatched", "cut", "trajectories", "turns", "supervised turns", "rows set aside", "lost texts",
+        "read otherwise" (rows), "other targets", "reasoning lost" (prompts), "without reasoning" (turns);
         "tokens" and "supervised tokens" as LlamaFactory trains on them.
     """
 
@@ -46,8 +47,9 @@ class Findings:
     ways: dict = field(default_factory=dict)  # how it can be trained -> (samples or rows, tokens)
     lost: list = field(default_factory=list)  # the first texts that are in no sample that should hold them, as text
     lost_under: Counter = field(default_factory=Counter)  # key or column -> such texts
-    not_trained: Counter = field(default_factory=Counter)  # why -> texts of messages that no sample trains or shows
-    unread: Counter = field(default_factory=Counter)  # (kind, column or key) that is not looked for -> how often
+    unread: Counter = field(default_factory=Counter)  # "message.usage" and the like, that nobody reads -> rows
+    other_targets: str = ""  # where the first prompt stands that is trained to several targets
+    reasoning_lost: str = ""  # where the first two of these stand that differ by their reasoning alone
 
     def of_no_sample(self) -> "Findings":
         """What a process starts with that learns of some of the samples: numbers are by position there too."""
@@ -57,7 +59,7 @@ class Findings:
         """What a process has learned of other samples."""
         for position, length in part.lengths.items():
             self.lengths[position], self.exact[position] = length, part.exact.get(position, 0)
-        for name in ("counts", "kinds", "turns", "targets", "why_left_out", "lost_under", "not_trained", "unread"):
+        for name in ("counts", "kinds", "turns", "targets", "why_left_out", "lost_under", "unread"):
             getattr(self, name).update(getattr(part, name))
         for reason, number in part.reasons.items():
             new = reason not in self.reasons and len(self.reasons) >= REASONS_KEPT
@@ -66,6 +68,12 @@ class Findings:
             self.mismatches[position] = part.mismatches[position]
         self.left_out += part.left_out[: PLACES_KEPT - len(self.left_out)]
         self.lost += part.lost[: LOSSES_KEPT - len(self.lost)]
+
+    def lose(self, what: str, said: str) -> None:
+        """Count a fault of the reading, "lost texts" or "read otherwise", and keep the first ones as text."""
+        self.counts[what] += 1
+        if len(self.lost) < LOSSES_KEPT:
+            self.lost.append(said)
 
     def set_aside(self, reason: str) -> None:
         """A row that is not compared."""

@@ -9,7 +9,6 @@ import json
 
 from served_tokens.marks import IGNORE_INDEX, TrajectoryError
 from served_tokens.proof.echo import echoed_turn
-from served_tokens.rows.trajectory import with_stand_ins, without_reasoning
 
 ASSISTANT = "<|im_start|>assistant\n"
 SERVED_AS = ("drop", "template", "no-thinking")
@@ -21,33 +20,29 @@ def served_turn(
     """The naive definition: (served prompt, target) of messages[turn].
 
     Args:
-        messages, tools: as `served_trajectory` returns them.
+        messages, tools: what a server hands to the chat template.
         served_as: "drop", "template" or "no-thinking", as step 2 writes it.
         render: render(messages, tools, add_generation_prompt, **variables) -> str, the tokenizer's chat template.
         came_back: the messages as the agent has them where the turns are not what it sends, see `echoed_messages`.
     Raises TrajectoryError where the target cannot be told.
     """
-    history, message = (came_back or messages)[:turn], messages[turn]
-    variables = {}
+    history, message, variables = (came_back or messages)[:turn], messages[turn], {}
     if served_as != "template":
-        history = without_reasoning(history)
+        history = [_without_reasoning(past) for past in history]
     if served_as == "no-thinking":
-        [message], variables = without_reasoning([message]), {"enable_thinking": False}
+        message, variables = _without_reasoning(message), {"enable_thinking": False}
     prompt = render(history, tools, True, **variables)
     given = prompt.rpartition(ASSISTANT)[2]  # what the generation prompt holds already of the assistant block
-    whole = [*messages[:turn], message]
-    hidden, hidden_tools, reveal = with_stand_ins(
-        whole, tools
-    )  # the texts of the turn may hold role marks of their own
-    rendered = render(hidden, hidden_tools, False)
-    generated = rendered.rpartition(ASSISTANT)[2]
-    if reveal:
-        generated = reveal(generated)
-        if reveal(rendered) != render(whole, tools, False):
-            raise TrajectoryError("the chat template alters texts with control tokens, so the target cannot be told")
+    whole = render([*messages[:turn], message], tools, False)
+    own_marks = sum(text.count(ASSISTANT) for text in (message["content"], message.get("reasoning_content", "")))
+    generated = ASSISTANT.join(whole.split(ASSISTANT)[-1 - own_marks :])
     if not generated.startswith(given):
         raise TrajectoryError("the target does not begin as the generation prompt does, so the model cannot write it")
     return prompt, generated.removeprefix(given)
+
+
+def _without_reasoning(message: dict) -> dict:
+    return {key: value for key, value in message.items() if key != "reasoning_content"}
 
 
 def echoed_messages(messages: list[dict], tools: list[dict] | None, served_as: str, echo: str, render) -> list[dict]:

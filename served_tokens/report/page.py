@@ -14,8 +14,8 @@ import jinja2
 from markupsafe import Markup
 
 from served_tokens.proof.findings import Findings, Sample, length_statistics
-from served_tokens.proof.lost import unread_lines
 from served_tokens.report.charts import histograms, rows, svg
+from served_tokens.report.summary import unread_keys
 from served_tokens.report.tokens import script_json, viewer_data, visible
 
 HERE = Path(__file__).parent
@@ -113,7 +113,6 @@ def _faults(findings: Findings, cutoff_len: int) -> list[tuple[str, int, str]]:
     kinds = "; ".join(f"in {number:,} {kind}" for kind, number in findings.kinds.most_common())
     reasons = [f"{number:,} like this: {reason}" for reason, number in findings.reasons.most_common()]
     lost = [f"{number:,} under {key}" for key, number in findings.lost_under.most_common(KEYS_LISTED)]
-    not_trained = "; ".join(f"{number:,} {why}" for why, number in (+findings.not_trained).most_common())
     longest = f"the longest sample has {max(findings.lengths, default=0):,} tokens"
     return [
         ("exact", counts["exact"], f"{counts['exact'] / max(1, samples):.2%}"),
@@ -122,8 +121,13 @@ def _faults(findings: Findings, cutoff_len: int) -> list[tuple[str, int, str]]:
         ("supervised", counts["supervised turns"], "turns"),
         ("left out", left_out, f"{why}turns without a sample{turns}"),
         ("lost", counts["lost texts"], "; ".join(["texts in no sample that should hold them", *lost, *findings.lost])),
-        ("not trained", sum((+findings.not_trained).values()), f"texts{': ' * bool(not_trained)}{not_trained}"),
-        ("not shown", sum(findings.unread.values()), "; ".join(["columns and keys", *unread_lines(findings)])),
+        ("read otherwise", counts["read otherwise"], "rows that the check itself reads in another way"),
+        (
+            "other targets",
+            counts["other targets"],
+            f"prompts that are trained to another target too {findings.other_targets}",
+        ),
+        ("not shown", sum(findings.unread.values()), f"columns and keys that nobody reads: {unread_keys(findings)}"),
         ("set aside", counts["rows set aside"], "; ".join(["trajectories that cannot be read", *reasons])),
     ]
 

@@ -3,7 +3,7 @@
 from served_tokens.files.write import accounted
 from served_tokens.proof.compare import NOT_SAID
 from served_tokens.proof.findings import Findings
-from served_tokens.proof.lost import unread_lines
+from served_tokens.rows.notes import SOME_REASONING
 
 SHOWN_MISMATCHES, SHOWN_KEYS = 3, 10
 TOO_LONG = "step 2 --cutoff-len N --tokenizer MODEL leaves out what is over cutoff_len, or raise cutoff_len"
@@ -47,7 +47,17 @@ def print_findings(found: Findings, max_samples: int | None) -> None:
         exact = counts["exact by record"]
         print(f"  {exact:>8} exact by record, of {counts['recorded turns']} turns whose token ids a server recorded")
     print(f"  the longest sample has {max(found.lengths, default=0)} tokens")
-    for why, number in (+found.not_trained).most_common():
-        print(f"  {number:>8} texts not trained: {why}")
-    for line in unread_lines(found):
-        print(f"  not trained and not shown: {line}")
+    same = counts["rows read twice"] - counts["read otherwise"]
+    print(f"  {same:>8} of {counts['trajectories']} rows the check reads by its own rules too, with the same result")
+    if counts["other targets"]:
+        others = counts["other targets"]
+        print(f"  {others:>8} prompts are trained to another target too, the first: {found.other_targets}")
+    if counts["without reasoning"]:
+        print("  " + SOME_REASONING.format(counts["without reasoning"], counts["beside reasoning"]))
+    if found.unread:
+        print(f"  not trained and not shown: {unread_keys(found)}")
+
+
+def unread_keys(found: Findings) -> str:
+    """The keys that nobody reads, and in how many rows."""
+    return ", ".join(f"{key} ({number:,})" for key, number in sorted(found.unread.items()))

@@ -27,8 +27,8 @@ KNOWN = {
     ),
     "message": frozenset(
         "id uuid index turn_idx timestamp date created created_at model model_name object provider usage cost "
-        "latency duration score reward logprobs name tool_call_id tool_name error is_error signature annotations "
-        "extra response_metadata usage_metadata".split()
+        "latency duration score reward logprobs refusal name tool_call_id tool_name error is_error signature "
+        "annotations extra response_metadata usage_metadata".split()
     ),
     "call": frozenset("index signature cache_control caller extra_content".split()),
     "part": frozenset("id index cache_control citations signature is_error annotations".split()),
@@ -115,7 +115,9 @@ class Reader:
             if name in CONVERT:
                 self.unknown[name] = CONVERT[name].format(key)
             elif holds:
-                self.unknown[name] = f"it holds {holds}: bring that into messages and tools"
+                is_column = level == "row" and holds == "tools" and isinstance(in_json(value), list)
+                way_out = f"read them by --read-as {key}=tools" if is_column else "bring that into messages and tools"
+                self.unknown[name] = f"it holds {holds}: {way_out}"
             elif key in KNOWN[level] or key in self.ignore_keys:
                 self.known[name] += 1
             elif lacks and isinstance(value, (str, list, dict)):
@@ -128,10 +130,13 @@ class Reader:
         """Raise TrajectoryError where keys are left over that nobody knows; it names all of them."""
         if not self.unknown:
             return
-        told = [f"{name} ({what})" if what else name for name, what in self.unknown.items()]
-        nameless = tuple(name for name, what in self.unknown.items() if not what)
-        ways = f"read them by --read-as, or leave them out by --ignore-key {nameless[0]}" if nameless else ""
-        raise TrajectoryError(f"nobody reads its keys {', '.join(told)}" + (f"; {ways}" if ways else ""), nameless)
+        by_way_out = {}
+        for name, way_out in self.unknown.items():
+            by_way_out.setdefault(way_out, []).append(name)
+        nameless = tuple(by_way_out.get("", ()))
+        told = [", ".join(names) + (f" ({way_out})" if way_out else "") for way_out, names in by_way_out.items()]
+        ways = f"; read them by --read-as, or leave them out by --ignore-key {nameless[0]}" if nameless else ""
+        raise TrajectoryError(f"nobody reads its keys {', '.join(told)}{ways}", nameless)
 
 
 def one_of(readings: dict, what: str):

@@ -153,11 +153,10 @@ def _reasoning(left: dict, key: str) -> str | None:
 def _reasoning_of_details(left: dict, readings: dict) -> str | None:
     """OpenRouter's list of reasoning texts; one that is summarised or encrypted adds nothing to what is said beside."""
     details = left.pop("reasoning_details", None)
-    if not isinstance(details, list):
-        if details is not None:
-            left["reasoning_details"] = details
-        return None
-    if all(isinstance(detail, dict) and isinstance(detail.get("text"), str) for detail in details):
+    if details is None or isinstance(details, str):
+        return details
+    texts = isinstance(details, list) and all(isinstance(detail, dict) for detail in details)
+    if texts and all(isinstance(detail.get("text"), str) for detail in details):
         return "".join(detail["text"] for detail in details)
     if any(readings.values()):
         return None

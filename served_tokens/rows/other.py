@@ -3,7 +3,7 @@
 from collections import Counter
 from dataclasses import dataclass, field
 
-from served_tokens.marks import TrajectoryError, decoded, is_empty, kind_of, says
+from served_tokens.marks import TrajectoryError, decoded, in_json, is_empty, kind_of, says
 from served_tokens.rows import anthropic, sharegpt
 from served_tokens.rows.keys import CONVERT, Reader, one_of, thinking_of
 from served_tokens.rows.openai import RECORDED, Read, message_of, tools_of, why_cut
@@ -89,9 +89,14 @@ def _conversation(left: dict, reader: Reader) -> tuple[list, int]:
     if not found:
         converted = [f"{key} ({CONVERT[f'row.{key}'].format(key)})" for key in left if f"row.{key}" in CONVERT]
         has = ", ".join(converted or map(str, left)) or "none"
-        way_out = "" if converted else "; read the one that holds them by --read-as KEY=messages"
+        holds = next((key for key in left if _are_messages(in_json(left[key]))), "KEY")
+        way_out = "" if converted else f"; read the one that holds them by --read-as {holds}=messages"
         raise TrajectoryError(f"the row has no column messages; it has {has}{way_out}")
     return decoded(left.pop(found[0]), f"column {found[0]}"), 0
+
+
+def _are_messages(value) -> bool:
+    return isinstance(value, list) and any(isinstance(item, dict) and item.keys() & {"role", "from"} for item in value)
 
 
 def _all_read(given: list, reader: Reader) -> list[Read]:

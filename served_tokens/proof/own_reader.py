@@ -1,0 +1,72 @@
+"""The check's own reading of plain rows, straight from their JSON: each rule of the reading, written once more.
+
+A plain row is as OpenAI's API has it: roles system, user, assistant and tool; contents that are texts or null;
+reasoning under `reasoning_content` alone; calls with a name and arguments; tools of exactly type and function, with
+name, description and parameters. Nothing of the reading that it is compared with is imported here.
+"""
+
+import json
+
+ROLES = ("system", "user", "assistant", "tool")
+OTHER_COLUMNS = ("conversations", "prompt", "completion", "system", "functions", "tool_defs")
+OF_A_MESSAGE = {"role", "content", "reasoning_content", "tool_calls", "tool_call_id", "name", "weight", "finish_reason"}
+OF_A_TOOL, OF_A_FUNCTION = ["type", "function"], ["name", "description", "parameters"]
+
+
+def plain_reading(row: dict, tools_as_given: bool = True) -> tuple[list, list] | None:
+    """What the chat template gets of a plain row: (messages, tools); None where the row is not plain.
+
+    Args:
+        row: as its file has it.
+        tools_as_given: whether the server prints tools as they are given, if they have no other keys than these.
+    Returns messages as (role, content, reasoning or "", [(name, arguments as JSON)]) and tools as JSON, in which the
+    order of keys is that of the row.
+    """
+    messages, tools = _decoded(row.get("messages")), _decoded(row.get("tools") or [])
+    if any(row.get(column) for column in OTHER_COLUMNS) or not (isinstance(messages, list) and isinstance(tools, list)):
+        return None
+    read = [_message(message) for message in messages]
+    if None in read or (tools and not tools_as_given) or not all(map(_is_plain_tool, tools)):
+        return None
+    return read, [json.dumps(tool) for tool in tools]
+
+
+def _message(message) -> tuple | None:
+    if not isinstance(message, dict) or message.get("role") not in ROLES:
+        return None
+    content = "" if message.get("content") is None else message["content"]
+    reasoning = message.get("reasoning_content") or ""
+    others = [key for key, value in message.items() if key not in OF_A_MESSAGE and value not in (None, "", [], {})]
+    if others or not isinstance(content, str) or not isinstance(reasoning, str):
+        return None
+    is_turn = message["role"] == "assistant"
+    if is_turn and "think>" in content:  # its reasoning may be inline
+        return None
+    if not is_turn and (reasoning or message.get("tool_calls")):
+        return None
+    calls = [_call(call) for call in message.get("tool_calls") or []]
+    return None if None in calls else (message["role"], content, reasoning, calls)
+
+
+def _call(call) -> tuple | None:
+    function = call.get("function") if isinstance(call, dict) else None
+    if not isinstance(function, dict) or call.keys() - {"id", "type", "function"}:
+        return None
+    if function.keys() - {"name", "arguments"}:
+        return None
+    arguments = function.get("arguments")
+    arguments = {} if arguments in (None, "") else _decoded(arguments)
+    return (function.get("name"), json.dumps(arguments)) if isinstance(arguments, dict) else None
+
+
+def _is_plain_tool(tool) -> bool:
+    function = tool.get("function") if isinstance(tool, dict) else None
+    return list(tool) == OF_A_TOOL and isinstance(function, dict) and list(function) == OF_A_FUNCTION
+
+
+def _decoded(value):
+    """A value, out of the JSON string around it; the string itself where it is none."""
+    try:
+        return json.loads(value) if isinstance(value, str) else value
+    except (ValueError, RecursionError):
+        return value
