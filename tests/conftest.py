@@ -1,4 +1,5 @@
 import copy
+import importlib
 import json
 import os
 import shutil
@@ -126,6 +127,26 @@ def check(run_check, tmp_path, tiny_model):
         return run_check(*command, expect=expect).stdout
 
     return check
+
+
+@pytest.fixture
+def checked(run_check, tmp_path, tiny_model, monkeypatch):
+    """checked(rows, step 2's options, overrides, expect) -> the check of these rows; all runs in this process."""
+
+    def run(script: str, *arguments) -> None:
+        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments), "--num-proc", "1"])
+        importlib.import_module(script).main()
+
+    def checked(rows: list[dict], options=(), overrides=(), *, step1=(), expect: int = 0):
+        monkeypatch.chdir(tmp_path)
+        write_jsonl(tmp_path / "rows.jsonl", rows)
+        run("step1_apply_tool_template", "rows.jsonl", "plain.jsonl", *step1)
+        run("step2_to_alpaca_mask_history", "plain.jsonl", "samples.parquet", "--dataset-dir", ".", *options)
+        settings = f"dataset_dir={tmp_path}", "dataset=samples", f"model_name_or_path={tiny_model}"
+        yaml = ROOT / "qwen3_full_sft.yaml"
+        return run_check(yaml, *settings, "preprocessing_num_workers=1", "cutoff_len=100000", *overrides, expect=expect)
+
+    return checked
 
 
 def interruptible() -> None:
