@@ -34,6 +34,7 @@ import yaml as safe_yaml
 from served_tokens import llamafactory
 from served_tokens.files.command_line import CommandLine, exit_on_signals, positive_count, run
 from served_tokens.files.write import shown, whole_file
+from served_tokens.llamafactory import TrainingSet
 from served_tokens.proof import server_check
 from served_tokens.proof.compare import NO_TRACE, NOT_SAID, Truth, check_dataset, samples_by_trajectory
 from served_tokens.proof.findings import SAMPLES_IN_PAGE, Findings, Schedule, training_cost
@@ -58,38 +59,23 @@ def check_sets(sets: list, to_train: int, truth: Truth, data_args) -> tuple[list
     """
     trained, found, problems = Counter(), [], []
     tasks = set(), set()  # that are evaluated, that are trained on
-    for number, (name, path, provenance, built, total) in enumerate(sets):
-        trains = number < to_train
+    for number, its in enumerate(sets):
+        name, trains = its.name, number < to_train
         settings = (
-            f"served as {', '.join(sorted(set(provenance['served_as'])))}; template {data_args.template}, mask_history "
-            f"{str(data_args.mask_history).lower()}, cutoff_len {data_args.cutoff_len}"
+            f"served as {', '.join(sorted(set(its.provenance['served_as'])))}; template {data_args.template}, "
+            f"mask_history {str(data_args.mask_history).lower()}, cutoff_len {data_args.cutoff_len}"
         )
         if data_args.max_samples is not None:
             settings += f", max_samples {data_args.max_samples}"
-        found.append(Findings(name, trains, settings, array("q", [0]) * len(built), bytearray(len(built)), path))
-        checked = check_dataset(found[-1], path, provenance, built, truth)
+        size = len(its.built)
+        findings = Findings(name, trains, settings, array("q", [0]) * size, bytearray(size), its.path, its.total)
+        found.append(findings)
+        checked = check_dataset(findings, its.path, its.provenance, its.built, truth)
         tasks[trains].update(checked.tasks)
         if trains:
             trained.update(checked.supervised)
-        found[-1].total = total
-        if found[-1].counts["exact"] < len(built):
-            mend = what_mends(found[-1], provenance, data_args)
-            exact = f"{name}: {found[-1].counts['exact']} of {len(built)} samples are exact"
-            problems.append(f"{exact}, so the model would not be trained on what it is served with; {mend}")
-        unsaid = 0 if truth.is_cut or not trains else found[-1].why_left_out[NOT_SAID] + found[-1].counts[NO_TRACE]
-        if unsaid:
-            problems.append(f"{name}: {unsaid} turns or trajectories have no sample and no reason; run step 2 again")
-        if otherwise := found[-1].counts["read otherwise"]:
-            problems.append(f"{name}: {otherwise} rows are read otherwise by step 1 than by the check itself")
-        if both := found[-1].counts["reasoning lost"]:
-            problems.append(
-                f"{name}: {both} prompts are trained both with and without reasoning to the same answer "
-                f"({found[-1].reasoning_lost}): in a log with a row for each call, past turns have lost theirs; step 2 "
-                "--turns last trains the last turn of each row only"
-            )
-        if lost := found[-1].counts["lost texts"]:
-            problems.append(f"{name}: {lost} texts of the trajectories are in no sample that should hold them")
-        print_findings(found[-1], data_args.max_samples)
+        problems += [f"{name}: {problem}" for problem in problems_of(findings, its, truth, data_args)]
+        print_findings(findings, data_args.max_samples)
     if repeated := sum(times > 1 for times in trained.values()):
         problems.append(f"{repeated} turns are trained more than once")
     if both := tasks[0] & tasks[1]:
@@ -97,10 +83,34 @@ def check_sets(sets: list, to_train: int, truth: Truth, data_args) -> tuple[list
     return found, problems
 
 
+def problems_of(found: Findings, its: TrainingSet, truth: Truth, data_args) -> list[str]:
+    """Why a data set is not to be trained on."""
+    problems, counts = [], found.counts
+    if counts["exact"] < len(its.built):
+        exact = f"{counts['exact']} of {len(its.built)} samples are exact"
+        mend = what_mends(found, its.provenance, data_args)
+        problems.append(f"{exact}, so the model would not be trained on what it is served with; {mend}")
+    unsaid = 0 if truth.is_cut or not found.trains else found.why_left_out[NOT_SAID] + counts[NO_TRACE]
+    if unsaid:
+        problems.append(f"{unsaid} turns or trajectories have no sample and no reason; run step 2 again")
+    if counts["read otherwise"]:
+        problems.append(f"{counts['read otherwise']} rows are read otherwise by step 1 than by the check itself")
+    if counts["reasoning lost"]:
+        problems.append(
+            f"{counts['reasoning lost']} prompts are trained both with and without reasoning to the same answer "
+            f"({found.reasoning_lost}): in a log with a row for each call, past turns have lost theirs; step 2 "
+            "--turns last trains the last turn of each row only"
+        )
+    if counts["lost texts"]:
+        problems.append(f"{counts['lost texts']} texts of the trajectories are in no sample that should hold them")
+    return problems
+
+
 def check_trees(sets: list, found: list[Findings], row_tokens: int, row_samples: int | None) -> list[str]:
     """Note in what is found how each data set can be trained; returns why it is not to be trained on token trees."""
     problems = []
-    for (name, _, _, built, _), findings in zip(sets, found):
+    for its, findings in zip(sets, found):
+        name, built = its.name, its.built
         findings.ways, differ = check_rows(samples_of(built, Counter()), row_tokens, row_samples)
         (_, tokens), (rows, in_rows) = findings.ways[AS_WRITTEN], findings.ways[TREES]
         print(
@@ -249,7 +259,7 @@ def build_sets(arguments: tuple, max_samples: int | None, trajectory: int | None
     as_served.split_special_tokens = False  # a server never does
     with contextlib.redirect_stdout(io.StringIO()), llamafactory.refusals():  # LlamaFactory prints whole samples
         tokenizer = load_tokenizer(as_served)["tokenizer"]
-        return list(llamafactory.training_sets(*arguments, trajectory)), tokenizer
+        return llamafactory.training_sets(*arguments, trajectory), tokenizer
 
 
 def show(sets: list, place: tuple[int, int], tokenizer) -> None:
@@ -263,7 +273,8 @@ def show(sets: list, place: tuple[int, int], tokenizer) -> None:
 def ask_server(sets: list, truth: Truth, args: argparse.Namespace) -> list[str]:
     """Compare the prompts with those that a server makes, print the result, and say why not to train."""
     server, problems = connect(args.server), []
-    for name, _, provenance, built, _ in sets:
+    for its in sets:
+        name, provenance, built = its.name, its.provenance, its.built
         chosen = server_check.chosen_turns(provenance["turns"][:], args.max_turns)
         questions = server_check.questions_about(
             samples_by_trajectory(provenance, truth.trajectories), built, truth, chosen
@@ -328,8 +339,8 @@ def main() -> None:
         limit = max(1, SAMPLES_IN_PAGE // len(sets))
         samples = [
             shown
-            for findings, (_, _, *rows, _) in zip(found, sets)
-            for shown in samples_to_show(findings, *rows, limit)
+            for findings, its in zip(found, sets)
+            for shown in samples_to_show(findings, its.provenance, its.built, limit)
         ]
         cost = costs_by_way(found[:to_train], schedule, args.gpus, data_args.cutoff_len)
         checked = Checked(command, model_args.model_name_or_path, data_args.cutoff_len, *cost)

@@ -182,6 +182,9 @@ def main() -> None:
     work = f"{parent}/.{name}.{os.getpid()}.work"
     try:
         output_system.create_dir(work)
+    except OSError as error:
+        sys.exit(f"{args.address}: cannot be written ({error})")
+    try:
         totals = convert_files(paths, (system, output_system), work, convert)
         print_reasons(totals, args.address + REJECTS if totals.set_aside else None, len(paths) > 1)
         step1.print_unread(totals)

@@ -2,12 +2,14 @@
 
 import atexit
 import contextlib
+import copy
 import errno
 import json
 import os
 import shutil
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 from served_tokens.samples.alpaca import COLUMNS
@@ -94,55 +96,76 @@ def use_the_hub_if_it_answers(model: str) -> None:
             os.environ["HF_HUB_OFFLINE"] = "1"
 
 
-def training_sets(model_args, data_args, training_args, trajectory: int | None = None):
-    """Yield (name, file or folder, provenance, built, all samples) of each data set of the YAML.
+@dataclass(frozen=True)
+class TrainingSet:
+    """A data set of the YAML, as LlamaFactory builds it.
 
-    provenance, built: two tables with the same rows, of which there are fewer than samples by max_samples, or where
-    only those of one trajectory are asked for.
+    path: of its file, or folder of files.
+    provenance, built: two tables with the same rows: what step 2 says of the samples, and their token ids and labels.
+        There are fewer than samples by max_samples, or where only those of one trajectory are asked for.
+    total: how many samples it holds.
     """
-    from datasets import load_dataset
-    from llamafactory.data import get_dataset, get_template_and_fix_tokenizer
+
+    name: str
+    path: Path
+    provenance: object
+    built: object
+    total: int
+
+
+def training_sets(model_args, data_args, training_args, trajectory: int | None = None) -> list[TrainingSet]:
+    """The data sets of the YAML, first those that are trained, then those for evaluation."""
+    from llamafactory.data import get_template_and_fix_tokenizer
     from llamafactory.data.parser import get_dataset_list
-    from llamafactory.extras.constants import FILEEXT2TYPE
     from llamafactory.model import load_tokenizer
 
     tokenizer_module = load_tokenizer(model_args)
     template = get_template_and_fix_tokenizer(tokenizer_module["tokenizer"], data_args)
     names = [*(data_args.dataset or []), *(data_args.eval_dataset or [])]
-    for name, attributes in zip(names, get_dataset_list(names, data_args.dataset_dir)):
-        if attributes.num_samples is not None:
-            raise ValueError(f"data set {name} has num_samples, which draws samples at random; check it without")
-        path = Path(data_args.dataset_dir, attributes.dataset_name)
-        if not path.exists():
-            raise ValueError(f"data set {name}: no file {path}; write it with step2_to_alpaca_mask_history.py")
-        if set("[]*?") & set(str(path)):
-            raise ValueError(
-                f"data set {name}: [ ] * and ? in {path} are patterns to its reader; rename the folder or file"
-            )
-        files = (
-            [str(path / file) for file in os.listdir(path)] if path.is_dir() else [str(path)]
-        )  # LlamaFactory's order
-        kind = FILEEXT2TYPE[Path(files[0]).suffix[1:]]
-        provenance = load_dataset(kind, data_files=files, split=attributes.split, cache_dir=model_args.cache_dir)
-        missing = set(PROVENANCE) - set(provenance.column_names)
-        if missing:
-            raise ValueError(f"data set {name}: no column {', '.join(sorted(missing))}; write it with step 2")
-        total = len(provenance)
-        if trajectory is not None:
-            provenance = provenance.filter(lambda its: its == trajectory, input_columns="trajectory")
-            data_args.dataset_dir = _alone(name, provenance, attributes)
-        provenance = provenance.select_columns(PROVENANCE)
-        if data_args.max_samples is not None:
-            provenance = provenance.select(range(min(data_args.max_samples, len(provenance))))
-        data_args.dataset, data_args.eval_dataset, data_args.val_size = [name], None, 0.0
-        if not len(provenance):
-            yield name, path, provenance, provenance, total
-            continue
-        built = get_dataset(template, model_args, data_args, training_args, stage="sft", **tokenizer_module)
-        built = built["train_dataset"]
-        if len(provenance) != len(built):
-            raise ValueError(f"data set {name}: it drops {len(provenance) - len(built)} samples that it finds invalid")
-        yield name, path, provenance, built, total
+    arguments = model_args, data_args, training_args
+    return [
+        _training_set(name, attributes, template, tokenizer_module, arguments, trajectory)
+        for name, attributes in zip(names, get_dataset_list(names, data_args.dataset_dir))
+    ]
+
+
+def _training_set(name, attributes, template, tokenizer_module, arguments, trajectory) -> TrainingSet:
+    from datasets import load_dataset
+    from llamafactory.data import get_dataset
+    from llamafactory.extras.constants import FILEEXT2TYPE
+
+    model_args, data_args, training_args = arguments
+    data_args = copy.copy(data_args)
+    if attributes.num_samples is not None:
+        raise ValueError(f"data set {name} has num_samples, which draws samples at random; check it without")
+    path = Path(data_args.dataset_dir, attributes.dataset_name)
+    if not path.exists():
+        raise ValueError(f"data set {name}: no file {path}; write it with step2_to_alpaca_mask_history.py")
+    if set("[]*?") & set(str(path)):
+        raise ValueError(
+            f"data set {name}: [ ] * and ? in {path} are patterns to its reader; rename the folder or file"
+        )
+    files = [str(path / file) for file in os.listdir(path)] if path.is_dir() else [str(path)]  # LlamaFactory's order
+    kind = FILEEXT2TYPE[Path(files[0]).suffix[1:]]
+    provenance = load_dataset(kind, data_files=files, split=attributes.split, cache_dir=model_args.cache_dir)
+    missing = set(PROVENANCE) - set(provenance.column_names)
+    if missing:
+        raise ValueError(f"data set {name}: no column {', '.join(sorted(missing))}; write it with step 2")
+    total = len(provenance)
+    if trajectory is not None:
+        provenance = provenance.filter(lambda its: its == trajectory, input_columns="trajectory")
+        data_args.dataset_dir = _alone(name, provenance, attributes)
+    provenance = provenance.select_columns(PROVENANCE)
+    if data_args.max_samples is not None:
+        provenance = provenance.select(range(min(data_args.max_samples, len(provenance))))
+    data_args.dataset, data_args.eval_dataset, data_args.val_size = [name], None, 0.0
+    if not len(provenance):
+        return TrainingSet(name, path, provenance, provenance, total)
+    built = get_dataset(template, model_args, data_args, training_args, stage="sft", **tokenizer_module)
+    built = built["train_dataset"]
+    if len(provenance) != len(built):
+        raise ValueError(f"data set {name}: it drops {len(provenance) - len(built)} samples that it finds invalid")
+    return TrainingSet(name, path, provenance, built, total)
 
 
 def _alone(name: str, samples, attributes) -> str:

@@ -27,7 +27,8 @@ def sample_at(provenance, built, position: int) -> Sample:
 def samples_of_turn(sets: list, trajectory: int, turn: int) -> list[Sample]:
     """The samples that supervise a turn; ends with what there is instead where there is none."""
     found, others = [], set()
-    for _, _, provenance, built, _ in sets:
+    for its in sets:
+        provenance, built = its.provenance, its.built
         for position, its_trajectory in enumerate(provenance["trajectory"][:]):
             if its_trajectory == trajectory:
                 sample = sample_at(provenance, built, position)
@@ -40,7 +41,7 @@ def samples_of_turn(sets: list, trajectory: int, turn: int) -> list[Sample]:
             f"0; those that are supervised: {which}"
         )
     if not found:
-        names = ", ".join(name for name, *_ in sets)
+        names = ", ".join(its.name for its in sets)
         sys.exit(
             f"--show {trajectory}:{turn}: trajectory {trajectory} has no sample in {names}; rows are counted from 0; "
             "one that cannot be read has none, nor one whose turns are all left out"
