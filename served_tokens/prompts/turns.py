@@ -3,27 +3,42 @@
 import contextlib
 import functools
 import itertools
+from dataclasses import dataclass
 
 from served_tokens.marks import BLOCK_START, TrajectoryError, map_texts
 from served_tokens.prompts.chat_template import QUERY, ChatTemplate, load_chat_template, split_blocks, with_stand_ins
 from served_tokens.prompts.echo import echoed_history
 
 OUTPUT = {"role": "tool", "content": "t"}
-TURN = {"role": "assistant", "content": "a", "reasoning_content": "r"}
-LONG = 3000  # characters of a text that a template might shorten
 NO_QUERY = "the chat template renders this turn without a think block, as no user query comes before it"
 
 
+@dataclass
+class Rendered:
+    """A trajectory as the chat template shows it.
+
+    blocks: (role, text) of each message, in one rendering of the whole.
+    targets: what the model writes at each turn; answers: the same with `enable_thinking=False`.
+    left_out: why a turn cannot be trained, or None.
+    edits: {"drop": […], "template": […]}, see `apply_chat_template`.
+    """
+
+    blocks: list[tuple[str, str]]
+    targets: list[str]
+    answers: list[str]
+    left_out: list[str | None]
+    edits: dict[str, list[dict]]
+
+
 def apply_chat_template(
-    messages: list[dict], tools: list[dict] | None, render, linear: bool = True, echo: str = "none"
-) -> tuple[list, dict]:
+    messages: list[dict], tools: list[dict] | None, render, by_chains: bool = True, echo: str = "none"
+) -> tuple[list[dict], dict]:
     """Plain messages of one trajectory, and the edits that turn them into the served prompt of each turn.
 
     Args:
-        messages, tools: as `served_trajectory` returns them, without control tokens.
+        messages, tools: as a server hands them to the chat template, without control tokens.
         render: see `load_chat_template`.
-        linear: the template is one for which `renders_by_query` holds, so that an ordinary trajectory need not be
-            rendered once for every turn. The result is the same.
+        by_chains: see `renders_by_chains`; the result is the same.
         echo: how past turns come back to the server (see `echo`): "none", as the messages have them.
     Returns (plain, served):
         plain: [{"role", "content"}], one per block of the rendering; an assistant message holds its target.
@@ -36,33 +51,164 @@ def apply_chat_template(
     Raises TrajectoryError where the template refuses the messages, or does not render ChatML.
     """
     turns = [k for k, message in enumerate(messages) if message["role"] == "assistant"]
-    rendered = _rendered_by_query(messages, tools, turns, render, echo) if linear else None
-    blocks, targets, answers, left_out, edits = rendered or _rendered_by_prefix(messages, tools, turns, render, echo)
-    plain = [{"role": role, "content": text} for role, text in blocks]
-    served = {"turns": [], **edits, "given": _given(render)}
-    for k, j, target, answer, reason in zip(turns, _places(blocks, turns), targets, answers, left_out):
+    way = rendered_by_chains if by_chains and is_ordinary(messages) else rendered_by_prefix
+    rendered = way(messages, tools, turns, render, echo)
+    plain = [{"role": role, "content": text} for role, text in rendered.blocks]
+    served = {"turns": [], **rendered.edits, "given": _given(render)}
+    for number, (k, j) in enumerate(zip(turns, _places(rendered.blocks, turns))):
+        target, answer = rendered.targets[number], rendered.answers[number]
         plain[j]["content"] = target
         start = len(target) - len(answer) if target.endswith(answer) else None
-        served["turns"].append({"turn": k, "message": j, "answer": start, "left_out": reason})
+        served["turns"].append({"turn": k, "message": j, "answer": start, "left_out": rendered.left_out[number]})
     return plain, served
 
 
 def apply_despite_control_tokens(
-    messages: list[dict], tools: list[dict] | None, render, linear: bool = True, echo: str = "none"
-) -> tuple:
+    messages: list[dict], tools: list[dict] | None, render, by_chains: bool = True, echo: str = "none"
+) -> tuple[list[dict], dict]:
     """`apply_chat_template` for texts that may hold control tokens, at which its renderings could not be split."""
     hidden, hidden_tools, reveal = with_stand_ins(messages, tools)
     if not reveal:
-        return apply_chat_template(messages, tools, render, linear, echo)
+        return apply_chat_template(messages, tools, render, by_chains, echo)
     if reveal(render(hidden, hidden_tools)) != render(messages, tools):
         raise TrajectoryError("the chat template alters texts with control tokens, so its rendering cannot be split")
-    plain, served = apply_chat_template(hidden, hidden_tools, render, linear, echo)
+    plain, served = apply_chat_template(hidden, hidden_tools, render, by_chains, echo)
     return map_texts(plain, reveal), map_texts(served, reveal)
 
 
 def without_reasoning(messages: list[dict]) -> list[dict]:
     """The messages as an agent sends them that does not send reasoning back: the `drop` history."""
     return [{key: value for key, value in message.items() if key != "reasoning_content"} for message in messages]
+
+
+def rendered_by_prefix(messages: list[dict], tools, turns: list[int], render, echo: str) -> Rendered:
+    """The naive definition: every prefix rendered."""
+    blocks, targets, left_out, edits = split_blocks(render(messages, tools)), [], [], {}
+    for k in turns:
+        target, in_place = _alone(messages[k], render), None
+        with contextlib.suppress(TrajectoryError):  # some templates refuse messages without a query
+            in_place = split_blocks(render(messages[: k + 1], tools))[-1][1]
+        left_out.append(None if in_place == target else NO_QUERY)
+        targets.append(target if in_place is None or "reasoning_content" in messages[k] else in_place)
+    history = echoed_history(messages, dict(zip(turns, targets)), echo, tools)
+    contents = [text for _, text in blocks]
+    for j, target in zip(_places(blocks, turns), targets):
+        contents[j] = target
+    for mode, past in (("drop", without_reasoning(history)), ("template", history)):
+        prompts = []
+        for number, k in enumerate(turns):
+            try:
+                prompt = split_blocks(render(past[:k], tools, add_generation_prompt=True))
+            except TrajectoryError as error:
+                prompt, left_out[number] = [], str(error)
+            if [role for role, _ in prompt] != [role for role, _ in blocks[: len(prompt)]]:
+                raise TrajectoryError(f"the chat template renders other messages before turn {k} than later")
+            prompts.append([text for _, text in prompt])
+        edits[mode] = _edits(turns, contents, prompts, range(len(blocks)))
+    answers = [_answer(messages[k], render) for k in turns]
+    return Rendered(blocks=blocks, targets=targets, answers=answers, left_out=left_out, edits=edits)
+
+
+def rendered_by_chains(messages: list[dict], tools, turns: list[int], render, echo: str) -> Rendered:
+    """The same for an ordinary trajectory, each message rendered twice.
+
+    A chain is what lies between two user messages. A turn has two looks: `kept` in the prompts of its chain, as the
+    chain alone is rendered, and `past` in those of later chains, as the whole is rendered without reasoning.
+    """
+    blocks = split_blocks(render([*without_reasoning(messages), QUERY], tools))[:-1]
+    places, chains = _places(blocks, turns), _chains(messages)
+    past, kept = [blocks[j][1] for j in places], []
+    for start, of_chain in chains:
+        kept += _assistants(render(messages[start : of_chain[-1] + 1], None))
+    targets, lasts = list(kept), {of_chain[-1] for _, of_chain in chains}
+    for number, k in enumerate(turns):  # the last turn of a chain stands there as its target, and any with reasoning
+        if k not in lasts and not messages[k].get("reasoning_content", "").strip():
+            targets[number] = _alone(messages[k], render)
+    answers = [text if text[:1].strip() else _answer(messages[k], render) for k, text in zip(turns, past)]
+    if echo != "none":
+        history = echoed_history(messages, dict(zip(turns, targets)), echo, tools)
+        if not is_ordinary(history):  # a stream keeps the second </think> of a turn
+            return rendered_by_prefix(messages, tools, turns, render, echo)
+        echoed = [history[k] for k in turns]
+        looks = _assistants(render([QUERY, *without_reasoning(echoed), QUERY, *echoed, OUTPUT], None))
+        past, kept = looks[: len(turns)], looks[len(turns) :]
+    prompts = {"drop": [past[:number] for number in range(len(turns))], "template": []}
+    for _, of_chain in chains:
+        begun = len(prompts["template"])
+        prompts["template"] += [past[:begun] + kept[begun : begun + more] for more in range(len(of_chain))]
+    edits = {mode: _edits(turns, targets, prompts[mode], places) for mode in prompts}
+    return Rendered(blocks=blocks, targets=targets, answers=answers, left_out=[None] * len(turns), edits=edits)
+
+
+def is_ordinary(messages: list[dict]) -> bool:
+    """Whether each turn answers a user query or tool outputs, and no text holds what templates look for."""
+    first = 1 if messages[0]["role"] == "system" else 0
+    for before, message in itertools.pairwise([{"role": "assistant"}, *messages[first:]]):
+        if message["role"] == "assistant" and (before["role"] == "assistant" or "</think>" in message["content"]):
+            return False
+        if message["role"] == "user" and message["content"].startswith("<tool_response>"):
+            return False
+    return messages[first : first + 1] != [] and messages[first]["role"] == "user"
+
+
+def _chains(messages: list[dict]) -> list[tuple[int, list[int]]]:
+    """(user message, turns) of each chain that has turns, as positions in messages."""
+    chains = []
+    for k, message in enumerate(messages):
+        if message["role"] == "user":
+            chains.append((k, []))
+        elif message["role"] == "assistant":
+            chains[-1][1].append(k)
+    return [chain for chain in chains if chain[1]]
+
+
+def _edits(turns: list[int], contents: list[str], prompts: list[list[str]], places) -> list[dict]:
+    """What changes from the served prompt of one turn to that of the next.
+
+    Args:
+        contents: the texts before any prompt, each of the message at its place; prompts: the first of them, in each.
+    """
+    edits, contents = [], list(contents)
+    for k, prompt in zip(turns, prompts):
+        for j, text in enumerate(prompt):
+            if text != contents[j]:
+                edits.append({"turn": k, "message": places[j], "content": text})
+                contents[j] = text
+    return edits
+
+
+@functools.cache
+def prepared_template(template: ChatTemplate) -> tuple:
+    """(render, whether it renders by chains), made once in each process."""
+    render = load_chat_template(template)
+    return render, renders_by_chains(render)
+
+
+def renders_by_chains(render) -> bool:
+    """Whether rendering by chains gives what the naive definition gives, on a conversation with all that templates
+    look at.
+
+    It does for Qwen3 and most of its relatives. For a template that fails here, every prefix is rendered.
+    """
+    calls = [{"function": {"name": "f", "arguments": {"x": 1}}}] * 2
+    chain = [
+        {"role": "assistant", "content": "a", "reasoning_content": "r", "tool_calls": calls},
+        {"role": "tool", "content": "1" * 3000},  # a template might shorten it
+        {"role": "tool", "content": "2"},
+        {"role": "assistant", "content": "\n\nb", "tool_calls": calls[:1]},
+        {"role": "tool", "content": ""},
+        {"role": "assistant", "content": " c\n", "reasoning_content": "\nr \n"},
+    ]
+    system, blank = {"role": "system", "content": "s"}, {"role": "assistant", "content": "c", "reasoning_content": "\n"}
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
+    whole = [system, QUERY, *chain, QUERY, *chain[:3], system, *chain[3:], QUERY, QUERY, blank, QUERY, *chain[:2]]
+    try:
+        return all(
+            apply_chat_template(probe, its_tools, render, True) == apply_chat_template(probe, its_tools, render, False)
+            for probe, its_tools in ((whole, tools), (whole[1:], None), ([QUERY, chain[-1], QUERY, *chain], None))
+        )
+    except TrajectoryError:
+        return False
 
 
 def _places(blocks: list[tuple], turns: list[int]) -> list[int]:
@@ -73,207 +219,19 @@ def _places(blocks: list[tuple], turns: list[int]) -> list[int]:
     return places
 
 
-def _rendered_by_prefix(messages: list[dict], tools, turns: list[int], render, echo: str):
-    """The naive definition: every prefix rendered.
-
-    Returns (blocks of the whole, targets, their part without a think block, reasons to leave turns out, the edits of
-    both histories).
-    """
-    blocks, prompts = split_blocks(render(messages, tools)), {"drop": [], "template": []}
-    targets, left_out = map(list, zip(*(_target(messages[: k + 1], tools, render) for k in turns)))
-    history = echoed_history(messages, dict(zip(turns, targets)), echo, tools)
-    histories = {"drop": without_reasoning(history), "template": history}
-    for i, k in enumerate(turns):
-        for mode, history in histories.items():
-            try:
-                prompts[mode].append(split_blocks(render(history[:k], tools, add_generation_prompt=True)))
-            except TrajectoryError as error:
-                prompts[mode].append([])
-                left_out[i] = str(error)
-    places = _places(blocks, turns)
-    edits = {mode: _edits(blocks, dict(zip(places, targets)), turns, prompts[mode]) for mode in prompts}
-    return blocks, targets, [_answer(messages[k], render) for k in turns], left_out, edits
+def _assistants(rendered: str) -> list[str]:
+    return [text for role, text in split_blocks(rendered) if role == "assistant"]
 
 
-def _target(messages: list[dict], tools, render) -> tuple[str, str | None]:
-    """(what the model generates in place of the last message, why the turn cannot be trained or None)"""
-    target, reason = _last_block([QUERY, messages[-1]], None, render), NO_QUERY
-    with contextlib.suppress(TrajectoryError):  # some templates refuse messages without a query
-        in_place = _last_block(messages, tools, render)
-        if in_place == target:
-            reason = None
-        elif "reasoning_content" not in messages[-1]:
-            target = in_place
-    return target, reason
-
-
-def _edits(blocks: list[tuple], targets: dict, turns: list[int], prompts: list[list]) -> list[dict]:
-    """What changes from the served prompt of one turn to that of the next."""
-    edits, contents = [], [targets.get(j, text) for j, (_, text) in enumerate(blocks)]
-    for k, prompt in zip(turns, prompts):
-        if [role for role, _ in prompt] != [role for role, _ in blocks[: len(prompt)]]:
-            raise TrajectoryError(f"the chat template renders other messages before turn {k} than later")
-        for j, (_, text) in enumerate(prompt):
-            if text != contents[j]:
-                edits.append({"turn": k, "message": j, "content": text})
-                contents[j] = text
-    return edits
-
-
-def _rendered_by_query(messages: list[dict], tools, turns: list[int], render, echo: str):
-    """The same, each message rendered a fixed number of times; None for a trajectory that is not ordinary.
-
-    In an ordinary one a user query comes first, no turn follows right on another and no answer holds a think tag.
-    Then a turn has two looks: `past` once a query came after it, as if it had no reasoning, and `kept` before that.
-    One rendering, up to the last turn, shows the turns before the last query as past and those after it as kept; a
-    second one, of the turns alone, shows each the other way.
-    """
-    first = 1 if messages[0]["role"] == "system" else 0
-    odd = any(messages[k - 1]["role"] == "assistant" or "</think>" in messages[k]["content"] for k in turns)
-    if odd or first not in (queries := _queries(messages, render)):
-        return None
-    starts = [0]  # where the blocks of a message start, from messages[first] on; the outputs of a turn share one
-    for before, message in zip(messages[first:], messages[first + 1 :]):
-        starts.append(starts[-1] + (not before["role"] == message["role"] == "tool"))
-    last = max(query for query in queries if query < turns[-1])
-    early, late = [k for k in turns if k < last], [k for k in turns if k > last]
-    try:
-        blocks = split_blocks(render(messages[: turns[-1] + 1], tools))
-        late_past = without_reasoning([messages[k] for k in late])
-        turned = [*messages[:first], QUERY, *late_past, QUERY, *(messages[k] for k in early), OUTPUT]
-        other = split_blocks(render(turned, None))
-        opening = len(blocks) - 1 - starts[turns[-1] - first]
-        places = [opening + starts[k - first] for k in turns]
-        alone = _last_block([QUERY, messages[turns[-1]]], None, render)
-        if places != _places(blocks, turns) or blocks[-1][1] != alone:  # a template may look at more than expected
-            return None
-        here, there = [blocks[j][1] for j in places], [text for role, text in other if role == "assistant"]
-        past, kept = here[: len(early)] + there[: len(late)], there[len(late) :] + here[len(early) :]
-        thinks = [k == turns[-1] or messages[k].get("reasoning_content", "").strip() for k in turns]
-        targets = [
-            text if as_kept else _last_block([QUERY, messages[k]], None, render)
-            for k, text, as_kept in zip(turns, kept, thinks)
-        ]
-        answers = [text if text[:1].strip() else _answer(messages[k], render) for k, text in zip(turns, past)]
-        if echo != "none":
-            echoed = echoed_history(messages, dict(zip(turns, targets)), echo, tools)
-            if any("</think>" in echoed[k]["content"] for k in turns):  # of a stream: the second one of a turn
-                return None
-            past, kept = _echoed_looks(echoed, turns, render)
-        if after := starts[-1] - starts[turns[-1] - first]:
-            blocks += split_blocks(render([QUERY, *messages[turns[-1] + 1 :]], None))[-after:]
-    except TrajectoryError:
-        return None
-    return blocks, targets, answers, [None] * len(turns), _edits_by_query(turns, places, queries, targets, past, kept)
-
-
-def _echoed_looks(history: list[dict], turns: list[int], render) -> tuple[list, list]:
-    """(past, kept) of the turns as they come back."""
-    echoed = [history[k] for k in turns]
-    blocks = split_blocks(render([QUERY, *without_reasoning(echoed), QUERY, *echoed, OUTPUT], None))
-    looks = [text for role, text in blocks if role == "assistant"]
-    return looks[: len(turns)], looks[len(turns) :]
-
-
-def _edits_by_query(
-    turns: list[int], places: list[int], queries: list[int], targets: list, past: list, kept: list
-) -> dict:
-    """The edits of both histories, from the looks of each turn."""
-    edits, shown, since_query = {"drop": [], "template": []}, targets[:], 0
-    for i, (before, k) in enumerate(itertools.pairwise(turns)):
-        if past[i] != targets[i]:
-            edits["drop"].append({"turn": k, "message": places[i], "content": past[i]})
-        new_query = any(before < query < k for query in queries)
-        for j in range(since_query if new_query else i, i + 1):
-            text = past[j] if new_query else kept[j]
-            if text != shown[j]:
-                edits["template"].append({"turn": k, "message": places[j], "content": text})
-                shown[j] = text
-        since_query = i + 1 if new_query else since_query
-    return edits
-
-
-def _queries(messages: list[dict], render) -> list[int]:
-    """The user messages after which the template shows earlier turns differently; the first if it is like any query."""
-    places = [k for k, message in enumerate(messages) if message["role"] == "user"]
-    try:
-        kept, target = _shown_turn(render)
-        queries = [k for k in places[1:] if not render([QUERY, TURN, messages[k]], None).startswith(kept)]
-        opens = render([*(messages[k] for k in places[:1]), TURN], None).endswith(target)
-    except TrajectoryError:
-        return []
-    return places[:1] * opens + queries
-
-
-@functools.cache
-def _shown_turn(render) -> tuple[str, str]:
-    """(how a rendering begins where a turn is before a tool output, how it ends where the turn is the last)"""
-    before, _, _ = render([QUERY, TURN, OUTPUT], None).rpartition(BLOCK_START)
-    _, opened, target = render([QUERY, TURN], None).rpartition(BLOCK_START)
-    return before + BLOCK_START, opened + target
-
-
-@functools.cache
-def prepared_template(template: ChatTemplate) -> tuple:
-    """(render, whether it renders by query), made once in each process."""
-    render = load_chat_template(template)
-    return render, renders_by_query(render)
-
-
-def renders_by_query(render) -> bool:
-    """Whether rendering by query gives what the naive definition gives, on a conversation with all that templates
-    look at.
-
-    It does for Qwen3 and most of its relatives. For a template that fails here, every prefix is rendered.
-    """
-    call = {"function": {"name": "f", "arguments": {"x": 1}}}
-    chain = [
-        {"role": "assistant", "content": "a", "reasoning_content": "r", "tool_calls": [call]},
-        {"role": "tool", "content": "1" * LONG},
-        {"role": "assistant", "content": "\n\nb", "tool_calls": [call, call]},
-        {"role": "tool", "content": "2"},
-        {"role": "tool", "content": "3"},
-        {"role": "assistant", "content": "", "reasoning_content": "\nr \n", "tool_calls": [call]},
-        {"role": "tool", "content": ""},
-        {"role": "assistant", "content": " c\n", "reasoning_content": "r"},
-    ]
-    system, response = (
-        {"role": "system", "content": "s"},
-        {"role": "user", "content": "<tool_response>\n4\n</tool_response>"},
-    )
-    tools = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
-    probes = [
-        ([system, QUERY, *chain, QUERY, *chain, response, *chain, system, *chain[2:], QUERY, QUERY, chain[-1]], tools),
-        ([QUERY, *chain[-1:], QUERY, *chain, QUERY], None),
-        (
-            [
-                QUERY,
-                *chain[:2],
-                QUERY,
-                {**chain[-1], "reasoning_content": "\n", "content": "c" * LONG},
-                QUERY,
-                *chain[:2],
-            ],
-            tools,
-        ),
-    ]
-    try:
-        return all(
-            apply_chat_template(*probe, render, linear=True) == apply_chat_template(*probe, render, linear=False)
-            for probe in probes
-        )
-    except TrajectoryError:
-        return False
-
-
-def _last_block(messages: list[dict], tools, render) -> str:
-    return split_blocks(render(messages, tools))[-1][1]
+def _alone(message: dict, render) -> str:
+    """A turn as the answer to a query."""
+    return split_blocks(render([QUERY, message], None))[-1][1]
 
 
 def _answer(message: dict, render) -> str:
     """What the model generates in place of a message with `enable_thinking=False`."""
-    whole = _last_block([QUERY, *without_reasoning([message])], None, render)
-    return whole.removeprefix(_given(render, enable_thinking=False))
+    [message] = without_reasoning([message])
+    return _alone(message, render).removeprefix(_given(render, enable_thinking=False))
 
 
 @functools.cache
