@@ -1,14 +1,10 @@
 """The chat template as a function: the embedded one of Qwen3, a .jinja file, or that of a model."""
 
-import contextlib
 import datetime
 import functools
-import itertools
 import json
 import random
-import signal
 import string
-import threading
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,8 +15,6 @@ import jinja2.sandbox
 from served_tokens.marks import BLOCK_END, BLOCK_START, CONTROL_TOKENS, TrajectoryError, map_texts
 
 QWEN3 = Path(__file__).resolve().parents[2] / "chat_templates" / "qwen3.jinja"
-RENDER_SECONDS = 60  # the longest that a chat template may take for one rendering
-RENDER_CHARACTERS = 1 << 29  # the most that it may write for one trajectory
 QUERY = {"role": "user", "content": "q"}
 
 
@@ -69,8 +63,7 @@ def load_chat_template(template: ChatTemplate):
     environment.filters["tojson"] = _tojson
     environment.globals.update(raise_exception=_raise_exception, strftime_now=_strftime_now, documents=None)
     try:
-        with time_limit():
-            compiled = environment.from_string(template.text)
+        compiled = environment.from_string(template.text)
     except Exception as error:  # a template may fail in any way, here and below
         raise SystemExit(f"{template.name}: not a valid Jinja template ({error})") from None
 
@@ -78,10 +71,7 @@ def load_chat_template(template: ChatTemplate):
         variables |= dict(template.special_tokens, messages=messages, tools=tools)
         variables["add_generation_prompt"] = add_generation_prompt
         try:
-            if template.trusted:
-                return compiled.render(variables)
-            with time_limit():
-                return _bounded(compiled.generate(variables))
+            return compiled.render(variables)
         except Exception as error:
             known = isinstance(error, (jinja2.TemplateError, ValueError))
             what = str(error) if known else f"{type(error).__name__}: {error}"
@@ -138,17 +128,6 @@ def with_stand_ins(messages: list[dict], tools: list[dict] | None) -> tuple:
     return map_texts(messages, hide), map_texts(tools, hide), reveal
 
 
-def _bounded(chunks) -> str:
-    """The text of a rendering, up to RENDER_CHARACTERS."""
-    texts, length = [], 0
-    while some := list(itertools.islice(chunks, 64)):
-        texts.append("".join(some))
-        length += len(texts[-1])
-        if length > RENDER_CHARACTERS:
-            raise TrajectoryError(f"it renders more than {RENDER_CHARACTERS} characters")
-    return "".join(texts)
-
-
 class _GenerationTag(jinja2.ext.Extension):
     """`{% generation %}…{% endgeneration %}`, which some templates put around assistant text, renders its body."""
 
@@ -174,25 +153,3 @@ def _raise_exception(message: str):
 
 def _strftime_now(pattern: str) -> str:
     return datetime.datetime.now().strftime(pattern)
-
-
-@contextlib.contextmanager
-def time_limit():
-    """Raise TrajectoryError where the block takes longer than RENDER_SECONDS; only a main thread can be interrupted."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    _handle_alarms()
-    signal.setitimer(signal.ITIMER_REAL, RENDER_SECONDS)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-
-
-@functools.cache  # once in a process: to set a handler takes longer than to set an alarm
-def _handle_alarms() -> None:
-    def stop(number, frame):
-        raise TrajectoryError(f"it takes longer than {RENDER_SECONDS} s")
-
-    signal.signal(signal.SIGALRM, stop)
