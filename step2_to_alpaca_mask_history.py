@@ -46,7 +46,7 @@ from served_tokens.files.write import (
 )
 from served_tokens.marks import map_texts
 from served_tokens.rows.notes import NO_REASONING, SOME_REASONING
-from served_tokens.samples.alpaca import COLUMNS, history_first, sample_schema, training_settings
+from served_tokens.samples.alpaca import sample_schema, training_settings
 from served_tokens.samples.dataset_info import BY_CONTENT, BY_TASK, name_of, read_dataset_info, register
 from served_tokens.samples.lengths import load_tokenizer
 from served_tokens.samples.select import VALIDATION, Options, Selected, convert_row, load_text
@@ -131,7 +131,6 @@ def check_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> 
         os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are parallel already
         load_tokenizer(args.tokenizer)  # before the work, so that a bad one costs nothing
     args.served_as = "no-thinking" if args.no_thinking else args.history_thinking
-    args.as_json = part_suffix(args.output) == ".jsonl"
     args.options = Options(**{its.name: getattr(args, its.name) for its in fields(Options)})
     if args.dataset_dir is None:
         is_default = (
@@ -182,7 +181,6 @@ def print_next(args: argparse.Namespace, counts: Selected) -> None:
 def refuse_nothing(args: argparse.Namespace, totals: Totals) -> None:
     """Stop where one of the two sides would be empty."""
     counts = totals.counts or Selected()
-    only_dates = [column for column in COLUMNS.values() if counts.dated[column] and not counts.undated[column]]
     if counts.samples == counts.validation:
         if totals.counts:
             print_counts(totals)
@@ -191,10 +189,6 @@ def refuse_nothing(args: argparse.Namespace, totals: Totals) -> None:
     elif args.val_ratio and not counts.validation:
         none = f"--val-ratio {args.val_ratio} holds none of its {counts.trajectories} trajectories out"
         reason = f"{none}; raise it, or take another --seed"
-    elif only_dates:
-        sys.exit(
-            f"every {only_dates[0]} looks like a date, which JSON readers turn into a timestamp; write .parquet instead"
-        )
     else:
         return
     sys.exit(f"{args.input}: {reason}; {shown(args.output)} is not written{still_there(args.output)}")
@@ -209,8 +203,6 @@ def shortened(text: str) -> str:
 def save(output: Path, parts: Path, stream: str, preview: int) -> None:
     """Join the samples of a stream, and write the first ones beside them once more, to be read by a person."""
     of_stream = parts_of(parts, stream)
-    if part_suffix(output) == ".jsonl":
-        of_stream = history_first(of_stream)
     first = [*itertools.islice((row for part in of_stream for _, row, _ in read_rows(str(part))), preview)]
     first = map_texts(first, shortened)
     join(of_stream, output)

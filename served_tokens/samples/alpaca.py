@@ -5,15 +5,12 @@ Its source is LlamaFactory 0.9.5, data/template.py and data/converter.py.
 """
 
 import json
-import re
 from collections import defaultdict
-from pathlib import Path
 
-from served_tokens.marks import BLOCK_END, BLOCK_START, TrajectoryError
+from served_tokens.marks import BLOCK_END, BLOCK_START, TrajectoryError, in_json
 
+OF_STEP_1 = {"source", "trajectory", "reading", "enable_thinking", "turns", "drop", "template", "given"}
 COLUMNS = {"prompt": "instruction", "query": "input", "response": "output", "system": "system", "history": "history"}
-FIRST_BLOCK = 10 * 2**20 // 32  # bytes, by which the JSON reader of datasets (4.0.0) decides of types
-DATE_LIKE = re.compile(r"\d{4}-\d{1,2}-\d{1,2}([T ].*)?\s*", re.DOTALL)
 
 
 def sample_schema():
@@ -48,21 +45,18 @@ def to_samples(
     """
     given = "" if served_as == "no-thinking" else served["given"]
     roles = [message["role"] for message in messages]
-    written, reading = _AlpacaPrompt(given), json.dumps(served["reading"])
+    reading = json.dumps(served["reading"])
     samples, reasons, spans = [], [], []  # spans: the messages that the last sample supervises
     for turn, contents, changed_from in served_prompts(messages, served, served_as):
         end = turn["message"]
         goes_on = merge_turns and spans and _begins_with(roles, contents, spans[-1], end, changed_from, given)
         spans = [*(spans if goes_on else []), end]
-        written.cut(0 if merge_turns and not goes_on else changed_from)
-        for j in range(len(written), end):
-            pair = j in spans if merge_turns else _can_close_pair(roles, contents[j], j, served_as, given)
-            written.add(roles[j], contents[j], pair)
         try:
             if turn["left_out"]:
                 raise _Inexpressible(turn["left_out"])
-            target = _target(messages[end]["content"], turn["answer"], served_as, given)
-            columns = {**written.columns(), "output": target}
+            closing = [j for j in range(end) if can_close_pair(roles, contents, j, served_as, given)]
+            prompt = columns_of(list(zip(roles, contents))[:end], spans if merge_turns else closing, given)
+            columns = {**prompt, "output": _target(messages[end]["content"], turn["answer"], served_as, given)}
             if refuse and (reason := refuse(turn, columns)):
                 raise _Inexpressible(reason)
         except _Inexpressible as reason:
@@ -90,71 +84,52 @@ def served_prompts(messages: list[dict], served: dict, served_as: str):
         yield turn, contents, min((edit["message"] for edit in edits[turn["turn"]]), default=turn["message"])
 
 
-def _can_close_pair(roles: list[str], text: str, at: int, served_as: str, given: str) -> bool:
+def can_close_pair(roles: list[str], contents: list[str], at: int, served_as: str, given: str) -> bool:
     """Whether a block of a served prompt can stand as an assistant text in LlamaFactory's history.
 
     LlamaFactory (0.9.5, data/template.py) tokenizes each text by itself, so one that opens with whitespace would lose
     the token that this whitespace forms with the newline before it. Its `qwen3` template, which is for the histories
     without reasoning, removes think blocks from assistant texts.
     """
+    text = contents[at]
     if roles[at : at + 2] != ["assistant", "user"] or not text.startswith(given) or text[len(given) :][:1].isspace():
         return False
     return served_as == "template" or "<think>" not in text
 
 
-class _AlpacaPrompt:
-    """A served prompt in LlamaFactory's alpaca columns, block by block: a later one goes on where it is like the last.
+def columns_of(blocks: list[tuple[str, str]], in_pairs: list[int], given: str) -> dict:
+    """The blocks of a served prompt in LlamaFactory's columns {"instruction", "input", "system", "history"}.
 
     LlamaFactory (0.9.5, data/template.py) begins with a non-empty system text or a user text, and goes on in pairs of a
     user and an assistant text. What does not fit is written out, role marks and all. Its user format replaces
-    `{{idx}}`, so a prompt with such a text is beyond it. `given` is what the generation prompt puts before each
-    assistant text of a pair.
+    `{{idx}}`, so a prompt with such a text is beyond it.
+
+    Args:
+        blocks: (role, text) of each.
+        in_pairs: positions of the assistant blocks that end a pair; a user block follows each.
+        given: what the generation prompt puts before each assistant text of a pair.
+    Raises _Inexpressible with the reason.
     """
-
-    def __init__(self, given: str):
-        self.given, self.history = given, []
-        self.states = [(0, "", None, False, None)]  # per block: pairs so far, system, user, pair just closed, problem
-
-    def __len__(self) -> int:
-        return len(self.states) - 1
-
-    def cut(self, blocks: int) -> None:
-        """Keep the first blocks."""
-        del self.states[blocks + 1 :]
-        del self.history[self.states[-1][0] :]
-
-    def add(self, role: str, text: str, closes_pair: bool) -> None:
-        """A block after the others; closes_pair only for an assistant block that a user block follows."""
-        pairs, system, user, closed, problem = self.states[-1]
+    system, history, user, closed = "", [], None, False  # user: what the next pair begins with
+    for at, (role, text) in enumerate(blocks):
         if user is None and role != "user":
-            if len(self):
-                system += _written_out(role, text)
-            elif role != "system":
-                problem = f"its prompt opens with a block of {role}, which LlamaFactory cannot write"
-            else:
-                system, problem = (
-                    text,
-                    None if text else "its system prompt is empty, and LlamaFactory writes no block for that",
-                )
-        elif closes_pair and user is not None:
-            self.history.append([user, text.removeprefix(self.given)])
-            pairs += 1
+            if at == 0 and role != "system":
+                raise _Inexpressible(f"its prompt opens with a block of {role}, which LlamaFactory cannot write")
+            if at == 0 and not text:
+                raise _Inexpressible("its system prompt is empty, and LlamaFactory writes no block for that")
+            system += text if at == 0 else _written_out(role, text)
+            continue
+        if user is not None and at in in_pairs:
+            history.append([user, text.removeprefix(given)])
+            closed = True
         else:
             user = text if user is None or closed else user + _written_out(role, text)
-        if user is not None and "{{idx}}" in text:
-            problem = problem or "its prompt holds {{idx}}, which LlamaFactory replaces by a number"
-        self.states.append((pairs, system, user, pairs > self.states[-1][0], problem))
-
-    def columns(self) -> dict:
-        """{"instruction", "input", "system", "history"}; raises _Inexpressible with the reason."""
-        _, system, user, _, problem = self.states[-1]
-        if user is None or problem:
-            raise _Inexpressible(
-                problem
-                if user is not None
-                else "no user block comes before it, and LlamaFactory's alpaca format needs one"
-            )
-        return {"instruction": user, "input": "", "system": system, "history": self.history[:]}
+            closed = False
+        if "{{idx}}" in text:
+            raise _Inexpressible("its prompt holds {{idx}}, which LlamaFactory replaces by a number")
+    if user is None:
+        raise _Inexpressible("no user block comes before it, and LlamaFactory's alpaca format needs one")
+    return {"instruction": user, "input": "", "system": system, "history": history}
 
 
 class _Inexpressible(Exception):
@@ -187,23 +162,11 @@ def _target(text: str, answer_start: int | None, served_as: str, given: str) -> 
 
 def step1_columns(row: dict) -> tuple[list[dict], dict]:
     """The columns `messages` and `served`: a Parquet file of step 1 holds JSON strings. Raises TrajectoryError."""
-    try:
-        messages, served = (
-            json.loads(value) if isinstance(value, str) else value for value in (row["messages"], row["served"])
-        )
-        texts = [text for message in messages for text in (message["role"], message["content"])]
-        texts += [served["given"], served["source"], *(edit["content"] for edit in served["drop"] + served["template"])]
-        places = [turn["message"] for turn in served["turns"] + served["drop"] + served["template"]]
-        texts += list(served["reading"])
-        numbers = [served["trajectory"], *places, *(turn["turn"] for turn in served["turns"])]
-        whole = [kind is str for kind in map(type, texts)] + [kind is int for kind in map(type, numbers)]
-        whole += [0 <= place < len(messages) for place in places]
-        whole += [type(served["enable_thinking"]) in (bool, type(None))]
-        whole += ["left_out" in turn and type(turn["answer"]) in (int, type(None)) for turn in served["turns"]]
-        "".join(texts).encode()
-    except (KeyError, TypeError, ValueError, RecursionError):
-        whole = [False]
-    if not all(whole):
+    messages, served = (in_json(row.get(column)) for column in ("messages", "served"))
+    whole = isinstance(messages, list) and isinstance(served, dict) and served.keys() >= OF_STEP_1
+    if not whole or not all(
+        isinstance(message, dict) and message.keys() >= {"role", "content"} for message in messages
+    ):
         raise TrajectoryError("the row is not one of step 1; run step1_apply_tool_template.py first")
     return messages, served
 
@@ -229,41 +192,3 @@ def training_settings(served_as: str, given: str, all_think: bool, merge_turns: 
 def reasoning_of(target: str) -> str:
     """What a target of step 1 thinks before it answers."""
     return target.removeprefix("<think>").partition("</think>")[0].strip() if target.startswith("<think>") else ""
-
-
-# ---------------------------------------------------------------- the JSON reader of datasets
-
-# It (4.0.0) takes the types of a column from the first block of a file. Where all histories in it are empty, it
-# takes them for lists of null and stops at the first other one; where all texts look like dates, it makes them
-# timestamps.
-
-
-def history_first(parts: list[Path]) -> list[Path]:
-    """Parts of samples as JSON lines, in which one that has a history is in the first block, if there is any."""
-    read = 0
-    for part in parts:
-        with part.open("rb") as file:
-            for line in file:
-                read += len(line)
-                if b'"history": [[' in line:  # in a text, its quotes would be escaped
-                    return parts if read < FIRST_BLOCK else _with_first(parts, part, line)
-    return parts
-
-
-def _with_first(parts: list[Path], at: Path, line: bytes) -> list[Path]:
-    first, rest = at.with_name(f"{at.stem}_first{at.suffix}"), at.with_name(f"{at.stem}_rest{at.suffix}")
-    first.write_bytes(line)
-    with at.open("rb") as file, rest.open("wb") as others:
-        for other in file:
-            if other == line:
-                line = None  # others that are equal stay
-            else:
-                others.write(other)
-    return [first, *(rest if part == at else part for part in parts)]
-
-
-def dates(sample: dict) -> dict[str, bool]:
-    """{column: whether all of its texts look like dates}"""
-    texts = {"history": [text for pair in sample["history"] for text in pair]}
-    texts |= {column: [sample[column]] for column in ("instruction", "output", "system")}
-    return {column: all(map(DATE_LIKE.fullmatch, values)) for column, values in texts.items() if values}

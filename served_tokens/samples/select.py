@@ -8,7 +8,7 @@ import orjson
 
 from served_tokens.files.read import LEFT_OUT, Place
 from served_tokens.marks import Counts, TrajectoryError
-from served_tokens.samples.alpaca import dates, reasoning_of, step1_columns, to_samples
+from served_tokens.samples.alpaca import reasoning_of, step1_columns, to_samples
 from served_tokens.samples.dataset_info import group_of, is_held_out
 from served_tokens.samples.lengths import load_tokenizer, token_counter
 
@@ -36,7 +36,6 @@ class Options:
     tokenizer: str | None = None
     val_ratio: float = 0.0
     seed: int = 42
-    as_json: bool = False  # the output is read by a JSON reader
 
 
 @dataclass
@@ -49,8 +48,7 @@ class Selected(Counts):
     train, of trajectories in which some have it.
     unmerged, merged: characters of the samples, one by one and by --merge-turns.
     given: {what the generation prompt holds of a target: trajectories}; left_out: {why: turns}; held_out: {by what:
-    trajectories}; validation: samples of these. dated, undated: {column: samples whose texts all look like dates, or
-    do not}.
+    trajectories}; validation: samples of these.
     """
 
     trajectories: int = 0
@@ -68,8 +66,6 @@ class Selected(Counts):
     given: Counter = field(default_factory=Counter)
     left_out: Counter = field(default_factory=Counter)
     held_out: Counter = field(default_factory=Counter)
-    dated: Counter = field(default_factory=Counter)
-    undated: Counter = field(default_factory=Counter)
 
 
 def convert_row(row: dict, place: Place, options: Options) -> tuple[Selected, list]:
@@ -86,8 +82,6 @@ def convert_row(row: dict, place: Place, options: Options) -> tuple[Selected, li
     held_out = is_held_out(group, options.val_ratio, options.seed)
     counts = _counted(messages, served, samples, options)
     counts.left_out.update(turn["reason"] for turn in left_out)
-    for column, dated in (pair for sample in samples if options.as_json for pair in dates(sample).items()):
-        (counts.dated if dated else counts.undated)[column] += 1
     if samples and held_out:
         counts.validation = len(samples)
         counts.held_out[by] += 1
