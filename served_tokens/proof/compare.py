@@ -69,7 +69,7 @@ class Samples:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a prompt is trained to, as digests of the token ids: of the whole target, and less its reasoning."""
+    """What a prompt is trained to, as digests of texts: of the whole target, and of what follows its reasoning."""
 
     target: int
     answer: int
@@ -251,11 +251,11 @@ def _check_samples(
         found.targets.update(len(target) for _, target in spans)
         if not decided:
             _compare(found, position, (expected_sample(spans), trained), where, truth)
-        for turn, (prompt, target), (prompt_ids, target_ids) in zip(turns, rendered, spans):
+        for turn, (prompt, target) in zip(turns, rendered):
             left_out = served_as == "no-thinking" or "</think>" not in target
             unshown = trajectory.messages[turn].get("reasoning_content", "") if left_out else ""
             shown[numbers[turn]] = prompt, f"{target}\0{unshown}"
-            checked.answers.append((_digest(prompt_ids), _answer(target, target_ids, f"{named(place)}, turn {turn}")))
+            checked.answers.append((_digest(prompt), _answer(target, f"trajectory {place.row}, turn {turn}")))
     _note_reasoning(found, trajectory, samples, shown)
     return shown
 
@@ -270,14 +270,14 @@ def _note_reasoning(found: Findings, trajectory: Trajectory, samples: list, show
         found.counts["without reasoning"] += sum(not thinks[number] for number in shown)
 
 
-def _answer(target: str, ids: list[int], place: str) -> Answer:
+def _answer(target: str, place: str) -> Answer:
     reasoning, closed, answer = target.rpartition("</think>")
     thinks = bool(closed and reasoning.replace("<think>", "").strip())
-    return Answer(target=_digest(ids), answer=_digest(answer.strip()), thinks=thinks, place=place)
+    return Answer(target=_digest(target), answer=_digest(answer.strip()), thinks=thinks, place=place)
 
 
-def _digest(value) -> int:
-    return int.from_bytes(hashlib.blake2b(repr(value).encode(errors="surrogatepass"), digest_size=8).digest())
+def _digest(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=8).digest())
 
 
 def _compare_records(found: Findings, position: int, trained: dict, records: list, where: str) -> bool:
