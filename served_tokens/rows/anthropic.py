@@ -125,7 +125,8 @@ def _text_part(part, reader: Reader) -> dict:
 
 
 def _type_of(part) -> str | None:
-    return part.get("type") if isinstance(part, dict) else None
+    kind = part.get("type") if isinstance(part, dict) else None
+    return kind if isinstance(kind, str) else None
 
 
 def _unread(part) -> TrajectoryError:

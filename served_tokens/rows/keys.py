@@ -197,12 +197,14 @@ def _repeats(message: dict, turn: dict | None) -> bool:
     same_text = is_empty(message.get("content")) or message["content"] == turn.get("content")
     same_reasoning = is_empty(reasoning) or _stripped(reasoning) == _stripped(turn.get("reasoning_content"))
     calls = _calls(message)
-    return same_text and same_reasoning and (not calls or calls == _calls(turn))
+    return same_text and same_reasoning and (is_empty(message.get("tool_calls")) or calls == _calls(turn))
 
 
 def _calls(message: dict) -> list[tuple]:
     """(name, arguments) of the calls of a message."""
-    functions = [call.get("function", call) for call in message.get("tool_calls") or [] if isinstance(call, dict)]
+    calls = message.get("tool_calls") if isinstance(message.get("tool_calls"), list) else []
+    functions = [call.get("function", call) for call in calls if isinstance(call, dict)]
+    functions = [function for function in functions if isinstance(function, dict)]
     return [(function.get("name"), in_json(function.get("arguments"))) for function in functions]
 
 

@@ -117,7 +117,7 @@ def printed_otherwise(given: list[dict], served: list[dict]) -> set[str]:
 
 
 def _mistakes(messages: list[dict], tools: list[dict] | None) -> Counter:
-    notes, offered = Counter(), {tool["function"].get("name") for tool in tools or []}
+    notes, offered = Counter(), [tool["function"].get("name") for tool in tools or []]
     waiting, role_before = 0, None  # calls whose output is still to come
     for message in messages:
         role, content, calls = message["role"], message["content"], message.get("tool_calls", [])
@@ -145,7 +145,7 @@ def _nulls(messages: list[dict], tools: list[dict] | None) -> Counter:
     for function in (tool["function"] for tool in tools or []):
         schema = function.get("parameters")
         if isinstance(schema, dict) and isinstance(schema.get("properties"), dict):
-            properties[function.get("name")] = schema["properties"]
+            properties[str(function.get("name"))] = schema["properties"]
     notes[NULL_SCHEMAS] += any(None in its.values() for its in properties.values())
     for message in messages:
         for function in (call["function"] for call in message.get("tool_calls", [])):

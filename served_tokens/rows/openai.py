@@ -16,11 +16,9 @@ SHOWN_OF_A_FUNCTION = ("name", "description", "parameters", "strict", "defer_loa
 RECORDED = ("prompt_token_ids", "token_ids")  # what a server was given and what the model wrote, as vLLM returns them
 SWITCHES = ("weight", "loss", "train", "loss_mask", "trainable")  # of OpenAI, ms-swift, axolotl and others
 FINISHED = frozenset("stop tool_calls function_call end_turn tool_use stop_sequence eos".split())
-CUT_FLAGS = ("truncated", "is_truncated", "interrupted", "incomplete", "is_partial")
 # Why a turn is context only.
 SWITCHED_OFF = "their weight, loss or train says not to train on them"
 NOT_FINISHED = "their finish_reason is {}, so they were cut off"
-CUT_BY_FLAG = "they say that they are {}"
 CONTINUED = "they are a prefix that the model was asked to go on from"
 
 
@@ -56,7 +54,9 @@ def tools_of(tools, name: str, reader: Reader) -> list[dict]:
             raise TrajectoryError(f"tool {position} is not an object but {kind_of(tool)}")
         if "function" not in tool:
             tool = _wrapped(tool, reader)
-        if isinstance(tool["function"], dict) and not reader.prints_tools_as_sent:
+        if not isinstance(tool["function"], dict):
+            raise TrajectoryError(f"tool {position} has a `function` that is no object, so a server refuses it")
+        if not reader.prints_tools_as_sent:
             for its, known in ((tool, ("type", "function")), (tool["function"], SHOWN_OF_A_FUNCTION)):
                 reader.closed({key: value for key, value in its.items() if key not in known}, "tool")
         read.append(tool)
@@ -90,8 +90,8 @@ def message_of(left: dict, reader: Reader) -> Read:
     if role in ("developer", "observation") or (role == "function" and isinstance(left.get("name"), str)):
         reader.shapes[f"role {role}"] += 1
         role = role if role == "developer" else "tool"
-    for key, value in (left.pop("provider_specific_fields", None) or {}).items():  # LiteLLM's
-        left.setdefault(key, value)
+    if isinstance(left.get("provider_specific_fields"), dict):  # LiteLLM's
+        left = left.pop("provider_specific_fields") | left
     has_content = "content" in left
     message = {"role": role, "content": left.pop("content", None)}
     message |= {key: left.pop(key) for key in ("name", "tool_call_id") if left.get(key) is not None}
@@ -201,8 +201,7 @@ def _why_not_trained(left: dict) -> str | None:
     if len(set(map(bool, said.values()))) > 1:
         raise TrajectoryError(f"{' and '.join(said)} differ about whether the turn is trained")
     prefixes = [left.pop(key) for key in ("prefix", "partial") if isinstance(left.get(key), bool)]
-    flags = [key for key in CUT_FLAGS if isinstance(left.get(key), bool) and left.pop(key)]
-    cut = why_cut(left) or (CUT_BY_FLAG.format(flags[0]) if flags else None)
+    cut = why_cut(left)
     if said and not all(said.values()):
         return SWITCHED_OFF
     return cut or (CONTINUED if any(prefixes) else None)

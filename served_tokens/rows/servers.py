@@ -81,8 +81,6 @@ def served_tool(tool: dict, style: str) -> dict:
 def _known_function(tool: dict, server: Style) -> dict:
     """The function of a tool that the server takes."""
     function = tool["function"]
-    if not isinstance(function, dict):
-        raise TrajectoryError("a tool has a `function` that is no object, so a server refuses it")
     kinds = FUNCTION_KINDS | ({"parameters": (dict, NULL)} if server.strict_parameters else {})
     wrong = [f"function.{key}" for key, kind in kinds.items() if not isinstance(function.get(key), kind)]
     if not isinstance(tool.get("defer_loading"), (bool, NULL)):

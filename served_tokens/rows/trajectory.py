@@ -258,7 +258,8 @@ def _text(content, role: str, style: str) -> str:
         return ""
     if isinstance(content, str):
         return content
-    for kind in (part.get("type") for part in content if isinstance(content, list) and isinstance(part, dict)):
+    parts = content if isinstance(content, list) else []
+    for kind in (part.get("type") for part in parts if isinstance(part, dict)):
         if isinstance(kind, str) and kind in MEDIA:
             raise TrajectoryError(f"content has a part of type {kind}, which is no text; leave it out of the row")
     if are_texts(content):
