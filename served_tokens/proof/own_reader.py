@@ -61,7 +61,7 @@ def _call(call) -> tuple | None:
 
 def _is_plain_tool(tool) -> bool:
     function = tool.get("function") if isinstance(tool, dict) else None
-    return list(tool) == OF_A_TOOL and isinstance(function, dict) and list(function) == OF_A_FUNCTION
+    return isinstance(function, dict) and list(tool) == OF_A_TOOL and list(function) == OF_A_FUNCTION
 
 
 def _decoded(value):
