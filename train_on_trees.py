@@ -4,7 +4,8 @@
 
 Takes the YAML, the overrides and the environment of `llamafactory-cli train` (FORCE_TORCHRUN=1, NNODES, …). It
 tokenizes the samples of step 2 as ever; they become rows, in which what samples share is there once; LlamaFactory
-trains on these. Loss, optimizer, checkpoints, logs and resuming are its own, and so are the gradients.
+trains on these. Loss, optimizer, checkpoints, logs and resuming are its own, and so are the gradients. Before the
+first step attention is compared, on the device, with that on single samples: where it is wrong, nothing is trained.
 
 row_tokens: the longest row (default: cutoff_len; on a CPU, where attention takes row × row, one of each trajectory).
     Where cutoff_len is near the longest sample, a longer row holds a trajectory whole.
@@ -19,6 +20,7 @@ own sample, and no others.
 import contextlib
 import io
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -26,6 +28,7 @@ from served_tokens import llamafactory
 from served_tokens.files.command_line import CommandLine, run
 from served_tokens.proof.findings import Schedule, training_cost
 from served_tokens.trees.files import (
+    LONGEST,
     ROW_TOKENS,
     ROWS,
     SAMPLES,
@@ -68,26 +71,45 @@ SET = {
     "per_device_train_batch_size": (1, "a batch is one row; samples are counted by gradient_accumulation_steps"),
     "per_device_eval_batch_size": (1, "a batch is one row"),
 }
+DENSE = 5  # bytes for each pair of tokens: the mask, and torch's copy of it in float32; measured, 3 in bf16
+MUCH = 4e9  # bytes
 WHOLE_LOGITS = ("compute_accuracy", "use_dft_loss", "use_eaft_loss", "label_smoothing_factor")
 
 
 def main() -> None:
-    in_torchrun = "LOCAL_RANK" in os.environ  # which LlamaFactory's launcher started, with this file for each process
-    if not in_torchrun:
+    if "LOCAL_RANK" not in os.environ:
         yaml, given, own = parsed_arguments(sys.argv[1:])
-        sys.argv = ["llamafactory-cli", "train", yaml, *given, *prepared(yaml, given, own)]
-        refuse_spaces(sys.argv[2:])
-    elif not any(argument.startswith("tokenized_path=") for argument in sys.argv):
+        arguments = [yaml, *given, *prepared(yaml, given, own)]
+        refuse_spaces(arguments)
+        sys.argv = ["llamafactory-cli", *arguments]
+        start_torchrun() if starts_torchrun() else train()
+    elif any(argument.startswith("tokenized_path=") for argument in sys.argv):
+        train()  # in one of the processes that torchrun started
+    else:
         sys.exit("train_on_trees.py starts torchrun by itself; run it with python, and FORCE_TORCHRUN=1")
 
-    from llamafactory import launcher
+
+def train() -> None:
+    """LlamaFactory trains by the arguments of this process."""
     from llamafactory.train.tuner import run_exp
 
     from served_tokens.trees.attention import use_tree_attention
+    from served_tokens.trees.self_check import SelfCheck
 
     use_tree_attention()
-    launcher.__file__ = os.path.relpath(__file__)  # what it starts in each process
-    (run_exp if in_torchrun else launcher.launch)()
+    run_exp(callbacks=[SelfCheck()])
+
+
+def start_torchrun() -> None:
+    """LlamaFactory's launcher starts this file in each process, and ends this one."""
+    from llamafactory import launcher
+
+    launcher.__file__ = os.path.relpath(__file__)
+    sys.argv.insert(1, "train")
+    try:
+        launcher.launch()
+    except subprocess.CalledProcessError as error:
+        sys.exit(error.returncode)  # the processes have said what is wrong
 
 
 def parsed_arguments(arguments: list[str]) -> tuple[str, list[str], dict[str, int]]:
@@ -110,6 +132,8 @@ def prepared(yaml: str, given: list[str], own: dict[str, int]) -> list[str]:
     limits = {"row_tokens": own.get("row_tokens", data_args.cutoff_len), "row_samples": own.get("row_samples")}
     limits["apart"] = "row_tokens" not in own and not on_gpu(config)
     place, counts = rows_in_folder(config, model_args, data_args, training_args, limits)
+    if not on_gpu(config):
+        warn_of_dense_attention(max((count[LONGEST] for count in counts.values()), default=0))
     batch = config.get("per_device_train_batch_size") or 8  # LlamaFactory's own default
     samples = int(batch) * training_args.gradient_accumulation_steps * devices
     accumulation = say_what_is_trained(counts, training_args, samples, devices, own.get("row_accumulation"))
@@ -200,6 +224,15 @@ def rows_in_folder(config: dict, model_args, data_args, training_args, limits: d
     folder = Path(model_args.cache_dir or datasets.config.HF_DATASETS_CACHE, "token_trees").absolute()
     whole_logits = any(config.get(key) for key in WHOLE_LOGITS)
     return write_rows(built, folder, limits, tokenizer.pad_token_id, whole_logits)
+
+
+def warn_of_dense_attention(longest: int) -> None:
+    """Say what attention takes of memory on a CPU, where that is much. `longest`: tokens of a row."""
+    if (size := DENSE * longest**2) > MUCH:
+        print(
+            f"warning: without a GPU attention takes row × row: about {size / 1e9:.0f} GB for the longest row "
+            f"({longest:,} tokens), besides the model; row_samples= and row_tokens= make rows shorter"
+        )
 
 
 def say_what_is_trained(counts: dict, training_args, samples: int, devices: int, accumulation: int | None) -> int:

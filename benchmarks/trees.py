@@ -29,6 +29,7 @@ from torch.utils.checkpoint import checkpoint
 from served_tokens.marks import IGNORE_INDEX
 from served_tokens.trees.attention import BLOCK, use_tree_attention
 from served_tokens.trees.rows import Row, Sample, padded, rows_of, tree
+from served_tokens.trees.self_check import checked
 
 # (turns on average, their deviation, most), tokens of reasoning a turn, part of the turns that a query follows
 KINDS = (((22.1, 5, 39), 495, 7.75 / 21.1), ((14.3, 4.5, 29), 591, 0.0))
@@ -145,6 +146,13 @@ def counted(number: int, keeps: bool, row_tokens: int) -> dict:
 
 
 # ---------------------------------------------------------------- steps
+
+
+def check(shape: dict, dtype: torch.dtype, device: str) -> None:
+    """Print that attention is right for models of this shape, or end: no figure means a thing where it is wrong."""
+    torch._dynamo.reset()
+    heads = (shape[name] for name in ("num_attention_heads", "num_key_value_heads", "head_dim"))
+    print(checked(*heads, device, dtype), flush=True)
 
 
 def model_of(shape: dict, dtype: torch.dtype, device: str):
@@ -336,11 +344,14 @@ def main() -> None:
     transformers.logging.set_verbosity_error()
     use_tree_attention()
     if args.size == "gpu":
+        for shape, dtype in ((TINY, torch.float32), (QWEN3_06B, torch.bfloat16), (QWEN3_4B, torch.bfloat16)):
+            check(shape, dtype, "cuda")
         section(exactness, "cuda", torch.float32)
         section(speed, "gpu", args.rounds)
         section(many_lengths, SIZES["gpu"][3])
         section(speed, "4b", 2)
     else:
+        check(SMALL, torch.float32, "cpu")
         section(exactness, "cpu", torch.float64)
         section(exactness, "cpu", torch.float32)
         section(speed, "cpu", args.rounds)

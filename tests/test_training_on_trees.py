@@ -67,9 +67,12 @@ def project(tmp_path_factory, tiny_model) -> Path:
 
 @pytest.fixture(scope="module")
 def train(project, tiny_model):
-    """train(command, output, *overrides) -> (the losses that are logged, those of the held set, what is printed)"""
+    """train(command, output, *overrides) -> (the losses that are logged, those of the held set, what is printed)
 
-    def train(command: list, output: str, *overrides, **environment):
+    fails=True: where it is to fail -> the finished process.
+    """
+
+    def train(command: list, output: str, *overrides, fails=False, **environment):
         own = [one for one in SETTINGS if command is TREES or not one.startswith("row_")]
         names = f"model_name_or_path={tiny_model}", "dataset=samples", f"output_dir={output}"
         command = [*command, "qwen3_full_sft.yaml", *names, *own, *overrides]
@@ -85,6 +88,8 @@ def train(project, tiny_model):
             shutil.rmtree(project / output, ignore_errors=True)
             if kept.exists():
                 shutil.copytree(kept, project / output)
+        if fails:
+            return process
         assert process.returncode == 0, process.stdout[-3000:] + process.stderr[-5000:]
         log = json.loads((project / output / "trainer_state.json").read_text())["log_history"]
         losses, of_held = ([entry[key] for entry in log if key in entry] for key in ("loss", "eval_loss"))
@@ -112,6 +117,7 @@ def test_losses_are_those_of_the_same_samples_one_by_one(trees, prefix):
     assert len(of_held) == 2 and of_held[1] < of_held[0]
     assert "train: 12 samples of" in printed and "in 4 rows of" in printed and "validation: 3 samples of" in printed
     assert "gradient_accumulation_steps: 2 rows: a step holds 1.00 times" in printed and f"{STEPS} steps" in printed
+    assert printed.count("attention on token trees is right here: ") == 1 and "warning" not in printed
 
 
 def test_checkpoint_is_a_model_like_any_other(trees, prefix, project):
@@ -137,7 +143,31 @@ def test_training_resumes_from_a_checkpoint(trees, train, project):
 def test_two_processes_under_zero3(train, prefix):
     losses, _, printed = train(TREES, "zero3", *TWO, FORCE_TORCHRUN="1", NPROC_PER_NODE="2")
     assert losses == pytest.approx(prefix, rel=1e-4)
+    assert printed.count("attention on token trees is right here: ") == 1  # of the first process
     assert "gradient_accumulation_steps: 1 rows: a step holds 1.00 times" in printed
+
+
+FAULT = """
+import sys
+if sys.argv[0].endswith("train_on_trees.py"):
+    from served_tokens.trees import attention
+    dense_mask = attention.dense_mask
+    attention.dense_mask = lambda last: dense_mask(last + 1)
+"""
+
+
+@pytest.mark.parametrize("processes", [ONE, (*TWO, "deepspeed=null")])
+def test_no_step_is_trained_where_attention_is_wrong(processes, train, project):
+    """The fault is planted by a module that Python imports at its start."""
+    (project / "planted").mkdir(exist_ok=True)
+    (project / "planted" / "sitecustomize.py").write_text(FAULT, encoding="utf-8")
+    planted = {"PYTHONPATH": f"{project / 'planted'}{os.pathsep}{ROOT}"}
+    planted |= {"FORCE_TORCHRUN": "1", "NPROC_PER_NODE": "2"} if processes is not ONE else {}
+    process = train(TREES, "wrong", *processes, fails=True, **planted)
+    lines = [line for line in process.stderr.splitlines() if "attention on token trees is wrong here: torch " in line]
+    assert process.returncode == 1 and lines and all("llamafactory-cli train" in line for line in lines)
+    assert "Traceback" not in process.stderr.split(lines[0])[0]
+    assert "{'loss'" not in process.stdout and not list((project / "wrong").glob("checkpoint-*"))
 
 
 def test_lora(train):
@@ -179,6 +209,18 @@ def test_settings_that_are_set_otherwise_are_told(capsys):
         "neat_packing",
         "per_device_train_batch_size",
     ]
+
+
+def test_a_row_whose_attention_takes_gigabytes_on_a_cpu_is_told(capsys):
+    from train_on_trees import warn_of_dense_attention
+
+    warn_of_dense_attention(16384)
+    assert not capsys.readouterr().out
+    warn_of_dense_attention(40960)
+    assert capsys.readouterr().out == (
+        "warning: without a GPU attention takes row × row: about 8 GB for the longest row (40,960 tokens), besides the "
+        "model; row_samples= and row_tokens= make rows shorter\n"
+    )
 
 
 @pytest.mark.parametrize(

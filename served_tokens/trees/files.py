@@ -16,13 +16,9 @@ from served_tokens.trees.rows import Row, padded, rows_of
 OWN = ("row_tokens", "row_samples", "row_accumulation")
 BATCH = 64  # samples that are read at once
 MULTIPLE = 128  # tokens; a block of flex_attention
-SAMPLES, TOKENS, SUPERVISED, ROWS, ROW_TOKENS = (
-    "samples",
-    "tokens",
-    "supervised",
-    "rows",
-    "row tokens",
-)  # what is counted
+# What is counted.
+SAMPLES, TOKENS, SUPERVISED = "samples", "tokens", "supervised"
+ROWS, ROW_TOKENS, LONGEST = "rows", "row tokens", "longest row"
 
 
 def own_options(overrides: list[str]) -> tuple[list[str], dict[str, int]]:
@@ -109,6 +105,7 @@ def _write_split(path: Path, rows, counts: Counter, digest, pad_token: int, whol
             expected += _supervised(row.labels)
             row = padded(row, MULTIPLE, pad_token)
             counts.update({ROWS: 1, ROW_TOKENS: len(row.input_ids)})
+            counts[LONGEST] = max(counts[LONGEST], len(row.input_ids))
             digest.update(f"{len(row.input_ids)} ".encode())
             for column in row:
                 digest.update(column.tobytes())

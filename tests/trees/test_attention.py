@@ -1,0 +1,78 @@
+"""The mask of token trees by blocks, and flex_attention with it as far as a CPU runs it."""
+
+import random
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from test_token_trees import NO, random_samples
+from torch.nn.attention.flex_attention import flex_attention
+from torch.nn.functional import scaled_dot_product_attention
+
+from served_tokens.trees import attention
+from served_tokens.trees.rows import padded, rows_of
+from served_tokens.trees.self_check import TURNS, made_up
+
+BLOCK = attention.BLOCK
+
+
+def random_last(draw: random.Random) -> torch.Tensor:
+    """`last` of a row of random samples, each token of which is drawn out to many."""
+    length = draw.randint(20, 90)
+    samples = [tuple(np.repeat(column, length) for column in sample) for sample in random_samples(draw)]
+    samples = [(ids, np.where(np.arange(len(ids)) % length, NO, labels)) for ids, labels in samples]
+    made = [padded(row, BLOCK, 0).last for row in rows_of(samples, 10**6)]
+    return torch.tensor(made[0] if made else np.arange(BLOCK), dtype=torch.int64)
+
+
+def test_each_block_is_listed_as_the_dense_mask_has_it():
+    draw, kinds = random.Random(0), torch.zeros(3)
+    for _ in range(300):
+        last = random_last(draw)
+        blocks, dense = attention.block_mask(last), attention.dense_mask(last)[0, 0]
+        tiles = dense.unflatten(1, (-1, BLOCK)).unflatten(0, (-1, BLOCK)).transpose(1, 2)  # (of queries, of keys, …)
+        full, seen = tiles.all((-1, -2)), tiles.any(-1).any(-1)
+        assert torch.equal(listed(blocks.full_kv_num_blocks, blocks.full_kv_indices), full)
+        assert torch.equal(listed(blocks.kv_num_blocks, blocks.kv_indices), seen & ~full)
+        token = torch.arange(len(last))
+        pair_by_pair = blocks.mask_mod(0, 0, token[:, None], token)
+        assert torch.equal(pair_by_pair, dense)  # which is asked for in the blocks that are seen in part
+        kinds += torch.tensor([full.sum(), (seen & ~full).sum(), (~seen).tril().sum()])
+    assert (kinds > 300).all()  # there are blocks of each kind
+
+
+def listed(count: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
+    """Whether each block of queries visits each block of keys."""
+    visited = torch.zeros(order.shape[-2:], dtype=torch.bool)
+    for queries, number in enumerate(count[0, 0]):
+        visited[queries, order[0, 0, queries, :number].long()] = True
+    return visited
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("way", ["eager", "compiled"])
+def test_flex_attention_with_the_blocks_is_the_dense_one(way, monkeypatch):
+    """On a CPU: forward alone, and compiled anew for each length, as torch 2.11 does not compile it for any length."""
+    if way == "compiled" and not shutil.which("g++"):
+        pytest.skip("without a C++ compiler flex_attention runs eagerly alone")
+    compiled = torch.compile(flex_attention, dynamic=False)
+    monkeypatch.setattr(attention, "_compiled", lambda: compiled if way == "compiled" else flex_attention)
+    for turns in TURNS:
+        last = torch.tensor(made_up(turns)[0].last).long()
+        query, key, value = (torch.randn(1, len(last), heads, 32).transpose(1, 2) for heads in (4, 2, 2))
+        with torch.no_grad():
+            ours, _ = attention.tree_attention(None, query, key, value, attention.block_mask(last))
+        key, value = (each.repeat_interleave(2, dim=1) for each in (key, value))
+        theirs = scaled_dot_product_attention(query, key, value, attention.dense_mask(last))
+        assert torch.allclose(ours, theirs.transpose(1, 2), atol=1e-5)
+
+
+def test_the_options_of_the_kernel():
+    """Each is a promise to the kernel; a new one needs its reason here, and a run of benchmarks/gpu.sh.
+
+    IS_DIVISIBLE: rows are whole blocks, by `padded`; `block_mask` cannot even view others as blocks.
+    Not ROWS_GUARANTEED_SAFE: that no token is masked from a whole block that its block visits. In trees some are, see
+    test_self_check.py, and an H200 made NaN of them.
+    """
+    assert attention.KERNEL == {"IS_DIVISIBLE": True}
