@@ -129,6 +129,12 @@ def test_a_trained_prompt_is_what_stands_before_the_supervised_run_of_its_turn(t
     assert asked[0].row == row and asked[0].reading == Reading(server_style="sglang")
 
 
+def test_where_the_check_makes_the_servers_prompt_itself_the_sample_is_wrong(truth):
+    served = truth.tokenizer.encode("<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n")
+    cause = asking.cause_of(served, question([user("q"), assistant("a")], 1, tools=()), truth)
+    assert cause == "the sample itself is not exact, see above"
+
+
 # ---------------------------------------------------------------- the server
 
 
