@@ -35,10 +35,9 @@ from served_tokens import llamafactory
 from served_tokens.files.command_line import CommandLine, exit_on_signals, positive_count, run
 from served_tokens.files.write import shown, whole_file
 from served_tokens.llamafactory import TrainingSet
-from served_tokens.proof import server_check
-from served_tokens.proof.compare import NO_TRACE, NOT_SAID, Truth, check_dataset, samples_by_trajectory
+from served_tokens.proof import server
+from served_tokens.proof.compare import NO_TRACE, NOT_SAID, Truth, check_dataset
 from served_tokens.proof.findings import SAMPLES_IN_PAGE, Findings, Schedule, training_cost
-from served_tokens.proof.server import connect
 from served_tokens.report.charts import plots
 from served_tokens.report.choice import samples_of_turn, samples_to_show
 from served_tokens.report.page import Checked, report_page
@@ -202,16 +201,15 @@ def parsed_arguments() -> argparse.Namespace:
     add("--server", metavar="URL", help="ask this server, such as http://127.0.0.1:8000, for its own prompts too")
     add(
         "--reasoning-field",
-        choices=("reasoning_content", "reasoning", "none"),
-        default="reasoning_content",
-        help="what the agent sends reasoning back as (default: reasoning_content)",
+        choices=server.REASONING_FIELDS,
+        help="what the agent sends reasoning back as (default: reasoning_content, of a template history only)",
     )
     add(
         "--max-turns",
         type=positive_count,
-        default=server_check.TURNS_ASKED,
+        default=server.TURNS_ASKED,
         metavar="N",
-        help=f"ask the server for so many turns of each data set, evenly chosen (default: {server_check.TURNS_ASKED})",
+        help=f"ask the server for so many turns of each data set, evenly chosen (default: {server.TURNS_ASKED})",
     )
     add("--trees", action="store_true", help="check the rows of train_on_trees.py too")
     add("--report", type=html_file, metavar="FILE.html", help="write what is found as a page, whether it passes or not")
@@ -272,21 +270,18 @@ def show(sets: list, place: tuple[int, int], tokenizer) -> None:
 
 def ask_server(sets: list, truth: Truth, args: argparse.Namespace) -> list[str]:
     """Compare the prompts with those that a server makes, print the result, and say why not to train."""
-    server, problems = connect(args.server), []
+    asked, problems = server.connect(args.server), []
     for its in sets:
-        name, provenance, built = its.name, its.provenance, its.built
-        chosen = server_check.chosen_turns(provenance["turns"][:], args.max_turns)
-        questions = server_check.questions_about(
-            samples_by_trajectory(provenance, truth.trajectories), built, truth, chosen
-        )
-        total = sum(map(len, chosen.values()))
-        compared = server_check.compare_with_server(
-            questions, total, server, args.reasoning_field, truth.tokenizer.decode
-        )
-        print(f"{name}: asked the server")
-        print("\n".join(server_check.lines_of(compared, server, sum(map(len, provenance["turns"][:])))))
-        if off := compared.off():
-            problems.append(f"{name}: {off} of {total} prompts are not those of the server at {server.url}")
+        turns = its.provenance["turns"][:]
+        chosen = server.chosen_turns(turns, args.max_turns)
+        questions = server.questions_about(chosen, its.provenance, its.built, truth)
+        compared = server.compare_with_server(asked, questions, len(chosen), args.reasoning_field, truth)
+        print(f"{its.name}: asked the server")
+        print("\n".join(server.lines_of(compared, asked, sum(map(len, turns)))))
+        if compared.off:
+            problems.append(
+                f"{its.name}: {compared.off} of {len(chosen)} prompts are not those of the server at {asked.url}"
+            )
     return problems
 
 

@@ -1,4 +1,4 @@
-"""Asking a server: the prompt ids that it makes of a chat request, and the message that it makes of an answer.
+"""The trained prompts against those that a real server makes of the same conversations.
 
 vLLM: `POST /v1/chat/completions/render` (field `token_ids`; seen on 0.32.0, where `vllm launch render` has it, without
 a GPU, and `vllm serve --enable-scale-out`). Where there is none, the chat itself with one token to generate: vLLM's
@@ -6,74 +6,171 @@ a GPU, and `vllm serve --enable-scale-out`). Where there is none, the chat itsel
 `/tokenize` is never asked: it ignores `reasoning_content`.
 """
 
+import contextlib
+import functools
 import itertools
 import json
 import os
-import time
-from collections import deque
+from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from dataclasses import dataclass, field, replace
 
 import httpx
+import jinja2
 from tqdm import tqdm
 
+from served_tokens.files.read import Place, read_rows
+from served_tokens.marks import TrajectoryError
+from served_tokens.proof.compare import Truth, describe_mismatch, first_difference, named, supervised_spans
+from served_tokens.proof.turn import echoed_messages, served_turn
+from served_tokens.rows.anthropic import are_texts
+from served_tokens.rows.servers import STYLES
+from served_tokens.rows.trajectory import Reading, Trajectory, read_trajectory
+
 API_KEY = "SERVER_API_KEY"  # the environment variable
-RENDER, CHAT, DERENDER = (f"/v1/chat/completions{path}" for path in ("/render", "", "/derender"))
-AT_ONCE = 8  # requests
-SECONDS = 60  # that an answer may take
-TRIES, FIRST_WAIT = 5, 0.5  # of a request to a busy server; seconds, doubled each time
-BUSY = (429, 502, 503, 504)
-JSON = {"Content-Type": "application/json"}
+RENDER, CHAT = "/v1/chat/completions/render", "/v1/chat/completions"
+NO_SUCH_PATH = (403, 404, 405)  # 403: vLLM without --enable-scale-out
 ONE_TOKEN = {"max_tokens": 1, "temperature": 0, "return_token_ids": True, "return_prompt_token_ids": True}
+REASONING_FIELDS = ("reasoning_content", "reasoning", "none")
+AT_ONCE, IN_A_BATCH, SECONDS = 8, 64, 60  # requests; seconds that an answer may take
+STYLE_MENDS = "tools or text parts are written otherwise; step 1 --server-style "
+HISTORY_MENDS = {
+    "drop": "the server shows no reasoning of past turns; another --reasoning-field, or step 2 --history-thinking drop",
+    "template": "the server shows reasoning of past turns; step 2 --history-thinking template",
+}
+TURNS_ASKED, DIFFERENCES_KEPT, WORDS_KEPT = 200, 3, 200  # the words in characters
 
 
-class Server(NamedTuple):
-    """A server that answers.
+@dataclass(frozen=True)
+class Question:
+    """A prompt that is trained, and what it is the prompt of."""
 
-    url: as given, without a slash at the end.
-    model: the name that it serves the model under.
-    prompts: the path that prompt ids are asked at.
-    parses: whether it parses what a model wrote (`/derender`).
+    place: str  # as a person is shown it
+    row: dict  # in which it is the prompt of a message
+    reading: Reading  # how step 1 read the row
+    turn: int  # the position of that message
+    served_as: str  # what the sample says of the history: "drop", "template" or "no-thinking"
+    trained: list[int]  # its token ids
+
+
+def chosen_turns(turns_of_samples: list[list[int]], number: int) -> list[tuple[int, int]]:
+    """At most `number` of all turns, evenly spread, each with the position of its sample before it."""
+    turns = [(position, turn) for position, its_turns in enumerate(turns_of_samples) for turn in its_turns]
+    number = min(number, len(turns))
+    return [turns[index * len(turns) // number] for index in range(number)]
+
+
+def questions_about(chosen: list[tuple[int, int]], provenance, built, truth: Truth):
+    """Yield a `Question` for each chosen turn.
+
+    Args:
+        chosen: see `chosen_turns`.
+        provenance, built: two tables with the same rows: what step 2 says of the samples, and their token ids and
+            labels as LlamaFactory built them.
     """
+    of_rows = defaultdict(list)
+    for position, turn in chosen:
+        sample = provenance[position]
+        of_rows[Place(truth.trajectories or sample["source"], sample["trajectory"])].append((position, turn))
+    for source in dict.fromkeys(place.source for place in of_rows):
+        for index, row, _ in read_rows(source):
+            for position, turn in of_rows.get(Place(source, index), ()):
+                sample, trained = provenance[position], built[position]
+                spans = dict(zip(sample["turns"], supervised_spans(trained["labels"])))
+                if turn in spans:  # else LlamaFactory cut it off
+                    yield Question(
+                        place=f"{named(Place(source, index))}, turn {turn}",
+                        row=row,
+                        reading=Reading.of(json.loads(sample["reading"])),
+                        turn=turn,
+                        served_as=sample["served_as"],
+                        trained=trained["input_ids"][: spans[turn][0]],
+                    )
+
+
+def request_for(question: Question, reasoning_field: str | None, truth: Truth) -> dict:
+    """The request that a trained turn answers, as an agent sends it, less the model's name.
+
+    reasoning_field: one of REASONING_FIELDS; without it a template history is sent with `reasoning_content`, any other
+    without reasoning.
+    """
+    if reasoning_field is None:
+        reasoning_field = "reasoning_content" if question.served_as == "template" else "none"
+    trajectory = read_trajectory(question.row, question.reading)
+    both = zip(_history(trajectory, question, question.served_as, truth), trajectory.given.messages)
+    messages = [answer if answer["role"] == "assistant" else given for answer, given in both]
+    body = {"messages": [_sent(message, reasoning_field) for message in messages]}
+    if trajectory.given.tools:
+        body["tools"] = trajectory.given.tools
+    if question.served_as == "no-thinking":
+        body["chat_template_kwargs"] = {"enable_thinking": False}
+    return body
+
+
+def _history(trajectory: Trajectory, question: Question, served_as: str, truth: Truth) -> list[dict]:
+    """The messages before the turn as an agent has them, which are answers as they came where the rows are of such."""
+    messages, echo = trajectory.messages[: question.turn], question.reading.echo
+    return messages if echo == "none" else echoed_messages(messages, trajectory.tools, served_as, echo, truth.render)
+
+
+def _sent(message: dict, reasoning_field: str) -> dict:
+    """A message as a client writes it: null is no text, and what a tool returned is text, text parts or JSON."""
+    sent, content = {key: message[key] for key in ("role", "tool_call_id") if key in message}, message["content"]
+    if are_texts(content):
+        content = [{"type": "text", **part} for part in content]
+    elif not isinstance(content, (str, type(None))):
+        content = json.dumps(content, ensure_ascii=False, default=str)
+    sent["content"] = "" if content is None else content
+    if "reasoning_content" in message and reasoning_field != "none":
+        sent[reasoning_field] = message["reasoning_content"]
+    if calls := message.get("tool_calls"):
+        sent["tool_calls"] = [_sent_call(call, index) for index, call in enumerate(calls)]
+    return sent
+
+
+def _sent_call(call: dict, index: int) -> dict:
+    arguments = json.dumps(call["function"]["arguments"], ensure_ascii=False)
+    function = {"name": call["function"]["name"], "arguments": arguments}
+    return {"id": call.get("id") or f"call_{index}", "type": "function", "function": function}
+
+
+# ---------------------------------------------------------------- the server
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server that answers: its address, the name of its model, and the path that prompt ids are asked at."""
 
     url: str
-    model: str
-    prompts: str
-    parses: bool
     client: httpx.Client
-
-
-class Refused(NamedTuple):
-    """A request that the server does not answer, and its own words."""
-
-    status: int
-    words: str
+    model: str = ""
+    path: str = CHAT
 
 
 def connect(url: str, timeout: float = SECONDS) -> Server:
     """The server at an address such as http://127.0.0.1:8000; ends with one line where there is none."""
-    url = url.rstrip("/").removesuffix("/v1")
-    key = os.environ.get(API_KEY)
-    client = httpx.Client(base_url=url, timeout=timeout, headers={"Authorization": f"Bearer {key}"} if key else {})
-    server = Server(url, "", CHAT, False, client)
-    listed = _answer(server, "GET", "/v1/models")
+    url, headers = url.rstrip("/").removesuffix("/v1"), {"Content-Type": "application/json"}
+    if key := os.environ.get(API_KEY):
+        headers["Authorization"] = f"Bearer {key}"
     try:
-        model = listed["data"][0]["id"]
-    except (TypeError, KeyError, IndexError):
+        server = Server(url, httpx.Client(base_url=url, timeout=timeout, headers=headers))
+        model = _response(server, "GET", "/v1/models").json()["data"][0]["id"]
+    except (httpx.InvalidURL, ValueError, TypeError, KeyError, IndexError):
         raise SystemExit(f"{url}: lists no model at /v1/models; is it an OpenAI-compatible server?") from None
-    empty = {"model": model, "messages": []}  # which is refused in another way where there is such a path
-    renders, parses = (_is_there(_answer(server, "POST", path, empty)) for path in (RENDER, DERENDER))
-    return server._replace(model=model, prompts=RENDER if renders else CHAT, parses=parses)
+    refusal = _response(server, "POST", RENDER, {"model": model, "messages": []})
+    return replace(server, model=model, path=CHAT if refusal.status_code in NO_SUCH_PATH else RENDER)
 
 
-def prompt_ids(server: Server, body: dict) -> list[int] | Refused:
-    """The token ids that the model would be given for a request, see `request_body`."""
-    extra = ONE_TOKEN if server.prompts == CHAT else {}
-    answer = _answer(server, "POST", server.prompts, {"model": server.model, **extra, **body})
-    if isinstance(answer, Refused):
-        return answer
-    choice = (answer.get("choices") or [{}])[0]
-    ids = answer.get("token_ids") or answer.get("prompt_token_ids") or choice.get("prompt_token_ids")
+def prompt_ids(server: Server, body: dict) -> list[int] | str:
+    """The token ids that the model would be given for a request, or why the server refuses it, in its words."""
+    ids, extra = None, ONE_TOKEN if server.path == CHAT else {}
+    response = _response(server, "POST", server.path, {"model": server.model, **extra, **body})
+    if response.is_error:
+        return f"{response.status_code}: {response.text[:WORDS_KEPT]}"
+    with contextlib.suppress(ValueError, AttributeError):
+        answer = response.json()
+        choice = (answer.get("choices") or [{}])[0]
+        ids = answer.get("token_ids") or answer.get("prompt_token_ids") or choice.get("prompt_token_ids")
     if not ids:
         raise SystemExit(
             f"{server.url}: answers without the ids of the prompt; a vLLM from 0.10.2 on or an SGLang that knows "
@@ -82,163 +179,93 @@ def prompt_ids(server: Server, body: dict) -> list[int] | Refused:
     return ids
 
 
-def parsed_answer(server: Server, body: dict, prompt: list[int], target: list[int], streamed: bool) -> dict | Refused:
-    """The message that the server makes of what the model wrote after a prompt, as a client gets it.
-
-    Args:
-        body: of the request that it is the answer to.
-        prompt, target: token ids; of the prompt the end will do, and the target is without the <|im_end|> that ends it.
-    Returns {"role", "content", "reasoning_content", "tool_calls"}, null or empty where there is none.
-    """
-    choice = {"index": 0, "token_ids": target, "finish_reason": "stop"}
-    wrote = {"request_id": "answer", "choices": [choice]}
-    asked = {"chat_request": {"model": server.model, **body, "stream": streamed}, "prompt_token_ids": prompt}
-    asked |= {"stream": True, "generate_chunk": wrote} if streamed else {"generate_response": wrote}
-    answer = _answer(server, "POST", DERENDER, asked)
-    if isinstance(answer, Refused):
-        return answer
-    message = answer["chunk"]["choices"][0]["delta"] if streamed else answer["choices"][0]["message"]
-    reasoning, calls = message.get("reasoning") or message.get("reasoning_content"), message.get("tool_calls") or []
-    parsed = {"role": "assistant", "content": message.get("content"), "reasoning_content": reasoning}
-    return {**parsed, "tool_calls": _whole_calls(calls) if streamed else calls}
-
-
-def _whole_calls(deltas: list[dict]) -> list[dict]:
-    """The calls that the pieces of a stream make up."""
-    calls = {}
-    for delta in deltas:
-        call = calls.setdefault(delta["index"], {"id": f"call_{delta['index']}", "type": "function"})
-        function = call.setdefault("function", {"name": "", "arguments": ""})
-        for key in function:
-            function[key] += delta["function"].get(key) or ""
-    return list(calls.values())
-
-
-def ask_all(ask, questions, total: int, desc: str):
-    """Yield (question, ask(question)) in order, AT_ONCE at a time, under a progress bar."""
-    pool, waiting = ThreadPoolExecutor(AT_ONCE), deque()
-    with tqdm(total=total, desc=desc, unit="turn", mininterval=1) as bar:
-        try:
-            for question in itertools.chain(questions, [None] * 2 * AT_ONCE):
-                if question is not None:
-                    waiting.append((question, pool.submit(ask, question)))
-                if waiting and (question is None or len(waiting) > 2 * AT_ONCE):
-                    asked, answer = waiting.popleft()
-                    yield asked, answer.result()
-                    bar.update()
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-
-
-# ---------------------------------------------------------------- what is sent
-
-
-def request_body(messages: list[dict], tools: list[dict] | None, reasoning_field: str, thinking: bool = True) -> dict:
-    """A chat request as an agent sends it, less the model's name.
-
-    Args:
-        messages: OpenAI messages, reasoning in `reasoning_content`; calls may lack id and type, their arguments be
-            objects.
-        reasoning_field: what reasoning is sent as, "reasoning_content", "reasoning" or "none".
-    """
-    sent, ids = [], []
-    for message in messages:
-        if message["role"] == "assistant":
-            sent.append(_sent_turn(message, reasoning_field, len(sent)))
-            ids = [call["id"] for call in sent[-1].get("tool_calls", ())]
-        elif message["role"] == "tool":
-            answers = message.get("tool_call_id") or (ids.pop(0) if ids else "call")
-            sent.append({"role": "tool", "tool_call_id": answers, "content": _sent_output(message.get("content"))})
-        else:
-            sent.append({"role": message["role"], "content": _sent_text(message.get("content"))})
-    body = {"messages": sent, **({"tools": tools} if tools else {})}
-    return body if thinking else {**body, "chat_template_kwargs": {"enable_thinking": False}}
-
-
-def _sent_turn(message: dict, reasoning_field: str, position: int) -> dict:
-    sent = {"role": "assistant", "content": _sent_text(message.get("content"))}
-    reasoning = message.get("reasoning_content")
-    if reasoning_field != "none" and reasoning is not None:
-        sent[reasoning_field] = reasoning
-    calls = [_sent_call(call, f"call_{position}_{index}") for index, call in enumerate(message.get("tool_calls") or [])]
-    return {**sent, "tool_calls": calls} if calls else sent
-
-
-def _sent_call(call: dict, default_id: str) -> dict:
-    function = call.get("function", call)
-    arguments = function.get("arguments")
-    if not isinstance(arguments, str):
-        arguments = json.dumps({} if arguments is None else arguments, ensure_ascii=False)
-    function = {"name": function["name"], "arguments": arguments}
-    return {"id": call.get("id") or default_id, "type": "function", "function": function}
-
-
-def _sent_text(content):
-    if isinstance(content, list):
-        return [{"type": "text", **part} for part in content]
-    return "" if content is None else content
-
-
-def _sent_output(content):
-    """Of a tool; an object is sent as JSON."""
-    is_parts = isinstance(content, list) and all(isinstance(part, dict) and "text" in part for part in content)
-    if content is None or isinstance(content, str) or is_parts:
-        return _sent_text(content)
-    return json.dumps(content, ensure_ascii=False, default=str)
-
-
-# ---------------------------------------------------------------- how it is sent
-
-
-def _is_there(answer) -> bool:
-    """Whether a path is served: `vllm serve` answers 403 unless it was started with --enable-scale-out."""
-    return not (isinstance(answer, Refused) and answer.status in (403, 404, 405))
-
-
-def _answer(server: Server, method: str, path: str, body: dict | None = None) -> dict | list | Refused:
-    """The JSON that the server answers; ends with one line where it does not answer, and after some tries."""
-    wait, problem = FIRST_WAIT, ""
+def _response(server: Server, method: str, path: str, body: dict | None = None) -> httpx.Response:
     content = None if body is None else json.dumps(body, default=str)  # NaN is in some schemas, which httpx refuses
-    for attempt in range(TRIES):
-        if attempt:
-            time.sleep(wait)
-            wait *= 2
-        try:
-            response = server.client.request(method, path, content=content, headers=JSON)
-        except (httpx.ConnectError, httpx.UnsupportedProtocol) as error:
-            raise SystemExit(f"{server.url}: no server answers ({error}); start it, or correct the address") from None
-        except httpx.HTTPError as error:
-            problem = f"{type(error).__name__}, {server.client.timeout.read:g} s are the limit"
-            continue
-        if response.status_code not in BUSY:
-            return _read(server, path, response)
-        problem = f"status {response.status_code}"
-        wait = max(wait, _asked_to_wait(response))
-    raise SystemExit(f"{server.url}: does not answer {path} ({problem}, {TRIES} tries); is it overloaded?")
-
-
-def _read(server: Server, path: str, response: httpx.Response) -> dict | list | Refused:
+    try:
+        response = server.client.request(method, path, content=content)
+    except httpx.HTTPError as error:
+        why = f"{type(error).__name__}: {error}"
+        raise SystemExit(f"{server.url}: {path} is not answered ({why}); is the server up, and the address right?")
     if response.status_code == 401:
         raise SystemExit(f"{server.url}: wants an API key; set the environment variable {API_KEY}")
-    if response.is_error:
-        return Refused(response.status_code, _words(response))
-    try:
-        return response.json()
-    except ValueError:
-        raise SystemExit(f"{server.url}: {path} answers no JSON but {response.text[:60]!r}") from None
+    return response
 
 
-def _words(response: httpx.Response) -> str:
-    """Of a refusal, as OpenAI's API, vLLM, SGLang and FastAPI word it."""
-    try:
-        error = response.json()
-        error = error.get("error", error) if isinstance(error, dict) else error
-        return str(error.get("message") or error.get("detail") or error) if isinstance(error, dict) else str(error)
-    except ValueError:
-        return response.text
+# ---------------------------------------------------------------- the comparison
 
 
-def _asked_to_wait(response: httpx.Response) -> float:
-    """Seconds, of the header Retry-After."""
-    seconds = response.headers.get("Retry-After", "")
-    return min(float(seconds), SECONDS) if seconds.isdigit() else 0.0
+@dataclass
+class Compared:
+    """How many prompts are exact, and how many are not, by the server's words or by their cause; the first as text."""
+
+    exact: int = 0
+    refused: Counter = field(default_factory=Counter)
+    causes: Counter = field(default_factory=Counter)
+    differences: list[str] = field(default_factory=list)
+
+    @property
+    def off(self) -> int:
+        """How many prompts are not those of the server."""
+        return self.refused.total() + self.causes.total()
+
+
+def compare_with_server(server: Server, questions, total: int, reasoning_field: str | None, truth: Truth) -> Compared:
+    """Ask the server for the prompts of all questions, an iterator; ends with one line where it stops answering."""
+    compared, bar = Compared(), tqdm(total=total, desc="ask the server", unit="turn", mininterval=1)
+    with bar, ThreadPoolExecutor(AT_ONCE) as pool:
+        while batch := [*itertools.islice(questions, IN_A_BATCH)]:
+            bodies = [request_for(question, reasoning_field, truth) for question in batch]
+            for question, served in zip(batch, pool.map(prompt_ids, itertools.repeat(server), bodies)):
+                _note(compared, question, served, truth)
+                bar.update()
+    return compared
+
+
+def _note(compared: Compared, question: Question, served: list[int] | str, truth: Truth) -> None:
+    if isinstance(served, str):
+        compared.refused[served] += 1
+    elif served == question.trained:
+        compared.exact += 1
+    else:
+        compared.causes[cause_of(served, question, truth)] += 1
+        if len(compared.differences) < DIFFERENCES_KEPT:
+            sides = ({"input_ids": ids, "labels": []} for ids in (served, question.trained))
+            compared.differences.append(f"{question.place}: {describe_mismatch(*sides, truth.tokenizer.decode)}")
+
+
+def cause_of(served: list[int], question: Question, truth: Truth) -> str:
+    """Why a prompt is not the server's: the settings with which the check's own definition makes the server's."""
+    encode = functools.partial(truth.tokenizer.encode, add_special_tokens=False)
+    if encode(truth.tokenizer.decode(served)) != served:
+        return "another tokenizer; check with the model that is served"
+    style, served_as = question.reading.server_style, question.served_as
+    for other_style in (style, *STYLES):
+        for other_as in (served_as,) if served_as == "no-thinking" else (served_as, *HISTORY_MENDS):
+            with contextlib.suppress(TrajectoryError, jinja2.TemplateError):
+                if encode(_prompt_of(question, other_style, other_as, truth)) == served:
+                    mends = [] if other_style == style else [STYLE_MENDS + other_style]
+                    mends += [] if other_as == served_as else [HISTORY_MENDS[other_as]]
+                    return "; ".join(mends) or "the sample itself is not exact, see above"
+    same = truth.tokenizer.decode(served[: first_difference(served, question.trained)])
+    if same.rfind("<tools>") > same.rfind("</tools>"):
+        return "tools are printed as no style of step 1 does; take keys out of them but name, description, parameters"
+    return "another chat template; step 1 --chat-template with the one that is served"
+
+
+def _prompt_of(question: Question, style: str, served_as: str, truth: Truth) -> str:
+    trajectory = read_trajectory(question.row, replace(question.reading, server_style=style))
+    history = _history(trajectory, question, served_as, truth)
+    what = trajectory.messages, trajectory.tools, question.turn
+    return served_turn(*what, served_as, truth.render, history)[0]
+
+
+def lines_of(compared: Compared, server: Server, of: int) -> list[str]:
+    """The result, to be printed below that of the check; of: how many prompts the data set has."""
+    asked = compared.exact + compared.off
+    return [
+        *compared.differences,
+        f"  asked            {asked:>8}  of {of} prompts at {server.url}{server.path}",
+        f"  exact by server  {compared.exact:>8}  ({compared.exact / max(1, asked):.2%})",
+        *(f"  refused          {times:>8}  {words}" for words, times in compared.refused.most_common()),
+        *(f"  differ           {times:>8}  {cause}" for cause, times in compared.causes.most_common()),
+    ]

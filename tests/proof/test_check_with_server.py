@@ -1,0 +1,134 @@
+"""check_training_tokens.py --server against a small server that renders with the model's own chat template."""
+
+import json
+
+import pytest
+from conftest import assistant, call, tool, user
+from small_server import a_server, serving
+
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {}}}
+PARTS = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+TOOL_CHAIN = [user("q"), assistant("", "why", [call("f", "{}")]), tool("o"), assistant("done", "so")]
+ROWS = [{"messages": [*TOOL_CHAIN, user("bye"), assistant("Bye.", "r")], "tools": [TOOL]}]
+ROWS_OF_PARTS = [{"messages": [user("q"), assistant("a", "r"), user(PARTS), assistant("b", "r")]}]
+TOOL_OF_VLLM = {"type": "function", "function": {"name": "f", "description": None, "parameters": {}}}
+FUNCTION_OF_SGLANG = {"name": "f", "parameters": {}, "description": None}
+TOOL_OF_SGLANG = {"type": "function", "function": FUNCTION_OF_SGLANG, "defer_loading": None}
+
+
+@pytest.fixture
+def rendering(tokenizer):
+    """rendering(…) -> what a server answers that differs in this from vLLM: how it prints tools, joins text parts …"""
+
+    def rendering(printed=TOOL_OF_VLLM, between="\n", reads="reasoning_content", template=None, ids=lambda ids: ids):
+        def render(body, _):
+            if not body["messages"]:
+                return 400, {"error": "no messages"}
+            messages = []
+            for sent in body["messages"]:
+                texts = [part["text"] for part in sent["content"]] if isinstance(sent["content"], list) else []
+                message = {"role": sent["role"], "content": between.join(texts) or sent["content"]}
+                for one in sent.get("tool_calls", ()):
+                    arguments = json.loads(one["function"]["arguments"])
+                    message.setdefault("tool_calls", []).append(call(one["function"]["name"], arguments))
+                if reads in sent:
+                    message["reasoning_content"] = sent[reads]
+                messages.append(message)
+            options = {"tokenize": False, "add_generation_prompt": True, "chat_template": template}
+            tools = [printed] if "tools" in body else None
+            text = tokenizer.apply_chat_template(messages, tools=tools, **options)
+            return 200, {"token_ids": ids(tokenizer.encode(text, add_special_tokens=False))}
+
+        return render
+
+    return rendering
+
+
+@pytest.fixture
+def check_with(checked):
+    """check_with(url, rows, *options) -> the finished check of the rows, which are exact by the chat template."""
+
+    def check_with(url, rows=ROWS, *options, history="template", echo="none", expect=0):
+        settings = ("template=qwen3_nothink", "--server", url, *options)
+        process = checked(rows, ["--history-thinking", history], settings, step1=["--echo", echo], expect=expect)
+        assert "mismatched" not in process.stdout
+        return process
+
+    return check_with
+
+
+@pytest.mark.parametrize("echo", ["none", "vllm", "vllm-stream"])
+def test_a_server_that_renders_the_same_is_exact(check_with, rendering, echo):
+    with serving(a_server(rendering())) as url:
+        process = check_with(url, echo=echo)
+    assert (
+        f"samples: asked the server\n  asked                   3  of 3 prompts at {url}/v1/chat/completions/render\n"
+        "  exact by server         3  (100.00%)\nPASSED"
+    ) in process.stdout
+
+
+def test_max_turns_bounds_what_is_asked_and_says_of_how_many(check_with, rendering):
+    with serving(a_server(rendering())) as url:
+        output = check_with(url, ROWS, "--max-turns", "2").stdout
+    assert "  asked                   2  of 3 prompts at " in output
+    assert "  exact by server         2  (100.00%)\n" in output
+
+
+STYLE = "tools or text parts are written otherwise; step 1 --server-style"
+NO_REASONING = (
+    "the server shows no reasoning of past turns; another --reasoning-field, or step 2 --history-thinking drop"
+)
+NO_STYLE = "tools are printed as no style of step 1 does; take keys out of them but name, description, parameters"
+OTHER_TEMPLATE = "another chat template; step 1 --chat-template with the one that is served"
+
+
+@pytest.mark.parametrize(
+    "differs, causes",
+    [
+        ({"printed": TOOL_OF_SGLANG}, {f"{STYLE} sglang": 3}),
+        ({"printed": TOOL}, {f"{STYLE} template": 3}),
+        ({"reads": "reasoning"}, {NO_REASONING: 1}),
+        ({"printed": TOOL, "reads": "none"}, {f"{STYLE} template": 2, f"{STYLE} template; {NO_REASONING}": 1}),
+        ({"printed": {**TOOL_OF_VLLM, "strict": False}}, {NO_STYLE: 3}),
+        ({"ids": lambda ids: ids[::-1]}, {"another tokenizer; check with the model that is served": 3}),
+        ({"template": "{{ messages[0].content }}"}, {OTHER_TEMPLATE: 3}),
+    ],
+)
+def test_a_server_that_renders_otherwise_fails_with_the_setting_that_mends_it(check_with, rendering, differs, causes):
+    with serving(a_server(rendering(**differs))) as url:
+        process = check_with(url, expect=1)
+    for cause, times in causes.items():
+        assert f"  differ           {times:>8}  {cause}\n" in process.stdout
+    off = sum(causes.values())
+    assert process.stderr.endswith(f"FAILED: samples: {off} of 3 prompts are not those of the server at {url}")
+
+
+def test_the_first_differences_are_shown_as_text(check_with, rendering):
+    with serving(a_server(rendering(between=" "))) as url:
+        process = check_with(url, ROWS_OF_PARTS, expect=1)
+    assert "rows.jsonl: trajectory 0, turn 3: the tokens differ from token " in process.stdout
+    assert " >>> ' b<|im_end|>\\n<|im_start|>assistant\\n'\n  trained: …" in process.stdout
+    assert " >>> '\\nb<|im_end|>\\n<|im_start|>assistant\\n'\n" in process.stdout
+    assert f"  differ                  1  {STYLE} sglang\n" in process.stdout
+
+
+def test_reasoning_is_sent_in_the_field_that_is_named(check_with, rendering):
+    with serving(a_server(rendering(reads="reasoning"))) as url:
+        assert "(100.00%)" in check_with(url, ROWS, "--reasoning-field", "reasoning").stdout
+        process = check_with(url, ROWS, "--reasoning-field", "reasoning", history="drop", expect=1)
+    mend = "the server shows reasoning of past turns; step 2 --history-thinking template"
+    assert f"  differ                  1  {mend}\n" in process.stdout
+
+
+def test_a_server_that_refuses_fails_in_its_own_words(check_with):
+    with serving(a_server(lambda *_: (400, {"error": {"message": "auto tool choice is off"}}))) as url:
+        process = check_with(url, expect=1)
+    assert '  refused                 3  400: {"error": {"message": "auto tool choice is off"}}\n' in process.stdout
+    assert "  exact by server         0  (0.00%)\n" in process.stdout
+    assert process.stderr.endswith(f"FAILED: samples: 3 of 3 prompts are not those of the server at {url}")
+
+
+def test_a_server_that_is_not_there_ends_the_check_with_one_line(check_with):
+    process = check_with("http://127.0.0.1:9", expect=1)
+    assert process.stderr.splitlines()[-1].startswith("http://127.0.0.1:9: /v1/models is not answered (ConnectError")
+    assert "Traceback" not in process.stderr

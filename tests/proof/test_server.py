@@ -1,0 +1,192 @@
+"""Asking a server: what is sent, which prompts are compared, and what is said of a server that does not answer."""
+
+import json
+import time
+
+import pytest
+from conftest import GOLDEN, ROOT, assistant, call, tool, user, write_jsonl
+from small_server import MODELS, a_server, serving
+
+from served_tokens.proof import server as asking
+from served_tokens.proof.compare import Truth
+from served_tokens.proof.server import CHAT, RENDER, Question, chosen_turns, connect, prompt_ids, request_for
+from served_tokens.rows.trajectory import Reading
+
+RECORDED = json.loads((ROOT / "tests" / "server" / "vllm_render.json").read_text(encoding="utf-8"))
+TOOL = {"type": "function", "function": {"name": "f", "description": "d", "parameters": {}}}
+CALLS = [{"function": {"name": "f", "arguments": {"x": "é"}}}, call("f", None), call("f", '{"a":1}', id="own")]
+MESSAGES = [
+    user([{"text": "a"}, {"type": "text", "text": "b"}]),
+    assistant(None, "r", CALLS),
+    tool({"x": 1}),
+    tool([{"type": "text", "text": "o"}]),
+    {**tool(None), "tool_call_id": "own"},
+    assistant("done"),
+]
+
+
+@pytest.fixture
+def truth(tokenizer):
+    return Truth(tokenizer, cutoff_len=40960, trajectories=None, is_cut=False)
+
+
+def question(messages: list, turn: int, served_as: str = "template", tools=(TOOL,), **reading) -> Question:
+    row, read = {"messages": messages, "tools": [*tools]}, Reading(**reading)
+    return Question(place="trajectory 0", row=row, reading=read, turn=turn, served_as=served_as, trained=[])
+
+
+def test_a_row_is_sent_as_an_agent_sends_it(truth):
+    assert request_for(question(MESSAGES, 5), None, truth) == {
+        "messages": [
+            user([{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]),
+            {
+                "role": "assistant",
+                "content": "",
+                "reasoning_content": "r",
+                "tool_calls": [
+                    {"id": "call_0", "type": "function", "function": {"name": "f", "arguments": '{"x": "é"}'}},
+                    {"id": "call_1", "type": "function", "function": {"name": "f", "arguments": "{}"}},
+                    {"id": "own", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}},
+                ],
+            },
+            tool('{"x": 1}'),
+            tool([{"type": "text", "text": "o"}]),
+            {"role": "tool", "tool_call_id": "own", "content": ""},
+        ],
+        "tools": [TOOL],
+    }
+
+
+@pytest.mark.parametrize(
+    "served_as, field, sent",
+    [
+        ("template", None, {"reasoning_content": "r"}),
+        ("template", "reasoning", {"reasoning": "r"}),
+        ("template", "none", {}),
+        ("drop", None, {}),
+        ("drop", "reasoning", {"reasoning": "r"}),
+    ],
+)
+def test_reasoning_is_sent_as_the_history_of_the_sample_or_the_user_says(truth, served_as, field, sent):
+    body = request_for(question([user("q"), assistant("a", "r"), user("r")], 2, served_as, ()), field, truth)
+    assert body == {"messages": [user("q"), {**assistant("a"), **sent}]}
+
+
+def test_a_sample_without_thinking_asks_for_a_prompt_without_it(truth):
+    body = request_for(question([user("q"), assistant("a", "r")], 1, "no-thinking", ()), None, truth)
+    assert body == {"messages": [user("q")], "chat_template_kwargs": {"enable_thinking": False}}
+
+
+@pytest.mark.parametrize("echo, content", [("vllm", ""), ("vllm-stream", "\n\n")])
+def test_turns_of_an_echoing_agent_are_sent_as_their_answers_came_back(truth, echo, content):
+    messages = [user("q"), assistant("", "why", [call("f", "{}")]), tool("o"), assistant("done", "so"), user("bye")]
+    sent = request_for(question(messages, 4, echo=echo), None, truth)["messages"]
+    calls = [{"id": "call_0", "type": "function", "function": {"name": "f", "arguments": "{}"}}]
+    assert sent[1] == assistant(content, "\nwhy\n", calls)
+    assert sent[3] == assistant("\n\ndone", "\nso\n")
+
+
+def without_spelling(messages: list) -> list:
+    """A request less what no prompt shows: the names of messages and the spaces of arguments."""
+    calls = [[json.loads(one["function"]["arguments"]) for one in its.get("tool_calls", ())] for its in messages]
+    fields = ("role", "content", "reasoning", "reasoning_content")
+    return [({key: its[key] for key in fields if key in its}, its_calls) for its, its_calls in zip(messages, calls)]
+
+
+@pytest.mark.parametrize("name", ["two_queries_tool_chains", "parallel_calls", "arguments_as_strings"])
+def test_what_is_sent_is_what_vllm_made_the_trained_prompt_of(truth, name):
+    case = next(case for case in GOLDEN if case["name"] == name)
+    prompts = {f"{name}, turn {turn['turn']}": turn for turn in case["turns"]}
+    recorded = [request for request in RECORDED if request["name"] in prompts]
+    for request in recorded:
+        field, turn = request["reasoning_sent_as"], prompts[request["name"]]
+        served_as = "template" if field else "drop"
+        asked = question(case["messages"], turn["turn"], served_as, case["tools"] or ())
+        body = request_for(asked, field, truth)
+        assert without_spelling(body["messages"]) == without_spelling(request["messages"])
+        assert body.get("tools") == request["tools"] and request["prompt"] == turn[f"prompt_{served_as}"]
+    assert recorded
+
+
+def test_turns_are_chosen_evenly_and_never_more_than_there_are():
+    samples = [[1, 3], [5], [1], [2, 4, 6], [7]]
+    assert chosen_turns(samples, 4) == [(0, 1), (1, 5), (3, 2), (3, 6)]
+    assert chosen_turns(samples[:2], 99) == [(0, 1), (0, 3), (1, 5)]
+    assert chosen_turns([], 5) == []
+
+
+def test_a_trained_prompt_is_what_stands_before_the_supervised_run_of_its_turn(truth, tmp_path):
+    row = {"messages": [user("q"), assistant("a"), user("r"), assistant("b"), user("s"), assistant("c")]}
+    path = str(write_jsonl(tmp_path / "rows.jsonl", [{"messages": []}, row]))
+    told = json.dumps({"server_style": "sglang", "echo": "none"})
+    provenance = [{"source": path, "trajectory": 1, "turns": [1, 3, 5], "served_as": "template", "reading": told}]
+    cut = [{"input_ids": [1, 2, 3, 4, 5, 6], "labels": [-100, -100, 3, 4, -100, 6]}]
+    asked = [*asking.questions_about([(0, 1), (0, 3), (0, 5)], provenance, cut, truth)]
+    assert [(one.place, one.turn, one.trained) for one in asked] == [
+        (f"{path}: trajectory 1, turn 1", 1, [1, 2]),
+        (f"{path}: trajectory 1, turn 3", 3, [1, 2, 3, 4, 5]),
+    ]
+    assert asked[0].row == row and asked[0].reading == Reading(server_style="sglang")
+
+
+def test_where_the_check_makes_the_servers_prompt_itself_the_sample_is_wrong(truth):
+    served = truth.tokenizer.encode("<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n")
+    cause = asking.cause_of(served, question([user("q"), assistant("a")], 1, tools=()), truth)
+    assert cause == "the sample itself is not exact, see above"
+
+
+# ---------------------------------------------------------------- the server
+
+
+@pytest.mark.parametrize("answer", [{"prompt_token_ids": [1, 2]}, {"choices": [{"prompt_token_ids": [1, 2]}]}])
+@pytest.mark.parametrize("render", [None, lambda *_: (403, {"error": {"message": "Scale-out is disabled."}})])
+def test_without_a_render_path_the_chat_is_asked_for_one_token(answer, render):
+    bodies = []
+
+    def chat(body, _):
+        bodies.append(body)
+        return 200, answer
+
+    with serving(a_server(render, **{CHAT: chat})) as url:
+        server = connect(url)
+        assert (server.path, prompt_ids(server, {"messages": [user("q")]})) == (CHAT, [1, 2])
+    switches = {"max_tokens": 1, "temperature": 0, "return_token_ids": True, "return_prompt_token_ids": True}
+    assert bodies == [{"model": "tiny", **switches, "messages": [user("q")]}]
+
+
+def test_where_there_is_a_render_path_it_is_asked():
+    with serving(a_server(lambda body, _: (200, {"token_ids": [7]}) if body["messages"] else (400, {}))) as url:
+        server = connect(url + "/v1/")
+        assert (server.model, server.path, prompt_ids(server, {"messages": [user("q")]})) == ("tiny", RENDER, [7])
+
+
+def test_the_key_is_that_of_the_environment(monkeypatch):
+    monkeypatch.setenv("SERVER_API_KEY", "secret")
+    seen = []
+    with serving({"/v1/models": lambda _, headers: seen.append(headers["Authorization"]) or (200, MODELS)}) as url:
+        connect(url)
+    assert set(seen) == {"Bearer secret"}
+
+
+@pytest.mark.parametrize(
+    "paths, said",
+    [
+        ({}, "lists no model at /v1/models; is it an OpenAI-compatible server?"),
+        ({"/v1/models": lambda *_: (200, b"<html>")}, "lists no model at /v1/models"),
+        ({"/v1/models": lambda *_: (401, {})}, "wants an API key; set the environment variable SERVER_API_KEY"),
+        (a_server(lambda *_: (200, {"choices": []})), "answers without the ids of the prompt"),
+        (a_server(lambda *_: (200, b"<html>")), "answers without the ids of the prompt"),
+        (a_server(lambda body, _: time.sleep(0.5 * len(body["messages"])) or (400, {})), "ReadTimeout: timed out"),
+    ],
+)
+def test_what_is_no_such_server_ends_it_with_one_line(paths, said):
+    with serving(paths) as url, pytest.raises(SystemExit, match=said) as end:
+        prompt_ids(connect(url, timeout=0.25), {"messages": [user("q")]})
+    assert str(end.value).startswith(f"{url}: ") and "\n" not in str(end.value)
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:9", "localhost:8000", "http://127.0.0.1:port"])
+def test_an_address_without_a_server_ends_it_with_one_line(url):
+    with pytest.raises(SystemExit, match=r"is the server up, and the address right\?|lists no model") as end:
+        connect(url)
+    assert str(end.value).startswith(f"{url}: ") and "\n" not in str(end.value)
