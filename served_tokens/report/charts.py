@@ -19,10 +19,6 @@ class Bar:
     last: int
     number: int
 
-    @property
-    def values(self) -> str:
-        return f"{self.first:,}" if self.first == self.last else f"{self.first:,} to {self.last:,}"
-
 
 @dataclass(frozen=True)
 class Histogram:
@@ -39,14 +35,6 @@ class Histogram:
         """The place of a value in percent of the x axis, on which each whole number has room of its own."""
         first, width = self.bars[0].first, self.bars[0].last - self.bars[0].first + 1
         return 100 * (value - first + 0.5) / max(width * len(self.bars), self.mark - first + 1)
-
-    @property
-    def rows(self) -> list[tuple[str, int]]:
-        return [(bar.values, bar.number) for bar in self.bars if bar.number]
-
-    @property
-    def highest(self) -> int:
-        return max(1, *(bar.number for bar in self.bars))
 
 
 def histogram(title: str, x: str, y: str, values: list[int], mark: int = 0) -> Histogram:

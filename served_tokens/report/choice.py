@@ -21,8 +21,8 @@ def samples_to_show(found: list[Findings], sets: list[TrainingSet]) -> list[Samp
             if not findings.exact[position] and why != "mismatch":
                 why += ", not exact"
             at, mismatch = findings.mismatches.get(position, (None, ""))
-            shown = {"why": why, "served": findings.lengths[position], "at": at, "mismatch": visible(mismatch)}
-            samples.append(replace(sample_at(its, position), **shown))
+            sample, served = sample_at(its, position), findings.lengths[position]
+            samples.append(replace(sample, why=why, served=served, at=at, mismatch=visible(mismatch)))
     return samples
 
 
@@ -42,6 +42,7 @@ def choice_of_samples(found: Findings, limit: int) -> dict[int, str]:
 
 
 def sample_at(its: TrainingSet, position: int) -> Sample:
+    """The sample at a position of a data set, without a reason to show it."""
     told, trained = its.provenance[position], its.built[position]
     return Sample(
         name=its.name,

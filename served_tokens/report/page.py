@@ -18,10 +18,8 @@ from served_tokens.report.charts import histograms, length_statistics, ticks
 from served_tokens.report.cost import Schedule, costs_by_way
 from served_tokens.report.summary import unread_keys
 from served_tokens.report.tokens import Sample, script_json, viewer_data, visible
-from served_tokens.trees.check import AS_WRITTEN
 
 HERE = Path(__file__).parent
-EXTREMES_LISTED = 5
 
 
 @dataclass(frozen=True)
@@ -49,21 +47,19 @@ def report_page(checked: Checked, samples: list[Sample], decode, special: set[in
     only = f"style-src '{_hash(style)}'; script-src '{_hash(script)}'"
     options = {"autoescape": True, "undefined": jinja2.StrictUndefined, "trim_blocks": True, "finalize": _shown}
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(HERE), **options)
-    costs = costs_by_way([found for found in checked.found if found.trains], checked.schedule, checked.cutoff_len)
+    for function in (checksum, histograms, length_statistics, ticks, unread_keys):
+        environment.globals[function.__name__] = function
+    training = [found for found in checked.found if found.trains]
     return environment.get_template("report.html.jinja").render(
         checked=checked,
+        costs=costs_by_way(training, checked.schedule, checked.cutoff_len),
+        samples=samples,
         versions={name: version(name) for name in ("llamafactory", "transformers")},
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         policy=f"default-src 'none'; {only}; base-uri 'none'; form-action 'none'",
         style=Markup(style),
         script=Markup(script),
         verdict="FAILED" if checked.problems else "PASSED",
-        costs=costs,
-        cost_rows=[[what, *(cost[what] for cost in costs.values())] for what in costs[AS_WRITTEN]],
-        sets=[_numbers(found, checked.cutoff_len) for found in checked.found],
-        extremes={"longest": _extremes(samples, True), "shortest": _extremes(samples, False)},
-        held=len(samples),
-        ticks=ticks,
         data=Markup(script_json(viewer_data(samples, decode, special))),
     )
 
@@ -75,27 +71,6 @@ def checksum(path: Path) -> str:
         return hashlib.sha256(lines.encode()).hexdigest()
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _numbers(found: Findings, cutoff_len: int) -> dict:
-    """What the page says of one data set, beside the findings themselves."""
-    tokens = found.counts["tokens"]
-    return {
-        "findings": found,
-        "checksum": checksum(found.path) if found.path else "",
-        "lengths": length_statistics(found.lengths),
-        "ways": [(way, *of, f"{tokens / max(1, of[1]):.1f}") for way, of in found.ways.items()],
-        "charts": histograms(found, cutoff_len),
-        "unread": unread_keys(found),
-    }
-
-
-def _extremes(samples: list[Sample], longest: bool) -> list[tuple[Markup, int, int]]:
-    """(link to the sample, its tokens, how many are supervised)."""
-    by_length = sorted(range(len(samples)), key=lambda number: samples[number].served, reverse=longest)
-    link = Markup('<a href="#s{}">{}</a>')
-    shown = [(number, samples[number]) for number in by_length[:EXTREMES_LISTED]]
-    return [(link.format(number, sample.place), sample.served, sample.supervised) for number, sample in shown]
 
 
 def _shown(value):

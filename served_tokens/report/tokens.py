@@ -45,15 +45,6 @@ class Sample:
         return len(self.labels) - self.labels.count(IGNORE_INDEX)
 
 
-@dataclass(frozen=True)
-class Run:
-    """Neighbouring tokens of a sample that are all supervised, all context or all hidden, from a position on."""
-
-    kind: str
-    first: int
-    ids: list[int]
-
-
 def visible(text: str) -> str:
     """The text with what cannot be seen in it written out."""
     return UNSEEN.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
@@ -71,9 +62,9 @@ def pieces(ids: list[int], decode):
 
 
 def runs(sample: Sample, limit: int):
-    """Yield the runs of a sample.
+    """Yield (kind, positions) of neighbouring tokens that are all supervised, all context or all hidden.
 
-    Of one that has more than `limit` tokens a third of them are shown at each end, and a third around the first token
+    Of a sample with more than `limit` tokens a third of them is shown at each end, and a third around the first token
     that differs, or is supervised.
     """
     kinds = [CONTEXT if label == IGNORE_INDEX else SUPERVISED for label in sample.labels]
@@ -85,11 +76,8 @@ def runs(sample: Sample, limit: int):
         for position in range(len(kinds)):
             if not any(start <= position < start + third for start in starts):
                 kinds[position] = HIDDEN
-    first = 0
-    for kind, group in itertools.groupby(kinds):
-        end = first + len(list(group))
-        yield Run(kind, first, sample.input_ids[first:end])
-        first = end
+    for kind, group in itertools.groupby(range(len(kinds)), kinds.__getitem__):
+        yield kind, list(group)
 
 
 def terminal_view(sample: Sample, decode, special: set[int], colour: bool) -> str:
@@ -97,13 +85,13 @@ def terminal_view(sample: Sample, decode, special: set[int], colour: bool) -> st
     marked = "green, underlined" if colour else "in ⟦…⟧"
     numbers = f"{len(sample.input_ids):,} tokens, {sample.supervised:,} supervised ({marked})"
     text = []
-    for run in runs(sample, len(sample.input_ids)):
-        parts = []
-        for is_special, group in itertools.groupby(run.ids, special.__contains__):
-            style = ";".join((["4", "32"] if run.kind == SUPERVISED else []) + (["1", "35"] if is_special else []))
+    for kind, positions in runs(sample, len(sample.input_ids)):
+        parts, ids = [], [sample.input_ids[position] for position in positions]
+        for is_special, group in itertools.groupby(ids, special.__contains__):
+            style = ";".join((["4", "32"] if kind == SUPERVISED else []) + (["1", "35"] if is_special else []))
             part = visible(decode(list(group)))
             parts.append(f"\x1b[{style}m{part}\x1b[0m" if colour and style else part)
-        text += ["⟦", *parts, "⟧"] if run.kind == SUPERVISED and not colour else parts
+        text += ["⟦", *parts, "⟧"] if kind == SUPERVISED and not colour else parts
     return visible(f"{sample.source}: {sample.place}: {numbers}") + "\n\n" + "".join(text)
 
 
@@ -115,17 +103,18 @@ def viewer_data(samples: list[Sample], decode, special: set[int]) -> dict:
     """
     limit, index = min(TOKENS_OF_SAMPLE, TOKENS_IN_PAGE // max(1, len(samples))), {}
 
-    def told(run: Run) -> list:
-        if run.kind == HIDDEN:
-            return [None, run.first, len(run.ids)]
-        numbers = [index.setdefault(piece, len(index)) for piece in pieces(run.ids, decode)]
-        return [run.kind == SUPERVISED, run.first, numbers]
+    def told(sample: Sample, kind: str, positions: list[int]) -> list:
+        if kind == HIDDEN:
+            return [None, positions[0], len(positions)]
+        found = pieces([sample.input_ids[position] for position in positions], decode)
+        return [kind == SUPERVISED, positions[0], [index.setdefault(piece, len(index)) for piece in found]]
 
     names = ("name", "source", "place", "trajectory", "turns", "why", "served", "supervised", "at", "mismatch")
     entries = []
     for sample in samples:
+        its_runs = [told(sample, kind, positions) for kind, positions in runs(sample, limit)]
         entry = {name: getattr(sample, name) for name in names}
-        entries.append(entry | {"tokens": len(sample.input_ids), "runs": [told(run) for run in runs(sample, limit)]})
+        entries.append(entry | {"tokens": len(sample.input_ids), "runs": its_runs})
     return {"pieces": [(ids, visible(text), not special.isdisjoint(ids)) for ids, text in index], "samples": entries}
 
 
