@@ -54,10 +54,13 @@ def pieces(ids: list[int], decode):
     """Yield (ids, text) of single tokens; of several together where only they make whole characters."""
     start = 0
     while start < len(ids):
-        ends = range(start + 1, min(start + TOKENS_OF_CHARACTER, len(ids)) + 1)
-        whole = (end for end in ends if "\ufffd" not in decode(ids[start:end]))
-        end = next(whole, start + 1)  # else the text is cut in a character, or really holds this sign
-        yield tuple(ids[start:end]), decode(ids[start:end])
+        for end in range(start + 1, min(start + TOKENS_OF_CHARACTER, len(ids)) + 1):
+            text = decode(ids[start:end])
+            if "\ufffd" not in text:
+                break
+        else:  # the text is cut in a character, or really holds this sign
+            end, text = start + 1, decode(ids[start : start + 1])
+        yield tuple(ids[start:end]), text
         start = end
 
 
@@ -70,8 +73,9 @@ def runs(sample: Sample, limit: int):
     kinds = [CONTEXT if label == IGNORE_INDEX else SUPERVISED for label in sample.labels]
     if len(kinds) > limit:
         third = limit // 3
-        sought = sample.at if sample.at is not None else SUPERVISED
-        middle = next((at for at, kind in enumerate(kinds) if sought in (at, kind)), 0)
+        middle = sample.at
+        if middle is None:
+            middle = kinds.index(SUPERVISED) if SUPERVISED in kinds else 0
         starts = 0, middle - third // 2, len(kinds) - third
         for position in range(len(kinds)):
             if not any(start <= position < start + third for start in starts):
