@@ -8,7 +8,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-MISMATCHES_KEPT, PLACES_KEPT, LOSSES_KEPT = 50, 20, 3
+MISMATCHES_KEPT, PLACES_KEPT, REASONS_KEPT, LOSSES_KEPT = 50, 20, 20, 3
 
 
 @dataclass
@@ -50,8 +50,11 @@ class Findings:
         """What a process has learned of other samples."""
         for position, length in part.lengths.items():
             self.lengths[position], self.exact[position] = length, part.exact.get(position, 0)
-        for name in ("counts", "kinds", "reasons", "turns", "targets", "why_left_out", "lost_under", "unread"):
+        for name in ("counts", "kinds", "turns", "targets", "why_left_out", "lost_under", "unread"):
             getattr(self, name).update(getattr(part, name))
+        for reason, number in part.reasons.items():
+            known = reason in self.reasons or len(self.reasons) < REASONS_KEPT
+            self.reasons[reason if known else "other reasons"] += number
         for position in [*part.mismatches][: MISMATCHES_KEPT - len(self.mismatches)]:
             self.mismatches[position] = part.mismatches[position]
         self.left_out += part.left_out[: PLACES_KEPT - len(self.left_out)]
