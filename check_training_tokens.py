@@ -1,7 +1,7 @@
 """Check: LlamaFactory trains on the very tokens that the model sees and produces when it is served.
 
     python check_training_tokens.py [qwen3_full_sft.yaml] [key=value …] [--trajectories FILE] [--max-samples N]
-                                    [--trees] [--report FILE.html] [--plots FOLDER] | [--show TRAJECTORY:TURN]
+                                    [--trees] [--report FILE.html] | [--show TRAJECTORY:TURN]
 
 Takes the YAML and the overrides of `llamafactory-cli train`. LlamaFactory itself (its parser, its template, its data
 loader) builds the training set. Beside it, for each sample, the served prompt and the target of its turn are rendered
@@ -9,7 +9,7 @@ from the original trajectory with the tokenizer's own chat template, prefix by p
 Token ids and loss mask must be the same, all of them; and each text of the row as it was given must be in the samples
 that should hold it. Exit code 1 where anything differs, is cut or lost.
 --trees makes the rows of train_on_trees.py too, and looks at what each supervised token sees there.
---report and --plots draw what the check learns on its way; --show prints one sample and checks nothing.
+--report draws what the check learns on its way; --show prints one sample and checks nothing.
 
 The one idea: nothing of step 1 and step 2 is trusted. That holds for the reading of rows too: plain ones are read
 by the check's own rules as well, and in others each text is looked for.
@@ -18,9 +18,7 @@ by the check's own rules as well, and in others each text is looked for.
 import argparse
 import contextlib
 import copy
-import importlib.util
 import io
-import math
 import os
 import re
 import shlex
@@ -37,14 +35,14 @@ from served_tokens.files.write import shown, whole_file
 from served_tokens.llamafactory import TrainingSet
 from served_tokens.proof import server
 from served_tokens.proof.compare import NO_TRACE, NOT_SAID, Truth, check_dataset
-from served_tokens.proof.findings import SAMPLES_IN_PAGE, Findings, Schedule, training_cost
-from served_tokens.report.charts import plots
+from served_tokens.proof.findings import Findings
 from served_tokens.report.choice import samples_of_turn, samples_to_show
+from served_tokens.report.cost import Schedule
 from served_tokens.report.page import Checked, report_page
 from served_tokens.report.summary import SHOWN_MISMATCHES, print_findings, what_mends
 from served_tokens.report.tokens import terminal_view
-from served_tokens.trees.check import AS_WRITTEN, MERGED, TREES, check_rows
-from served_tokens.trees.files import accumulated_rows, own_options, samples_of
+from served_tokens.trees.check import AS_WRITTEN, TREES, check_rows
+from served_tokens.trees.files import own_options, samples_of
 
 ROOT = Path(__file__).resolve().parent
 TRAIN = ["llamafactory-cli", "train"]
@@ -142,41 +140,6 @@ def wants_colour(stream, environment) -> bool:
     return stream.isatty() and not environment.get("NO_COLOR")
 
 
-def cost_of(training: list[Findings], schedule: dict, gpus: int, cutoff_len: int) -> tuple[dict, str]:
-    """(the cost, what it is reckoned with) of training on these data sets."""
-    samples = sum(len(found.lengths) for found in training)
-    tokens, supervised = (sum(found.counts[what] for found in training) for what in ("tokens", "supervised tokens"))
-    length = "{max_steps} steps" if schedule["max_steps"] > 0 else "{epochs:g} epochs"
-    said = (length + ", batches of {batch} × {accumulation} accumulated").format(**schedule)
-    said += f", {gpus} GPU{'s' * (gpus > 1)} (--gpus)"
-    schedule = dict(schedule)
-    held_out = schedule.pop("val_size")
-    if held_out:
-        kept = samples - (int(held_out) if held_out > 1 else math.ceil(samples * held_out))
-        tokens, supervised, samples = round(tokens * kept / samples), round(supervised * kept / samples), kept
-        said += f"; less val_size {held_out:g}"
-    if schedule.pop("packing"):
-        samples = math.ceil(tokens / cutoff_len)
-        said += "; packed samples count as if each was full, so there will be some more steps"
-    return training_cost(samples, tokens, supervised, Schedule(**schedule, gpus=gpus)), said
-
-
-def costs_by_way(training: list[Findings], schedule: dict, gpus: int, cutoff_len: int) -> tuple[dict, str]:
-    """({how the data can be trained: the cost}, what the costs are reckoned with); see `cost_of`."""
-    cost, said = cost_of(training, schedule, gpus, cutoff_len)
-    costs, supervised = {AS_WRITTEN: cost}, sum(found.counts["supervised tokens"] for found in training)
-    if schedule["val_size"] or schedule["packing"] or not all(found.ways for found in training):
-        return costs, said
-    schedule = {key: value for key, value in schedule.items() if key not in ("val_size", "packing")}
-    numbers = {way: [sum(pair) for pair in zip(*(found.ways[way] for found in training))] for way in (MERGED, TREES)}
-    costs[MERGED] = training_cost(*numbers[MERGED], supervised, Schedule(**schedule, gpus=gpus))
-    a_row = sum(len(found.lengths) for found in training) / max(1, numbers[TREES][0])
-    rows = accumulated_rows(schedule["batch"] * schedule["accumulation"] * gpus, a_row, gpus)
-    in_rows = Schedule(**{**schedule, "batch": 1, "accumulation": rows}, gpus=gpus)
-    costs[TREES] = training_cost(*numbers[TREES], supervised, in_rows)
-    return costs, said
-
-
 def trajectory_and_turn(text: str) -> tuple[int, int]:
     """Of 17:4, for argparse."""
     if not (match := re.fullmatch(r"(\d+):(\d+)", text)):
@@ -213,7 +176,6 @@ def parsed_arguments() -> argparse.Namespace:
     )
     add("--trees", action="store_true", help="check the rows of train_on_trees.py too")
     add("--report", type=html_file, metavar="FILE.html", help="write what is found as a page, whether it passes or not")
-    add("--plots", type=Path, metavar="FOLDER", help="write the histograms of the page as PNG")
     add("--gpus", type=positive_count, default=1, metavar="N", help="for the cost in the page (default: 1)")
     add("--show", type=trajectory_and_turn, metavar="TRAJECTORY:TURN", help="print this sample; check nothing")
     args = parser.parse_intermixed_args()
@@ -222,10 +184,8 @@ def parsed_arguments() -> argparse.Namespace:
     args.yaml = yamls[0] if yamls else parser.get_default("yaml")
     if yamls[1:]:
         parser.error(f"{yamls[1]}: a second YAML; overrides are key=value")
-    if args.show and (args.report or args.plots):
-        parser.error("--show checks nothing, so there is nothing to draw; run it without --report and --plots")
-    if (args.report or args.plots) and not importlib.util.find_spec("matplotlib"):
-        parser.error("--report and --plots need matplotlib; python -m pip install -r requirements.txt")
+    if args.show and args.report:
+        parser.error("--show checks nothing, so there is nothing to draw; run it without --report")
     return args
 
 
@@ -285,19 +245,6 @@ def ask_server(sets: list, truth: Truth, args: argparse.Namespace) -> list[str]:
     return problems
 
 
-def draw(args: argparse.Namespace, found: list[Findings], page, cutoff_len: int) -> None:
-    """Write the page, which `page` makes, and the plots."""
-    if args.report:
-        with whole_file(args.report) as part:
-            part.write_text(page(), encoding="utf-8")
-        print(f"report: {shown(args.report)}")
-    for findings in found if args.plots else ():
-        for name, png in plots(findings, cutoff_len).items():
-            with whole_file(args.plots / name) as part:
-                part.write_bytes(png)
-            print(f"plot: {shown(args.plots / name)}")
-
-
 def main() -> None:
     exit_on_signals()
     args, command = parsed_arguments(), shlex.join(["python", *sys.argv])
@@ -308,14 +255,14 @@ def main() -> None:
     llamafactory.use_the_hub_if_it_answers(named_model(args.yaml, overrides))
     model_args, data_args, training_args = llamafactory.parse_arguments(args.yaml, overrides)
     problems, to_train = llamafactory.settings_beyond_the_samples(data_args), len(data_args.dataset or [])
-    schedule = {
-        "epochs": training_args.num_train_epochs,
-        "max_steps": training_args.max_steps,
-        "packing": data_args.packing,
-        "batch": training_args.per_device_train_batch_size,
-        "accumulation": training_args.gradient_accumulation_steps,
-        "val_size": data_args.val_size,
-    }
+    schedule = Schedule(
+        epochs=training_args.num_train_epochs,
+        max_steps=training_args.max_steps,
+        batch=training_args.per_device_train_batch_size,
+        accumulation=training_args.gradient_accumulation_steps,
+        gpus=args.gpus,
+        packing=data_args.packing,
+    )
     arguments = model_args, data_args, training_args
     sets, tokenizer = build_sets(arguments, args.max_samples, args.show and args.show[0])
     if args.show:
@@ -329,21 +276,21 @@ def main() -> None:
     if args.trees or args.report:
         of_trees = check_trees(sets, found, own.get("row_tokens", data_args.cutoff_len), own.get("row_samples"))
         problems += of_trees if args.trees else []
-
-    def page() -> str:
-        limit = max(1, SAMPLES_IN_PAGE // len(sets))
-        samples = [
-            shown
-            for findings, its in zip(found, sets)
-            for shown in samples_to_show(findings, its.provenance, its.built, limit)
-        ]
-        cost = costs_by_way(found[:to_train], schedule, args.gpus, data_args.cutoff_len)
-        checked = Checked(command, model_args.model_name_or_path, data_args.cutoff_len, *cost)
-        return report_page(checked, problems, found, samples, tokenizer.decode, set(tokenizer.added_tokens_decoder))
-
     if args.server:
         problems += ask_server(sets, truth, args)
-    draw(args, found, page, data_args.cutoff_len)
+    if args.report:
+        checked = Checked(
+            command=command,
+            model=model_args.model_name_or_path,
+            cutoff_len=data_args.cutoff_len,
+            problems=problems,
+            found=found,
+            schedule=schedule,
+        )
+        samples, special = samples_to_show(found, sets), set(tokenizer.added_tokens_decoder)
+        with whole_file(args.report) as part:
+            part.write_text(report_page(checked, samples, tokenizer.decode, special), encoding="utf-8")
+        print(f"report: {shown(args.report)}")
     verdict(found, problems, args)
 
 

@@ -26,7 +26,7 @@ from pathlib import Path
 
 from served_tokens import llamafactory
 from served_tokens.files.command_line import CommandLine, run
-from served_tokens.proof.findings import Schedule, training_cost
+from served_tokens.report.cost import Schedule, training_cost
 from served_tokens.trees.files import (
     LONGEST,
     ROW_TOKENS,

@@ -3,21 +3,12 @@
 So neither the page nor the memory grows with the data.
 """
 
-import heapq
-import math
-import random
-import statistics
 from array import array
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
-from served_tokens.marks import IGNORE_INDEX
-
-SAMPLES_IN_PAGE = 200
 MISMATCHES_KEPT, PLACES_KEPT, REASONS_KEPT, LOSSES_KEPT = 50, 20, 20, 3
-EXTREMES = 20  # samples that are in the page for being the longest, and as many for being the shortest
 
 
 @dataclass
@@ -62,8 +53,8 @@ class Findings:
         for name in ("counts", "kinds", "turns", "targets", "why_left_out", "lost_under", "unread"):
             getattr(self, name).update(getattr(part, name))
         for reason, number in part.reasons.items():
-            new = reason not in self.reasons and len(self.reasons) >= REASONS_KEPT
-            self.reasons["other reasons" if new else reason] += number
+            known = reason in self.reasons or len(self.reasons) < REASONS_KEPT
+            self.reasons[reason if known else "other reasons"] += number
         for position in [*part.mismatches][: MISMATCHES_KEPT - len(self.mismatches)]:
             self.mismatches[position] = part.mismatches[position]
         self.left_out += part.left_out[: PLACES_KEPT - len(self.left_out)]
@@ -86,83 +77,3 @@ class Findings:
         self.kinds[kind] += 1
         if len(self.mismatches) < MISMATCHES_KEPT:
             self.mismatches[position] = (at, text)
-
-
-class Sample(NamedTuple):
-    """A sample that is shown: token ids and labels as LlamaFactory trains on them."""
-
-    source: str
-    trajectory: int
-    turns: list
-    input_ids: list
-    labels: list
-    why: str = ""
-    served: int = 0  # tokens, before any are cut
-    mismatch: tuple = (None, "")
-
-    @property
-    def place(self) -> str:
-        shown = [*self.turns[:3], "…", *self.turns[-2:]] if len(self.turns) > 6 else self.turns
-        return f"trajectory {self.trajectory}, turn{'s' * (len(shown) > 1)} {', '.join(map(str, shown))}"
-
-    @property
-    def supervised(self) -> int:
-        return len(self.labels) - self.labels.count(IGNORE_INDEX)
-
-
-class Schedule(NamedTuple):
-    """How long a training takes: `max_steps` where that is over 0, else `epochs`; batches are of one GPU."""
-
-    epochs: float
-    max_steps: int
-    batch: int
-    accumulation: int
-    gpus: int
-
-
-def choice_of_samples(findings: Findings, limit: int) -> dict[int, str]:
-    """{position: why it is shown}: those with a mismatch, the longest, the shortest, and an even choice of the rest."""
-    length, every = findings.lengths.__getitem__, range(len(findings.lengths))
-    chosen = {}
-    for why, positions in (
-        ("mismatch", findings.mismatches),
-        ("longest", heapq.nlargest(EXTREMES, every, key=length)),
-        ("shortest", heapq.nsmallest(EXTREMES, every, key=length)),
-        ("even choice", random.Random(0).sample(every, min(limit, len(every)))),
-    ):
-        for position in positions:
-            if len(chosen) < limit:
-                chosen.setdefault(position, why)
-    return chosen
-
-
-def length_statistics(lengths: array) -> dict[str, float]:
-    """Of lengths in tokens, zeros for none; the 95th percentile is by nearest rank, so a sample has that length."""
-    ordered = sorted(lengths) or [0]
-    return {
-        "shortest": ordered[0],
-        "mean": round(statistics.fmean(ordered), 1),
-        "median": statistics.median(ordered),
-        "95th percentile": ordered[-(-95 * len(ordered) // 100) - 1],
-        "longest": ordered[-1],
-    }
-
-
-def training_cost(samples: int, tokens: int, supervised: int, schedule: Schedule) -> dict[str, float]:
-    """Steps, epochs and tokens of a training, counted as transformers' Trainer does (5.x, set_initial_training_values).
-
-    Args: samples, tokens and supervised tokens of one epoch.
-    """
-    batches = math.ceil(samples / (schedule.batch * schedule.gpus))
-    per_epoch = max(1, math.ceil(batches / schedule.accumulation))
-    limited = schedule.max_steps > 0
-    steps = schedule.max_steps if limited else math.ceil(schedule.epochs * per_epoch)
-    epochs = steps / per_epoch if limited else schedule.epochs
-    return {
-        "steps": steps,
-        "steps per epoch": per_epoch,
-        "epochs": epochs,
-        "samples or rows per step": schedule.batch * schedule.accumulation * schedule.gpus,
-        "tokens": round(tokens * epochs),
-        "supervised tokens": round(supervised * epochs),
-    }

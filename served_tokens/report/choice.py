@@ -1,49 +1,68 @@
 """Which samples are shown: a bounded choice for the page, and those of one turn for the terminal."""
 
+import heapq
+import random
 import sys
+from dataclasses import replace
 
-from served_tokens.proof.findings import Findings, Sample, choice_of_samples
+from served_tokens.llamafactory import TrainingSet
+from served_tokens.proof.findings import Findings
+from served_tokens.report.tokens import Sample, visible
 
-
-def samples_to_show(found: Findings, provenance, built, limit: int) -> list[tuple[str, Sample]]:
-    """(name of the data set, sample) for a bounded choice: each reason to show it in turn, by trajectory and turn."""
-    reasons, samples = [], []
-    for position, why in choice_of_samples(found, limit).items():
-        reasons += [why] * (why not in reasons)
-        sample = sample_at(provenance, built, position)
-        by_length = {"longest": -found.lengths[position], "shortest": found.lengths[position]}.get(why, 0)
-        order = reasons.index(why), by_length, sample.source, sample.trajectory, sample.turns, position
-        why += "" if found.exact[position] or why == "mismatch" else ", not exact"
-        mismatch = found.mismatches.get(position, (None, ""))
-        samples.append((order, sample._replace(why=why, served=found.lengths[position], mismatch=mismatch)))
-    return [(found.name, sample) for _, sample in sorted(samples)]
+SAMPLES_IN_PAGE = 200
+EXTREMES = 20  # samples that are in the page for being the longest, and as many for being the shortest
 
 
-def sample_at(provenance, built, position: int) -> Sample:
-    told, trained = provenance[position], built[position]
-    return Sample(told["source"] or "", told["trajectory"], told["turns"], trained["input_ids"], trained["labels"])
+def samples_to_show(found: list[Findings], sets: list[TrainingSet]) -> list[Sample]:
+    """A bounded choice of samples of each data set, with the reason to show each."""
+    samples, limit = [], max(1, SAMPLES_IN_PAGE // len(sets))
+    for findings, its in zip(found, sets):
+        for position, why in choice_of_samples(findings, limit).items():
+            if not findings.exact[position] and why != "mismatch":
+                why += ", not exact"
+            at, mismatch = findings.mismatches.get(position, (None, ""))
+            sample, served = sample_at(its, position), findings.lengths[position]
+            samples.append(replace(sample, why=why, served=served, at=at, mismatch=visible(mismatch)))
+    return samples
 
 
-def samples_of_turn(sets: list, trajectory: int, turn: int) -> list[Sample]:
-    """The samples that supervise a turn; ends with what there is instead where there is none."""
-    found, others = [], set()
-    for its in sets:
-        provenance, built = its.provenance, its.built
-        for position, its_trajectory in enumerate(provenance["trajectory"][:]):
-            if its_trajectory == trajectory:
-                sample = sample_at(provenance, built, position)
-                others.update(sample.turns)
-                found += [sample] if turn in sample.turns else []
-    if not found and others:
-        which = ", ".join(map(str, sorted(others)))
-        sys.exit(
-            f"--show {trajectory}:{turn}: no sample supervises message {turn} of trajectory {trajectory}, counted from "
-            f"0; those that are supervised: {which}"
-        )
-    if not found:
-        names = ", ".join(its.name for its in sets)
-        sys.exit(
-            f"--show {trajectory}:{turn}: trajectory {trajectory} has no sample in {names}; rows are counted from 0; "
-            "one that cannot be read has none, nor one whose turns are all left out"
-        )
-    return found
+def choice_of_samples(found: Findings, limit: int) -> dict[int, str]:
+    """{position: why it is shown}: those with a mismatch, the longest, the shortest, and an even choice of the rest."""
+    length, every, chosen = found.lengths.__getitem__, range(len(found.lengths)), {}
+    for why, positions in (
+        ("mismatch", sorted(found.mismatches)),
+        ("longest", heapq.nlargest(EXTREMES, every, key=length)),
+        ("shortest", heapq.nsmallest(EXTREMES, every, key=length)),
+    ):
+        for position in positions[: limit - len(chosen)]:
+            chosen.setdefault(position, why)
+    rest = [position for position in every if position not in chosen]
+    even = random.Random(0).sample(rest, min(limit - len(chosen), len(rest)))
+    return chosen | dict.fromkeys(sorted(even), "even choice")
+
+
+def sample_at(its: TrainingSet, position: int) -> Sample:
+    """The sample at a position of a data set, without a reason to show it."""
+    told, trained = its.provenance[position], its.built[position]
+    return Sample(
+        name=its.name,
+        source=told["source"] or "",
+        trajectory=told["trajectory"],
+        turns=told["turns"],
+        input_ids=trained["input_ids"],
+        labels=trained["labels"],
+    )
+
+
+def samples_of_turn(sets: list[TrainingSet], trajectory: int, turn: int) -> list[Sample]:
+    """The samples that supervise a turn, of data sets of this trajectory; ends with what there is where none does."""
+    samples = [sample_at(its, position) for its in sets for position in range(len(its.provenance))]
+    of_turn = [sample for sample in samples if turn in sample.turns]
+    if of_turn:
+        return of_turn
+    others = ", ".join(map(str, sorted({turn for sample in samples for turn in sample.turns})))
+    none = "none, as where its row cannot be read or all its turns are left out"
+    sys.exit(
+        f"--show {trajectory}:{turn}: no sample supervises message {turn} of trajectory {trajectory}, both counted "
+        f"from 0, in {', '.join(its.name for its in sets)}; those that are supervised: {others or none}"
+    )

@@ -26,32 +26,35 @@ def what_mends(found: Findings, provenance, data_args) -> str:
 
 
 def print_findings(found: Findings, max_samples: int | None) -> None:
-    counts = found.counts
-    for text in [*(text for _, text in list(found.mismatches.values())[:SHOWN_MISMATCHES]), *found.lost]:
+    """Print what is found: first the texts of a few faults, then the numbers."""
+    counts, checked, kept = found.counts, found.counts["trajectories"], found.counts["supervised turns"]
+    for text in [text for _, text in found.mismatches.values()][:SHOWN_MISMATCHES] + found.lost:
         print(text)
     print(f"{found.name}: {found.settings}")
-    aside, turns, supervised = counts["rows set aside"], counts["turns"], counts["supervised turns"]
-    print("  " + accounted("rows", counts["rows"], counts["trajectories"], "checked for samples", aside, "set aside"))
-    print("  " + accounted("turns", turns, supervised, "in samples", turns - supervised, "left out"))
-    for reason, number in found.reasons.most_common(SHOWN_KEYS):
-        print(f"  {number:>8} set aside: {reason}")
-    cut_short = f"max_samples is {max_samples}"
+    print(
+        "  " + accounted("rows", counts["rows"], checked, "checked for samples", counts["rows set aside"], "set aside")
+    )
+    print("  " + accounted("turns", counts["turns"], kept, "in samples", counts["turns"] - kept, "left out"))
+    lines = [(number, f"set aside: {reason}") for reason, number in found.reasons.most_common(SHOWN_KEYS)]
     for why, number in found.why_left_out.most_common():
-        print(f"  {number:>8} left out: {cut_short if why == NOT_SAID and max_samples is not None else why}")
-    for what, told in (("mismatched", "mismatched"), ("cut", "over cutoff_len"), ("lost texts", "lost")):
-        if counts[what]:
-            print(f"  {counts[what]:>8} {told}{', texts that no sample holds that should' * (what == 'lost texts')}")
-    for key, number in found.lost_under.most_common(SHOWN_KEYS):
-        print(f"  {number:>8} of them under {key}")
+        cut_short = why == NOT_SAID and max_samples is not None
+        lines.append((number, f"left out: max_samples is {max_samples}" if cut_short else f"left out: {why}"))
+    lines += [
+        (counts["mismatched"], "mismatched"),
+        (counts["cut"], "over cutoff_len"),
+        (counts["lost texts"], "lost, texts that no sample holds that should"),
+        *((number, f"of them under {key}") for key, number in found.lost_under.most_common(SHOWN_KEYS)),
+        (counts["other targets"], f"prompts are trained to another target too, the first: {found.other_targets}"),
+    ]
+    for number, said in lines:
+        if number:
+            print(f"  {number:>8} {said}")
     if counts["recorded turns"]:
-        exact = counts["exact by record"]
-        print(f"  {exact:>8} exact by record, of {counts['recorded turns']} turns whose token ids a server recorded")
-    print(f"  the longest sample has {max(found.lengths, default=0)} tokens")
+        exact, turns = counts["exact by record"], counts["recorded turns"]
+        print(f"  {exact:>8} exact by record, of {turns} turns whose token ids a server recorded")
     same = counts["rows read twice"] - counts["read otherwise"]
-    print(f"  {same:>8} of {counts['trajectories']} rows the check reads by its own rules too, with the same result")
-    if counts["other targets"]:
-        others = counts["other targets"]
-        print(f"  {others:>8} prompts are trained to another target too, the first: {found.other_targets}")
+    print(f"  {same:>8} of {checked} rows the check reads by its own rules too, with the same result")
+    print(f"  the longest sample has {max(found.lengths, default=0)} tokens")
     if counts["without reasoning"]:
         print("  " + SOME_REASONING.format(counts["without reasoning"], counts["beside reasoning"]))
     if found.unread:

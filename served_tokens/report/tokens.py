@@ -3,9 +3,9 @@
 import itertools
 import json
 import re
+from dataclasses import dataclass
 
 from served_tokens.marks import IGNORE_INDEX
-from served_tokens.proof.findings import Sample
 
 TOKENS_IN_PAGE = 500_000  # of all its samples together
 TOKENS_OF_SAMPLE = 10_000  # more, and a browser is slow to show it
@@ -13,6 +13,36 @@ TOKENS_OF_CHARACTER = 8  # the most tokens that are tried together to find whole
 # What a terminal would obey, a reader would not see or a file cannot hold: control characters, marks that reorder the
 # text, lone surrogates.
 UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+SUPERVISED, CONTEXT, HIDDEN = "supervised", "context", "hidden"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A sample that is shown: token ids and labels as LlamaFactory trains on them.
+
+    name: of its data set. why: the reason for which it is shown. served: its tokens before any are cut.
+    at: the first token that differs from what is served, or None. mismatch: how it differs.
+    """
+
+    name: str
+    source: str
+    trajectory: int
+    turns: list[int]
+    input_ids: list[int]
+    labels: list[int]
+    why: str = ""
+    served: int = 0
+    at: int | None = None
+    mismatch: str = ""
+
+    @property
+    def place(self) -> str:
+        shown = [*self.turns[:3], "…", *self.turns[-2:]] if len(self.turns) > 6 else self.turns
+        return f"trajectory {self.trajectory}, turn{'s' if len(shown) > 1 else ''} {', '.join(map(str, shown))}"
+
+    @property
+    def supervised(self) -> int:
+        return len(self.labels) - self.labels.count(IGNORE_INDEX)
 
 
 def visible(text: str) -> str:
@@ -25,7 +55,8 @@ def pieces(ids: list[int], decode):
     start = 0
     while start < len(ids):
         for end in range(start + 1, min(start + TOKENS_OF_CHARACTER, len(ids)) + 1):
-            if "\ufffd" not in (text := decode(ids[start:end])):
+            text = decode(ids[start:end])
+            if "\ufffd" not in text:
                 break
         else:  # the text is cut in a character, or really holds this sign
             end, text = start + 1, decode(ids[start : start + 1])
@@ -33,33 +64,24 @@ def pieces(ids: list[int], decode):
         start = end
 
 
-def shown_ranges(length: int, limit: int, at: int) -> list[tuple[int, int]]:
-    """What is shown of a sample of this many tokens: its two ends and what is around `at`, or all of it."""
-    if length <= limit:
-        return [(0, length)]
-    third = limit // 3
-    start = min(max(0, at - third // 2), length - third)
-    ranges = [(0, third)]
-    for first, end in ((start, start + third), (length - third, length)):
-        if first <= ranges[-1][1]:
-            first = ranges.pop()[0]
-        ranges.append((first, end))
-    return ranges
-
-
 def runs(sample: Sample, limit: int):
-    """Yield (supervised, first token, ids), or (None, first token, how many) where tokens are not shown."""
-    at = sample.mismatch[0]
-    if at is None:
-        at = next((i for i, label in enumerate(sample.labels) if label != IGNORE_INDEX), 0)
-    done = 0
-    for start, end in shown_ranges(len(sample.input_ids), limit, at):
-        if start > done:
-            yield None, done, start - done
-        for supervised, group in itertools.groupby(range(start, end), lambda i: sample.labels[i] != IGNORE_INDEX):
-            positions = list(group)
-            yield supervised, positions[0], sample.input_ids[positions[0] : positions[-1] + 1]
-        done = end
+    """Yield (kind, positions) of neighbouring tokens that are all supervised, all context or all hidden.
+
+    Of a sample with more than `limit` tokens a third of them is shown at each end, and a third around the first token
+    that differs, or is supervised.
+    """
+    kinds = [CONTEXT if label == IGNORE_INDEX else SUPERVISED for label in sample.labels]
+    if len(kinds) > limit:
+        third = limit // 3
+        middle = sample.at
+        if middle is None:
+            middle = kinds.index(SUPERVISED) if SUPERVISED in kinds else 0
+        starts = 0, middle - third // 2, len(kinds) - third
+        for position in range(len(kinds)):
+            if not any(start <= position < start + third for start in starts):
+                kinds[position] = HIDDEN
+    for kind, group in itertools.groupby(range(len(kinds)), kinds.__getitem__):
+        yield kind, list(group)
 
 
 def terminal_view(sample: Sample, decode, special: set[int], colour: bool) -> str:
@@ -67,47 +89,37 @@ def terminal_view(sample: Sample, decode, special: set[int], colour: bool) -> st
     marked = "green, underlined" if colour else "in ⟦…⟧"
     numbers = f"{len(sample.input_ids):,} tokens, {sample.supervised:,} supervised ({marked})"
     text = []
-    for supervised, _, ids in runs(sample, len(sample.input_ids)):
-        parts = []
+    for kind, positions in runs(sample, len(sample.input_ids)):
+        parts, ids = [], [sample.input_ids[position] for position in positions]
         for is_special, group in itertools.groupby(ids, special.__contains__):
-            style = ";".join((["4", "32"] if supervised else []) + (["1", "35"] if is_special else []))
+            style = ";".join((["4", "32"] if kind == SUPERVISED else []) + (["1", "35"] if is_special else []))
             part = visible(decode(list(group)))
             parts.append(f"\x1b[{style}m{part}\x1b[0m" if colour and style else part)
-        text.append("⟦" + "".join(parts) + "⟧" if supervised and not colour else "".join(parts))
+        text += ["⟦", *parts, "⟧"] if kind == SUPERVISED and not colour else parts
     return visible(f"{sample.source}: {sample.place}: {numbers}") + "\n\n" + "".join(text)
 
 
-def viewer_data(samples: list[tuple[str, Sample]], decode, special: set[int]) -> dict:
-    """What the page's script shows of (name of a data set, sample), each piece of text once.
+def viewer_data(samples: list[Sample], decode, special: set[int]) -> dict:
+    """What the page's script shows of samples, each piece of text once.
 
     {"pieces": [[ids, text, special], …], "samples": [{…, "runs": [[supervised, first token, numbers of pieces], …]}]};
     a run of tokens that are not shown is [null, first token, how many].
     """
-    limit = min(TOKENS_OF_SAMPLE, TOKENS_IN_PAGE // max(1, len(samples)))
-    index = {}
+    limit, index = min(TOKENS_OF_SAMPLE, TOKENS_IN_PAGE // max(1, len(samples))), {}
 
-    def numbers(ids: list[int]) -> list[int]:
-        found = ((*piece, not special.isdisjoint(piece[0])) for piece in pieces(ids, decode))
-        return [index.setdefault(piece, len(index)) for piece in found]
+    def told(sample: Sample, kind: str, positions: list[int]) -> list:
+        if kind == HIDDEN:
+            return [None, positions[0], len(positions)]
+        found = pieces([sample.input_ids[position] for position in positions], decode)
+        return [kind == SUPERVISED, positions[0], [index.setdefault(piece, len(index)) for piece in found]]
 
-    entries = [
-        {
-            "name": name,
-            "source": sample.source,
-            "place": sample.place,
-            "trajectory": sample.trajectory,
-            "turns": sample.turns,
-            "why": sample.why,
-            "tokens": len(sample.input_ids),
-            "served": sample.served,
-            "supervised": sample.supervised,
-            "at": sample.mismatch[0],
-            "mismatch": visible(sample.mismatch[1]),
-            "runs": [(known, at, held if known is None else numbers(held)) for known, at, held in runs(sample, limit)],
-        }
-        for name, sample in samples
-    ]
-    return {"pieces": [(ids, visible(text), is_special) for ids, text, is_special in index], "samples": entries}
+    names = ("name", "source", "place", "trajectory", "turns", "why", "served", "supervised", "at", "mismatch")
+    entries = []
+    for sample in samples:
+        its_runs = [told(sample, kind, positions) for kind, positions in runs(sample, limit)]
+        entry = {name: getattr(sample, name) for name in names}
+        entries.append(entry | {"tokens": len(sample.input_ids), "runs": its_runs})
+    return {"pieces": [(ids, visible(text), not special.isdisjoint(ids)) for ids, text in index], "samples": entries}
 
 
 def script_json(value) -> str:

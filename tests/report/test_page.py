@@ -1,0 +1,298 @@
+"""The report shows what the check found, moves in a real browser, fetches nothing and runs nothing of the data."""
+
+import hashlib
+import os
+import pty
+import re
+import shutil
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+from importlib.metadata import version
+from types import SimpleNamespace
+
+import pytest
+from conftest import ROOT, assistant, user, write_jsonl
+from playwright.sync_api import expect, sync_playwright
+
+import check_training_tokens as check
+
+HOSTILE = "</script><script>document.title='run'</script><img src=x onerror=alert(1)></script>"
+HOSTILE += "<!-- \u2028 &amp; \x1b[31m {{ 7 * 7 }} 陈 👩‍👩‍👧"
+ROWS = [
+    {"messages": [user("q " + HOSTILE), assistant("a " + HOSTILE, "r " + HOSTILE), user("q2"), assistant("b", "r")]},
+    {"messages": [user("q"), assistant("word " * 600, "r")]},  # over the cutoff
+    {"messages": [{"role": "<b>narrator", "content": "x"}, user("q"), assistant("a")]},  # set aside
+    {"messages": [assistant("hello"), user("q"), assistant("a", "r")]},  # no user block before its first turn
+    {"messages": [user("q"), assistant("b", "r")]},
+]
+PROBLEM = (
+    "samples: 2 of 4 samples are exact, so the model would not be trained on what it is served with; step 2 "
+    "--cutoff-len N --tokenizer MODEL leaves out what is over cutoff_len, or raise cutoff_len; "
+    "set preserve_thinking=false"
+)
+
+
+@pytest.fixture(scope="module")
+def failed(tmp_path_factory, tiny_model):
+    """A folder with rows.jsonl, its samples, and report.html of a check that finds every kind of fault."""
+    folder = tmp_path_factory.mktemp("report")
+    write_jsonl(folder / "rows.jsonl", ROWS)
+    for command in (
+        ["step1_apply_tool_template.py", "rows.jsonl", "plain.jsonl"],
+        ["step2_to_alpaca_mask_history.py", "plain.jsonl", "samples.parquet", "--dataset-dir", "."],
+    ):
+        subprocess.run([sys.executable, ROOT / command[0], *command[1:]], cwd=folder, check=True)
+    options = ["preserve_thinking=true", "cutoff_len=500", "--report", "report.html", "--gpus", "2"]
+    assert end_of_check(folder, *settings(folder, tiny_model), *options) == f"FAILED: {PROBLEM}"
+    return folder
+
+
+def end_of_check(folder, *arguments):
+    """What the check exits with; in this process, which loads LlamaFactory once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", ["check_training_tokens.py", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            check.main()
+            sys.exit()
+    return end.value.code
+
+
+def settings(folder, model) -> list:
+    own = [f"dataset_dir={folder}", "dataset=samples", f"model_name_or_path={model}", "preprocessing_num_workers=1"]
+    return [ROOT / "qwen3_full_sft.yaml", *own]
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Debian's Chromium; every address but that of a file leads nowhere."""
+    binary = shutil.which("chromium") or shutil.which("google-chrome")
+    options = ["--no-sandbox", "--host-resolver-rules=MAP * ~NOTFOUND"]
+    with (
+        sync_playwright() as playwright,
+        playwright.chromium.launch(executable_path=binary, args=options) as browser,
+    ):
+        yield browser
+
+
+@pytest.fixture
+def seen():
+    """What a page asks for, and what goes wrong in it."""
+    return SimpleNamespace(requests=[], errors=[])
+
+
+@pytest.fixture
+def open_page(browser, seen):
+    """open_page(file) -> the page in a tab of its own."""
+    with browser.new_page() as page:
+        page.on("request", lambda request: seen.requests.append(request.url))
+        page.on("dialog", lambda dialog: (seen.errors.append(dialog.message), dialog.dismiss()))
+        page.on("pageerror", lambda error: seen.errors.append(str(error)))
+        page.on("console", lambda message: seen.errors.append(message.text) if message.type == "error" else None)
+
+        def open_page(path):
+            page.goto(path.as_uri())
+            return page
+
+        yield open_page
+
+
+@pytest.fixture
+def page(open_page, failed):
+    """The report of the failed check."""
+    return open_page(failed / "report.html")
+
+
+def texts(page, rows: str, cells: str) -> list[list[str]]:
+    """The text of each cell, of each row: CSS selectors."""
+    found = "[...row.querySelectorAll(cells)].map(cell => cell.textContent.trim())"
+    return page.locator(rows).evaluate_all(f"(rows, cells) => rows.map(row => {found})", cells)
+
+
+def cells(page) -> dict:
+    """{first cell: [the other cells]} of each row of the page's tables."""
+    return {row[0]: row[1:] for row in texts(page, "section tr", "th, td")}
+
+
+def click(page, selector: str) -> str:
+    page.click(selector)
+    return page.text_content("#note")
+
+
+def jump(page, trajectory: str, turn: str) -> str:
+    page.fill("#trajectory", trajectory)
+    page.fill("#turn", turn)
+    return click(page, "#choose .group button")
+
+
+def style(page, selector: str, name: str) -> str:
+    return page.locator(selector).first.evaluate("(element, name) => getComputedStyle(element)[name]", name)
+
+
+# ---------------------------------------------------------------- what the page says
+
+
+def test_report_of_a_failed_check_says_so_at_the_top_and_counts_each_fault(page, failed):
+    assert page.title() == "FAILED: training tokens of samples"
+    assert page.text_content("header h1 + *").split("\n") == ["FAILED", PROBLEM, ""]
+    found, tiles = cells(page), dict(texts(page, ".tiles div", "dt, dd"))
+    assert (tiles["trajectories"], tiles["turns"], tiles["samples"]) == ("4", "6", "4")
+    assert found["exact"] == ["2", "50.00%"] and found["mismatched"] == ["1", "in 1 the tokens differ"]
+    assert found["over cutoff_len"][0] == "1" and found["supervised"][0] == "4"
+    assert found["left out"][0] == "2" and found["left out"][1].endswith("; turns without a sample: 3:0, 3:2")
+    assert "1: its prompt opens with a block of assistant, which LlamaFactory cannot write; " in found["left out"][1]
+    assert found["set aside"][0] == "1"
+    assert "; 1 like this: message 0: unknown role '<b>narrator'" in found["set aside"][1]
+    digest = hashlib.sha256((failed / "samples.parquet").read_bytes()).hexdigest()
+    assert page.text_content(".file") == f"samples.parquet: SHA-256 {digest}"
+    tokens = int(tiles["tokens"].replace(",", ""))
+    assert found["steps"][0] == "3" and found["samples or rows per step"][0] == "64"  # 4 samples, 3 epochs, 1 x 32 x 2
+    assert found["tokens"][0] == f"{3 * tokens:,}" and len(found["tokens"]) == 3  # as samples, chains and trees
+
+
+def test_report_of_a_passed_check_counts_every_sample_and_the_cost_of_those_that_are_trained(
+    pipeline, check, tmp_path, tiny_model, open_page, seen
+):
+    pipeline([{"messages": [user(str(n)), assistant("b", "r")]} for n in range(5)], "--val-ratio", "0.5")
+    printed = check("samples", "eval_dataset=samples_val", "eval_strategy=epoch", "--report", "report.html")
+    assert "report: report.html\nPASSED: 5 of 5 samples are exact" in printed
+    page = open_page(tmp_path / "report.html")
+    assert page.text_content("#verdict strong") == "PASSED"
+    said = dict(texts(page, "#checked div", "dt, dd"))
+    assert abs(datetime.now(UTC) - datetime.fromisoformat(said.pop("date"))) < timedelta(hours=1)
+    versions = {name: version(name) for name in ("llamafactory", "transformers")}
+    assert said == {"model": str(tiny_model)} | versions
+    assert page.locator("h2").all_text_contents()[:2] == ["samples", "samples_val (for evaluation)"]
+    assert page.locator("#sample option").count() == 5
+    assert page.text_content("#viewer h2 + p").startswith("5 of 5 samples")
+    assert cells(page)["of a sample"] == ["18"] * 5  # shortest, mean, median, 95th percentile, longest
+    trained = dict(texts(page, "section:first-of-type .tiles div", "dt, dd"))
+    assert 0 < int(trained["samples"]) < 5 and cells(page)["tokens"][0] == str(3 * int(trained["tokens"]))  # 3 epochs
+    assert seen.errors == []
+
+
+def test_charts_name_their_axes_mark_the_cutoff_and_have_their_numbers_below(page):
+    names = ["Sample lengths", "Turns per trajectory", "Supervised tokens per turn"]
+    assert page.locator("figcaption").all_text_contents() == names
+    assert page.get_by_role("img", name="Histogram: ").count() == 3
+    drawn = [chart.locator("text").all_text_contents() for chart in page.locator("figure > svg").all()]
+    assert {"cutoff_len 500", "tokens of a sample", "samples"} < set(drawn[0])
+    assert drawn[1] == ["0", "1", "2", "1", "2", "turns of a trajectory", "", "trajectories"]
+    assert page.locator("figure:nth-of-type(2) svg title").all_text_contents() == ["1: 2", "2: 2"]
+    assert cells(page)["1"] == ["2"] and cells(page)["2"] == ["2"]
+
+
+def test_bars_stand_on_the_axis_as_high_as_their_numbers(page):
+    bars = [bar.bounding_box() for bar in page.locator("figure:nth-of-type(1) .bar").all()]
+    room = page.locator("figure:nth-of-type(1) svg svg .reach").first.bounding_box()
+    numbers = [int(row[1]) for row in texts(page, "figure:nth-of-type(1) tbody tr", "td")]
+    for bar, number in zip(bars, numbers, strict=True):
+        assert bar["y"] + bar["height"] == pytest.approx(room["y"] + room["height"], abs=2)
+        assert bar["height"] == pytest.approx(room["height"] * number / max(numbers), abs=2)
+
+
+# ---------------------------------------------------------------- what it must not do
+
+
+def test_page_fetches_nothing_runs_nothing_of_the_data_and_forbids_other_scripts(page, seen, failed):
+    text = jump(page, "0", "3") + page.text_content("#tokens").replace("↵", "")
+    assert HOSTILE.replace("\x1b", r"\x1b") in text  # as text, to the character
+    assert seen.requests == [(failed / "report.html").as_uri()] and seen.errors == []
+    assert page.title().startswith("FAILED")
+    assert page.locator("img, iframe, link, script[src]").count() == 0 and page.locator("script").count() == 2
+    script = "Object.assign(document.createElement('script'), {textContent: 'window.ran = 1'})"
+    page.evaluate(f"() => document.body.append({script})")
+    assert page.evaluate("() => window.ran === undefined")
+    assert any("Content Security Policy" in error for error in seen.errors)
+
+
+# ---------------------------------------------------------------- the viewer
+
+
+def test_viewer_goes_to_the_next_the_previous_and_a_named_turn(page):
+    note = page.text_content("#note")
+    assert note.startswith("1 of 4 (mismatch)") and "trajectory 0, turn 3" in note
+    assert click(page, "#next").startswith("2 of 4 (longest, not exact)")
+    assert click(page, "#previous").startswith("1 of 4") and click(page, "#previous").startswith("4 of 4")
+    assert "trajectory 4, turn 1" in jump(page, "4", "1") and "trajectory 0, turn" in jump(page, "0", "")
+    assert "trajectory 1, turn 1" in jump(page, "1", "")
+    assert "trajectory 1, turn 1" in jump(page, "2", "1")
+    message = page.text_content("#message")
+    assert "trajectory 2, turn 1 is not among the 4 samples" in message and "--show 2:1" in message
+
+
+def test_viewer_marks_the_first_token_that_differs_and_shows_the_sample_of_a_link(page):
+    mismatch = page.text_content("#mismatch")
+    assert "the tokens differ from token" in mismatch and "served :" in mismatch
+    assert page.locator("#tokens .first").all_text_contents() == ["<think>"]
+    page.locator("#extremes a").first.click()
+    served = cells(page)["trajectory 1, turn 1"][0]
+    expect(page.locator("#note")).to_contain_text(f"; as it is served it has {served} tokens")
+    assert "trajectory 1, turn 1" in page.text_content("#note") and "(longest, not exact)" in page.text_content("#note")
+
+
+def test_supervised_and_special_tokens_are_told_apart_without_colour(page):
+    jump(page, "4", "1")
+    supervised = ",".join(page.locator("#tokens mark").all_text_contents())
+    assert supervised.replace("↵", "") == "<think>\nr\n</think>\n\nb<|im_end|>\n"
+    assert style(page, "#tokens mark", "borderBottomStyle") == "solid"
+    assert style(page, "#tokens mark", "textDecorationLine") == "none"  # which would lie on underscores
+    assert style(page, "#tokens span:not(.token)", "borderBottomStyle") == "none"
+    assert style(page, "#tokens .special", "borderTopStyle") == "solid"
+    assert page.locator("#tokens mark .special").all_text_contents() == ["<think>", "</think>", "<|im_end|>"]
+
+
+def test_token_tells_its_id_and_text_by_pointer_and_by_keyboard(page, tokenizer):
+    jump(page, "4", "1")
+    start = tokenizer.convert_tokens_to_ids("<|im_start|>")
+    assert page.locator("#tokens .token").first.get_attribute("title") == f'{start}: "<|im_start|>"'
+    page.focus("#tokens")
+    page.keyboard.press("ArrowRight")
+    assert page.text_content("#inspector") == f'token 0, id {start}: "<|im_start|>", context, special'
+    page.keyboard.press("ArrowRight")
+    assert re.fullmatch(r'token 1, id \d+: "user", context', page.text_content("#inspector"))
+    page.locator("#tokens mark .token").first.hover()
+    assert page.text_content("#inspector").endswith('"<think>", supervised, special')
+
+
+def test_page_is_usable_by_keyboard_names_its_parts_and_fits_a_phone(page):
+    page.focus("#next")
+    page.keyboard.press("Enter")
+    assert page.text_content("#note").startswith("2 of 4")
+    assert [page.locator(name).count() for name in ("header", "nav", "main", "footer", "h1")] == [1] * 5
+    assert page.evaluate("[...document.querySelectorAll('select, input')].every(field => field.labels.length)")
+    assert page.get_attribute("html", "lang") == "en"
+    page.set_viewport_size({"width": 390, "height": 844})
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+
+
+def test_page_and_charts_follow_the_dark_mode(page):
+    def colours(scheme: str) -> list[str]:
+        page.emulate_media(color_scheme=scheme)
+        bar, text = style(page, "figure .bar", "fill"), style(page, "figure text", "fill")
+        return [style(page, "body", "backgroundColor"), bar, text]
+
+    assert colours("dark") == ["rgb(15, 20, 25)", "rgb(108, 182, 255)", "rgb(154, 167, 180)"]
+    assert colours("light") == ["rgb(255, 255, 255)", "rgb(11, 98, 179)", "rgb(87, 96, 106)"]
+
+
+# ---------------------------------------------------------------- one sample in the terminal
+
+
+def test_sample_is_shown_with_brackets_where_the_output_is_no_terminal(capsys, failed, tiny_model):
+    assert end_of_check(failed, *settings(failed, tiny_model), "--show", "4:1") is None
+    assert capsys.readouterr().out == (
+        "rows.jsonl: trajectory 4, turn 1: 18 tokens, 9 supervised (in ⟦…⟧)\n\n"
+        "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n⟦<think>\nr\n</think>\n\nb<|im_end|>\n⟧\n"
+    )
+
+
+def test_sample_is_shown_in_colour_on_a_terminal(failed, tiny_model):
+    ours, theirs = pty.openpty()
+    command = [sys.executable, ROOT / "check_training_tokens.py", *settings(failed, tiny_model), "--show", "4:1"]
+    environment = {key: value for key, value in os.environ.items() if key != "NO_COLOR"}
+    subprocess.run(command, cwd=failed, stdout=theirs, env=environment, check=True)  # less than a terminal's buffer
+    output = os.read(ours, 65536)
+    os.close(ours), os.close(theirs)
+    assert b"\x1b[4;32;1;35m<think>\x1b[0m" in output and b"\x1b[1;35m<|im_start|>\x1b[0muser" in output

@@ -1,0 +1,206 @@
+"""The parts of the report: what is chosen and counted, how tokens become text, what a chart shows."""
+
+import hashlib
+import subprocess
+import sys
+from array import array
+from collections import Counter
+from types import SimpleNamespace
+
+import pytest
+
+import check_training_tokens as check
+from served_tokens.llamafactory import TrainingSet
+from served_tokens.proof.findings import Findings
+from served_tokens.report.charts import Bar, histogram, length_statistics, ticks
+from served_tokens.report.choice import choice_of_samples, samples_of_turn
+from served_tokens.report.cost import Schedule, costs_by_way, training_cost
+from served_tokens.report.page import Checked, checksum, report_page
+from served_tokens.report.tokens import Sample, runs, script_json, terminal_view, viewer_data, visible
+from served_tokens.trees.check import AS_WRITTEN, MERGED, TREES
+
+HOSTILE = "</script><script>document.title='run'</script><img src=x onerror=alert(1)>&amp; \x1b[31m \ud800 {{ 7 * 7 }}"
+
+
+def found_of(lengths, **more) -> Findings:
+    return Findings("x", True, "", array("q", lengths), bytearray(len(lengths)), **more)
+
+
+# ---------------------------------------------------------------- which samples, and how much of them
+
+
+def test_page_of_very_many_long_samples_is_bounded_and_says_what_it_does_not_show():
+    chosen = choice_of_samples(found_of(range(1, 100_001)), 200)
+    assert Counter(chosen.values()) == {"longest": 20, "shortest": 20, "even choice": 160}
+    assert chosen == choice_of_samples(found_of(range(1, 100_001)), 200)
+    labels = [-100] * 39_990 + [7] * 10
+    samples = [Sample("big", "x", position, [1], [7] * 40_000, labels, why) for position, why in chosen.items()]
+    data = viewer_data(samples, lambda ids: "<" * len(ids), set())
+    assert len(script_json(data)) < 6_000_000
+    held = data["samples"][0]["runs"]
+    assert sum(len(run[2]) for run in held if run[0] is not None) <= 2500
+    assert sum(run[2] if run[0] is None else len(run[2]) for run in held) == 40_000
+
+
+@pytest.mark.parametrize(
+    "length, at, hidden",
+    [
+        (10, 5, []),
+        (100, 50, [(10, 45), (55, 90)]),
+        (100, 12, [(17, 90)]),
+        (100, 99, [(10, 90)]),
+        (100, 500, [(10, 90)]),
+    ],
+)
+def test_long_sample_is_shown_at_its_ends_and_where_it_differs(length, at, hidden):
+    sample = Sample("x", "x", 0, [1], [7] * length, [7] * length, at=at)
+    assert [(held[0], held[-1] + 1) for kind, held in runs(sample, 30) if kind == "hidden"] == hidden
+
+
+def test_turn_without_a_sample_is_named_with_those_that_have_one():
+    provenance = [{"source": "x", "trajectory": 3, "turns": [turn]} for turn in (2, 6, 4)]
+    sets = [TrainingSet("samples", None, provenance, [{"input_ids": [1], "labels": [1]}] * 3, 3)]
+    assert [sample.turns for sample in samples_of_turn(sets, 3, 6)] == [[6]]
+    with pytest.raises(SystemExit, match=r"--show 3:5: no sample supervises message 5 of trajectory 3, .*: 2, 4, 6$"):
+        samples_of_turn(sets, 3, 5)
+    with pytest.raises(
+        SystemExit, match="in samples; those that are supervised: none, as where its row cannot be read"
+    ):
+        samples_of_turn([TrainingSet("samples", None, [], [], 3)], 9, 5)
+
+
+# ---------------------------------------------------------------- numbers
+
+
+@pytest.mark.parametrize(
+    "values, bars",
+    [
+        ([], [(0, 0, 0)]),
+        ([7, 7, 7], [(7, 7, 3)]),
+        ([1, 1, 3], [(1, 1, 2), (2, 2, 0), (3, 3, 1)]),
+        ([0, 99, 99], [(b, b + 4, {0: 1, 95: 2}.get(b, 0)) for b in range(0, 100, 5)]),
+    ],
+)
+def test_histogram_counts_each_value_in_bars_of_one_round_width(values, bars):
+    assert histogram("t", "x", "y", values).bars == [Bar(*bar) for bar in bars]
+
+
+def test_few_far_higher_values_share_the_last_bar_and_leave_the_others_their_room():
+    chart = histogram("t", "x", "y", [1] * 100 + [2] * 100 + [5000, 9000])
+    assert chart.bars == [Bar(1, 1, 100), Bar(2, 2, 100), Bar(3, 9000, 2)]
+    assert chart.note == "the last bar goes to 9,000"
+    chart = histogram("t", "x", "y", [1] * 200 + [100], mark=50)
+    assert chart.bars[0] == Bar(0, 4, 200) and chart.bars[-1] == Bar(100, 104, 1) and chart.mark  # what is cut is seen
+
+
+def test_cutoff_beyond_the_samples_is_drawn_where_it_leaves_them_their_room():
+    far = histogram("t", "tokens", "y", [10], mark=32768)
+    assert far.mark == 0 and far.note == "cutoff_len 32,768 is further right"
+    assert 90 < histogram("t", "tokens", "y", [10, 100], mark=150).across(150) <= 100
+
+
+@pytest.mark.parametrize(
+    "low, high, told",
+    [(0, 9_500, [0, 2000, 4000, 6000, 8000]), (7, 7, [7]), (0, 1, [0, 1]), (137, 650, [200, 300, 400, 500, 600])],
+)
+def test_ticks_are_at_round_numbers(low, high, told):
+    assert list(ticks(low, high)) == told
+
+
+@pytest.mark.parametrize(
+    "lengths, statistics",
+    [(range(1, 101), [1, 50.5, 50.5, 95, 100]), ([7, 3, 3, 30], [3, 10.8, 5, 30, 30]), ([], [0, 0, 0, 0, 0])],
+)
+def test_lengths_have_a_mean_a_median_and_a_95th_percentile_between_their_ends(lengths, statistics):
+    found = length_statistics(array("q", lengths))
+    assert list(found) == ["shortest", "mean", "median", "95th percentile", "longest"]
+    assert list(found.values()) == statistics
+
+
+@pytest.mark.parametrize(
+    "schedule, steps, tokens",
+    [
+        (Schedule(epochs=3, max_steps=-1, batch=1, accumulation=32, gpus=1), 12, 300_000),  # 4 an epoch
+        (Schedule(epochs=3, max_steps=-1, batch=1, accumulation=32, gpus=8), 3, 300_000),
+        (Schedule(epochs=3, max_steps=-1, batch=3, accumulation=1, gpus=2), 51, 300_000),
+        (Schedule(epochs=0.5, max_steps=-1, batch=1, accumulation=32, gpus=1), 2, 50_000),
+        (Schedule(epochs=3, max_steps=6, batch=1, accumulation=32, gpus=1), 6, 150_000),
+    ],
+)
+def test_cost_counts_steps_and_tokens_as_the_trainer_does(schedule, steps, tokens):
+    cost = training_cost(100, 100_000, 5_000, schedule)
+    assert (cost["steps"], cost["tokens"]) == (steps, tokens)
+
+
+@pytest.mark.parametrize(
+    "packing, costs",
+    [
+        (False, {AS_WRITTEN: (4, 1280, 32), MERGED: (2, 400, 32), TREES: (4, 200, 2)}),
+        (True, {AS_WRITTEN: (2, 1280, 32)}),  # 640 tokens in packs of 50 are 13 samples
+    ],
+)
+def test_costs_of_merged_chains_and_token_trees_stand_beside_those_of_the_samples_unless_they_are_packed(
+    packing, costs
+):
+    found = found_of([10] * 64, counts=Counter({"tokens": 640, "supervised tokens": 64}))
+    found.ways = {AS_WRITTEN: (64, 640), MERGED: (16, 200), TREES: (4, 100)}
+    schedule = Schedule(epochs=2, max_steps=-1, batch=1, accumulation=16, gpus=2, packing=packing)
+    told = costs_by_way([found], schedule, 50)
+    keys = "steps", "tokens", "samples or rows per step"
+    assert {way: tuple(cost[key] for key in keys) for way, cost in told.items()} == costs
+
+
+def test_checksum_of_a_folder_is_that_of_the_sorted_lines_of_sha256sum(tmp_path):
+    for name in ("b.parquet", "a.parquet", "A.parquet"):
+        (tmp_path / name).write_text(name)
+    lines = subprocess.run("LC_ALL=C sha256sum *", shell=True, cwd=tmp_path, capture_output=True, check=True).stdout
+    assert checksum(tmp_path) == hashlib.sha256(lines).hexdigest()
+    assert checksum(tmp_path / "a.parquet") == hashlib.sha256(b"a.parquet").hexdigest()
+
+
+# ---------------------------------------------------------------- text
+
+
+def test_no_text_of_the_data_is_read_as_html(tmp_path):
+    file = tmp_path / "<img src=x>.jsonl"
+    file.write_text("{}")
+    found = Findings(HOSTILE, True, HOSTILE, array("q", [2]), bytearray(1), file)
+    for counted in (found.kinds, found.reasons, found.why_left_out, found.lost_under, found.unread):
+        counted[HOSTILE] = 1
+    found.left_out, found.lost, found.other_targets = [HOSTILE], [HOSTILE], HOSTILE
+    found.ways = dict.fromkeys((AS_WRITTEN, MERGED, TREES), (1, 2))
+    sample = Sample(HOSTILE, HOSTILE, 0, [1], [1, 2], [-100, 2], why=HOSTILE, at=1, mismatch=HOSTILE)
+    checked = Checked(HOSTILE, HOSTILE, 8, [HOSTILE], [found], Schedule(1, -1, 1, 1, 1))
+    page = report_page(checked, [sample], lambda ids: HOSTILE, set())
+    assert page.count("<script") == page.count("</script") == 2 and "<img" not in page
+    assert "{{ 7 * 7 }}" in page and r"\x1b[31m \ud800" in page and page.encode()
+
+
+def test_control_characters_and_lone_surrogates_do_not_reach_the_terminal():
+    texts = {1: "\x1b]0;title\x07\u202e\ud800", 2: "b\tc\n"}
+    sample = Sample("x", "x\x1b", 0, [1], [1, 2], [-100, 2])
+    assert terminal_view(sample, lambda ids: "".join(texts[i] for i in ids), set(), colour=False) == (
+        "x\\x1b: trajectory 0, turn 1: 2 tokens, 1 supervised (in ⟦…⟧)\n\n\\x1b]0;title\\x07\\u202e\\ud800⟦b\tc\n⟧"
+    )
+    assert visible("no column \ud800") == "no column \\ud800"
+
+
+def test_colour_is_for_terminals_unless_no_color_is_set():
+    terminal, file = (SimpleNamespace(isatty=lambda answer=answer: answer) for answer in (True, False))
+    assert check.wants_colour(terminal, {}) and check.wants_colour(terminal, {"NO_COLOR": ""})
+    assert not check.wants_colour(terminal, {"NO_COLOR": "1"}) and not check.wants_colour(file, {})
+
+
+@pytest.mark.parametrize(
+    "options, error",
+    [
+        ("--show 4", "'4' does not name a trajectory and a turn; write it as 17:4"),
+        ("--show 4:1 --report x.html", "--show checks nothing"),
+        ("--report qwen3_full_sft.yaml", "'qwen3_full_sft.yaml' is no name of a page; end it with .html"),
+    ],
+)
+def test_wrong_option_is_named_before_the_work(monkeypatch, capsys, options, error):
+    monkeypatch.setattr(sys, "argv", ["check_training_tokens.py", *options.split()])
+    with pytest.raises(SystemExit):
+        check.main()
+    assert error in capsys.readouterr().err
