@@ -3,11 +3,8 @@
 import contextlib
 import functools
 import hashlib
-import itertools
 import json
 import os
-import re
-from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,22 +12,23 @@ import jinja2
 
 from served_tokens.files.hub import local_copy
 from served_tokens.files.processes import TOO_DEEP, in_processes
-from served_tokens.files.read import LEFT_OUT, Place, format_of, parse_row, progress, read_rows, read_shards, rows_of
-from served_tokens.marks import BLOCK_END, BLOCK_START, IGNORE_INDEX, TrajectoryError
+from served_tokens.files.read import Place, parse_row, progress, read_shards, rows_of
+from served_tokens.marks import IGNORE_INDEX, TrajectoryError
 from served_tokens.proof.findings import PLACES_KEPT, Findings
 from served_tokens.proof.lost import lost_texts
 from served_tokens.proof.own_reader import plain_reading
-from served_tokens.proof.turn import SERVED_AS, echoed_messages, expected_sample, served_turn, task_of
+from served_tokens.proof.tokens import Tokens, describe_mismatch, first_mismatch, supervised_spans
+from served_tokens.proof.told import reasons_of, samples_by_trajectory
+from served_tokens.proof.turn import echoed_messages, expected_sample, served_turn, task_of
 from served_tokens.rows.trajectory import Reading, Trajectory, read_trajectory
 
-VALIDATION = "_val"  # what step 2 adds to the name of a validation set
 NOT_SAID = "step 2 does not say why"
 NO_TRACE = "it has no sample, and step 2 does not say why"
 THINKING_OFF = "the row says that the model is not to think"
 OFF_RECORD = "differs from the token ids that the server recorded of it"
 REFUSED = "the model's chat template refuses it"
 ROWS_AT_ONCE = 8  # trajectories that a process checks at a time
-SHOWN_TOKENS, SHOWN_TEXT = 12, 60  # tokens on each side of the first difference; characters of a text that is lost
+SHOWN_TEXT = 60  # characters of a text that is lost
 
 
 @dataclass(frozen=True)
@@ -301,13 +299,6 @@ def _compare_records(found: Findings, position: int, trained: dict, records: lis
     return whole or bool(problem)
 
 
-def supervised_spans(labels: list[int]) -> list[tuple[int, int]]:
-    """The (start, end) of each run of supervised tokens."""
-    marked = [IGNORE_INDEX, *labels, IGNORE_INDEX]
-    edges = [k for k, (a, b) in enumerate(itertools.pairwise(marked)) if (a == IGNORE_INDEX) != (b == IGNORE_INDEX)]
-    return [*zip(edges[::2], edges[1::2])]
-
-
 def _compare(found: Findings, position: int, sides: tuple[dict, dict], where: str, truth: Truth) -> None:
     expected, trained = sides
     found.lengths[position] = len(expected["input_ids"])
@@ -321,70 +312,9 @@ def _compare(found: Findings, position: int, sides: tuple[dict, dict], where: st
         found.mismatch(position, kind, at, f"{where}: {describe_mismatch(expected, trained, truth.tokenizer.decode)}")
 
 
-class Tokens:
-    """The token ids of the texts of a trajectory, as the tokenizer makes them of a whole text.
-
-    A tokenizer splits a text at its special tokens first, and tokenizes what is between them by itself. So a stretch
-    that several prompts share is tokenized once; of the longest text it is seen that this is so.
-    """
-
-    def __init__(self, tokenizer):
-        self.of_whole = functools.partial(tokenizer.encode, add_special_tokens=False)
-        marks = {token.content: number for number, token in tokenizer.added_tokens_decoder.items() if _splits(token)}
-        self.known = {mark: [marks[mark]] for mark in (BLOCK_START, BLOCK_END) if mark in marks}
-        self.split = (
-            re.compile(f"({'|'.join(map(re.escape, self.known))})").split if self.known else lambda text: [text]
-        )
-        self.proven = 0  # characters of the longest text of which it was seen
-
-    def __call__(self, text: str) -> list[int]:
-        ids = []
-        for stretch in filter(None, self.split(text)):
-            if stretch not in self.known:
-                self.known[stretch] = self.of_whole(stretch)
-            ids += self.known[stretch]
-        if len(text) > 2 * self.proven:
-            self.proven = len(text)
-            if ids != self.of_whole(text):
-                raise SystemExit("the tokenizer makes other tokens of a text than of its parts between special tokens")
-        return ids
-
-
-def _splits(token) -> bool:
-    """Whether a text is split at this added token, whatever is beside it."""
-    return not (token.lstrip or token.rstrip or token.single_word or token.normalized)
-
-
 def named(place: Place) -> str:
     """A trajectory, for people."""
     return f"{place.source}: trajectory {place.row}"
-
-
-def samples_by_trajectory(provenance, trajectories: str | None) -> dict:
-    """{source: (how step 1 read it, {trajectory: [(position, turns, served_as)]})}"""
-    wanted, readings = defaultdict(lambda: defaultdict(list)), {}
-    for position, sample in enumerate(provenance):
-        source = trajectories or sample["source"]
-        if not (source and sample["turns"] and sample["trajectory"] is not None and sample["served_as"] in SERVED_AS):
-            raise SystemExit(
-                f"sample {position} does not say which turns of which trajectory it is; write it with step 2"
-            )
-        wanted[source][sample["trajectory"]].append((position, sample["turns"], sample["served_as"]))
-        if readings.setdefault(source, sample["reading"]) != sample["reading"]:
-            raise SystemExit(
-                f"sample {position}: {source} was read by other options of step 1 than for those before it"
-            )
-    return {source: (_reading_of(readings[source], source), samples) for source, samples in wanted.items()}
-
-
-def _reading_of(told: str, source: str) -> Reading:
-    """How step 1 read the rows of samples."""
-    try:
-        return Reading.of(json.loads(told))
-    except (ValueError, TypeError, AttributeError):
-        raise SystemExit(
-            f"{source}: its samples do not say how step 1 read it, or another version wrote them; run both steps again"
-        ) from None
 
 
 def _why_no_trace(trajectory: Trajectory, truth: Truth) -> str:
@@ -401,20 +331,6 @@ def _why_no_trace(trajectory: Trajectory, truth: Truth) -> str:
     return "the text holds a token of the tokenizer's own, or half a character"
 
 
-def reasons_of(path: Path, trajectories: str | None = None) -> dict:
-    """Why step 2 left turns out, as it says beside its samples: {(source, trajectory, turn): reason}.
-
-    Beside those for validation it says nothing of its own. trajectories: the file that is read in place of the source.
-    """
-    suffix = format_of(path) or ""
-    name = path.name.removesuffix(suffix)
-    beside, of_both = (path.with_name(of + suffix + LEFT_OUT) for of in (name, name.removesuffix(VALIDATION)))
-    path = beside if beside.is_file() else of_both
-    rows = read_rows(str(path)) if path.is_file() else ()
-    rows = (row for _, row, error in rows if not error)
-    return {(trajectories or row["source"], row["trajectory"], row["turn"]): row["reason"] for row in rows}
-
-
 def _note_turns(found: Findings, trajectory: Place, turns: list[int], samples: list, why: dict) -> None:
     found.counts["trajectories"] += 1
     found.counts["turns"] += len(turns)
@@ -423,31 +339,3 @@ def _note_turns(found: Findings, trajectory: Place, turns: list[int], samples: l
     left_out = [turn for turn in turns if turn not in sampled]
     found.left_out += [f"{trajectory.row}:{turn}" for turn in left_out][: PLACES_KEPT - len(found.left_out)]
     found.why_left_out.update(why.get((*trajectory, turn), NOT_SAID) for turn in left_out)
-
-
-def first_difference(ours: list[int], theirs: list[int]) -> int | None:
-    """The first position at which two lists differ; None where they are equal."""
-    if ours == theirs:
-        return None
-    return next((i for i, (a, b) in enumerate(zip(ours, theirs)) if a != b), min(len(ours), len(theirs)))
-
-
-def first_mismatch(expected: dict, trained: dict) -> tuple[str, str, int]:
-    """(column, what is wrong, position) of the first difference of two samples that differ."""
-    for column, what in (("input_ids", "the tokens differ"), ("labels", "the loss mask differs")):
-        position = first_difference(expected[column], trained[column])
-        if position is not None:
-            return column, what, position
-
-
-def describe_mismatch(expected: dict, trained: dict, decode) -> str:
-    """The first difference of two samples ({"input_ids", "labels"}), as text on both sides."""
-    column, what, position = first_mismatch(expected, trained)
-    start, end = max(0, position - SHOWN_TOKENS), position + SHOWN_TOKENS
-    lines = [f"{what} from token {position} of {len(expected['input_ids'])}:"]
-    for side, sample in (("served ", expected), ("trained", trained)):
-        ids, labels = sample["input_ids"], sample["labels"]
-        loss = position < len(labels) and labels[position] != IGNORE_INDEX
-        said = f" (loss: {loss})" if column == "labels" else ""
-        lines.append(f"  {side}: …{decode(ids[start:position])!r} >>> {decode(ids[position:end])!r}{said}")
-    return "\n".join(lines)

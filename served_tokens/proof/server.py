@@ -21,7 +21,8 @@ from tqdm import tqdm
 
 from served_tokens.files.read import Place, read_rows
 from served_tokens.marks import TrajectoryError
-from served_tokens.proof.compare import Truth, describe_mismatch, first_difference, named, supervised_spans
+from served_tokens.proof.compare import Truth, named
+from served_tokens.proof.tokens import describe_mismatch, first_difference, supervised_spans
 from served_tokens.proof.turn import echoed_messages, served_turn
 from served_tokens.rows.anthropic import are_texts
 from served_tokens.rows.servers import STYLES
