@@ -34,12 +34,12 @@ from served_tokens.files.command_line import CommandLine, exit_on_signals, posit
 from served_tokens.files.write import shown, whole_file
 from served_tokens.llamafactory import TrainingSet
 from served_tokens.proof import server
-from served_tokens.proof.compare import NO_TRACE, NOT_SAID, Truth, check_dataset
+from served_tokens.proof.compare import Truth, check_dataset
 from served_tokens.proof.findings import Findings
 from served_tokens.report.choice import samples_of_turn, samples_to_show
 from served_tokens.report.cost import Schedule
 from served_tokens.report.page import Checked, report_page
-from served_tokens.report.summary import SHOWN_MISMATCHES, print_findings, what_mends
+from served_tokens.report.summary import SHOWN_MISMATCHES, print_findings, problems_of
 from served_tokens.report.tokens import terminal_view
 from served_tokens.trees.check import AS_WRITTEN, TREES, check_rows
 from served_tokens.trees.files import own_options, samples_of
@@ -71,36 +71,13 @@ def check_sets(sets: list, to_train: int, truth: Truth, data_args) -> tuple[list
         tasks[trains].update(checked.tasks)
         if trains:
             trained.update(checked.supervised)
-        problems += [f"{name}: {problem}" for problem in problems_of(findings, its, truth, data_args)]
+        problems += [f"{name}: {problem}" for problem in problems_of(findings, its, truth.is_cut, data_args)]
         print_findings(findings, data_args.max_samples)
     if repeated := sum(times > 1 for times in trained.values()):
         problems.append(f"{repeated} turns are trained more than once")
     if both := tasks[0] & tasks[1]:
         problems.append(f"{len(both)} tasks are both trained on and evaluated; hold them out by step 2 --val-ratio")
     return found, problems
-
-
-def problems_of(found: Findings, its: TrainingSet, truth: Truth, data_args) -> list[str]:
-    """Why a data set is not to be trained on."""
-    problems, counts = [], found.counts
-    if counts["exact"] < len(its.built):
-        exact = f"{counts['exact']} of {len(its.built)} samples are exact"
-        mend = what_mends(found, its.provenance, data_args)
-        problems.append(f"{exact}, so the model would not be trained on what it is served with; {mend}")
-    unsaid = 0 if truth.is_cut or not found.trains else found.why_left_out[NOT_SAID] + counts[NO_TRACE]
-    if unsaid:
-        problems.append(f"{unsaid} turns or trajectories have no sample and no reason; run step 2 again")
-    if counts["read otherwise"]:
-        problems.append(f"{counts['read otherwise']} rows are read otherwise by step 1 than by the check itself")
-    if counts["reasoning lost"]:
-        problems.append(
-            f"{counts['reasoning lost']} prompts are trained both with and without reasoning to the same answer "
-            f"({found.reasoning_lost}): in a log with a row for each call, past turns have lost theirs; step 2 "
-            "--turns last trains the last turn of each row only"
-        )
-    if counts["lost texts"]:
-        problems.append(f"{counts['lost texts']} texts of the trajectories are in no sample that should hold them")
-    return problems
 
 
 def check_trees(sets: list, found: list[Findings], row_tokens: int, row_samples: int | None) -> list[str]:
@@ -197,27 +174,15 @@ def named_model(yaml: str, overrides: list[str]) -> str:
     return str(given[-1]) if given and given[-1] else "."
 
 
-def build_sets(arguments: tuple, max_samples: int | None, trajectory: int | None) -> tuple[list, object]:
+def build_sets(model_args, data_args, training_args, trajectory: int | None) -> tuple[list[TrainingSet], object]:
     """(the data sets as LlamaFactory builds them, see `llamafactory.training_sets`; the tokenizer of the server)"""
-    model_args, data_args, _ = arguments
-    workers = data_args.preprocessing_num_workers
-    data_args.preprocessing_num_workers = workers and min(workers, os.cpu_count())
-    data_args.packing = data_args.neat_packing = data_args.streaming = False
-    data_args.max_samples = data_args.max_samples if max_samples is None else max_samples
-    if data_args.tokenized_path is not None and Path(data_args.tokenized_path).exists():
-        sys.exit(
-            f"tokenized_path: LlamaFactory trains on what it tokenized into {data_args.tokenized_path} earlier; "
-            "remove that folder, then check"
-        )
-    data_args.tokenized_path = None
-
     from llamafactory.model import load_tokenizer
 
     as_served = copy.copy(model_args)
     as_served.split_special_tokens = False  # a server never does
     with contextlib.redirect_stdout(io.StringIO()), llamafactory.refusals():  # LlamaFactory prints whole samples
         tokenizer = load_tokenizer(as_served)["tokenizer"]
-        return llamafactory.training_sets(*arguments, trajectory), tokenizer
+        return llamafactory.training_sets(model_args, data_args, training_args, trajectory), tokenizer
 
 
 def show(sets: list, place: tuple[int, int], tokenizer) -> None:
@@ -263,8 +228,8 @@ def main() -> None:
         gpus=args.gpus,
         packing=data_args.packing,
     )
-    arguments = model_args, data_args, training_args
-    sets, tokenizer = build_sets(arguments, args.max_samples, args.show and args.show[0])
+    data_args = llamafactory.for_the_check(data_args, args.max_samples)
+    sets, tokenizer = build_sets(model_args, data_args, training_args, args.show and args.show[0])
     if args.show:
         show(sets, args.show, tokenizer)
         return

@@ -96,6 +96,25 @@ def use_the_hub_if_it_answers(model: str) -> None:
             os.environ["HF_HUB_OFFLINE"] = "1"
 
 
+def for_the_check(data_args, max_samples: int | None):
+    """The data arguments by which the samples are built one by one, as they are before packing; ends where they cannot.
+
+    Args:
+        max_samples: of each data set, in place of the YAML's.
+    """
+    if data_args.tokenized_path is not None and Path(data_args.tokenized_path).exists():
+        sys.exit(
+            f"tokenized_path: LlamaFactory trains on what it tokenized into {data_args.tokenized_path} earlier; "
+            "remove that folder, then check"
+        )
+    data_args, workers = copy.copy(data_args), data_args.preprocessing_num_workers
+    data_args.preprocessing_num_workers = workers and min(workers, os.cpu_count())
+    data_args.packing = data_args.neat_packing = data_args.streaming = False
+    data_args.max_samples = data_args.max_samples if max_samples is None else max_samples
+    data_args.tokenized_path = None
+    return data_args
+
+
 @dataclass(frozen=True)
 class TrainingSet:
     """A data set of the YAML, as LlamaFactory builds it.

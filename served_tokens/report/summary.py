@@ -1,7 +1,8 @@
 """What the check says of a data set in a terminal."""
 
 from served_tokens.files.write import accounted
-from served_tokens.proof.compare import NOT_SAID
+from served_tokens.llamafactory import TrainingSet
+from served_tokens.proof.compare import NO_TRACE, NOT_SAID
 from served_tokens.proof.findings import Findings
 from served_tokens.rows.notes import SOME_REASONING
 
@@ -23,6 +24,29 @@ def what_mends(found: Findings, provenance, data_args) -> str:
     known = [mend for mend, helps in mends.items() if helps]
     asked = "are the settings those that step 2 ended with, and the chat template and trajectories those of step 1?"
     return "; ".join(known) or asked
+
+
+def problems_of(found: Findings, its: TrainingSet, is_cut: bool, data_args) -> list[str]:
+    """Why a data set is not to be trained on."""
+    problems, counts = [], found.counts
+    if counts["exact"] < len(its.built):
+        exact = f"{counts['exact']} of {len(its.built)} samples are exact"
+        mend = what_mends(found, its.provenance, data_args)
+        problems.append(f"{exact}, so the model would not be trained on what it is served with; {mend}")
+    unsaid = 0 if is_cut or not found.trains else found.why_left_out[NOT_SAID] + counts[NO_TRACE]
+    if unsaid:
+        problems.append(f"{unsaid} turns or trajectories have no sample and no reason; run step 2 again")
+    if counts["read otherwise"]:
+        problems.append(f"{counts['read otherwise']} rows are read otherwise by step 1 than by the check itself")
+    if counts["reasoning lost"]:
+        problems.append(
+            f"{counts['reasoning lost']} prompts are trained both with and without reasoning to the same answer "
+            f"({found.reasoning_lost}): in a log with a row for each call, past turns have lost theirs; step 2 "
+            "--turns last trains the last turn of each row only"
+        )
+    if counts["lost texts"]:
+        problems.append(f"{counts['lost texts']} texts of the trajectories are in no sample that should hold them")
+    return problems
 
 
 def print_findings(found: Findings, max_samples: int | None) -> None:
