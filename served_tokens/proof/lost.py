@@ -25,7 +25,7 @@ NOT_SHOWN = frozenset(
     "extra_content citations strict defer_loading finish_reason stop_reason requestor data format "
     "chat_template_kwargs enable_thinking think reasoning_effort".split()
 )
-OF_A_ROW = frozenset(("reasoning", "thinking", "function_call"))  # columns of these names are switches
+OF_A_ROW = frozenset(("reasoning", "thinking", "function_call", "name", "turns", "num_turns"))  # of columns alone
 THINK = re.compile("</?think>")  # texts are read apart at these marks
 LONG = 3  # characters: of shorter texts little can be said
 
