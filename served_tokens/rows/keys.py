@@ -23,7 +23,8 @@ KNOWN = {
         "dataset_source split language category license version generator agent episode episode_id run_id "
         "session_id trace_id instance_id example_id sample_id task task_id domain tags info metadata extra "
         "extra_body trajectory_format resolved exit_status termination_reason name turns num_turns call stream "
-        "temperature top_p top_k max_tokens n seed tool_choice parallel_tool_calls traj_type task_info user_messages steps".split()
+        "temperature top_p top_k max_tokens n seed tool_choice parallel_tool_calls traj_type task_info user_messages "
+        "steps".split()
     ),
     "message": frozenset(
         "id uuid index turn_idx timestamp date created created_at model model_name object provider usage cost "
