@@ -22,6 +22,12 @@ os.environ.update(TRANSFORMERS_VERBOSITY="error", HF_DATASETS_CACHE=CACHE.name)
 GOLDEN = json.loads((ROOT / "tests" / "golden" / "qwen3_rendering.json").read_text(encoding="utf-8"))
 
 
+def golden(*names) -> list[dict]:
+    """The golden cases of these names as rows; all of them where none is named."""
+    cases = [case for case in GOLDEN if not names or case["name"] in names]
+    return [{"messages": case["messages"], "tools": case["tools"]} for case in cases]
+
+
 # How many made-up examples a property is tried on: docs/rows.md.
 for profile, examples in (("suite", 250), ("fuzz", 2000)):
     settings.register_profile(profile, max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck))

@@ -6,7 +6,7 @@ import unicodedata
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import GOLDEN, ROOT, assistant, call, read_jsonl, tool, user, write_jsonl
+from conftest import GOLDEN, ROOT, assistant, call, golden, read_jsonl, tool, user, write_jsonl
 
 SERVER = ROOT / "tests" / "server"
 RECORDED = json.loads((SERVER / "vllm_render.json").read_text(encoding="utf-8"))
@@ -150,7 +150,7 @@ def test_a_recorded_prompt_without_reasoning_is_that_of_the_drop_history(steps, 
 @pytest.mark.parametrize("history, field", [("drop", None), ("template", "reasoning_content")])
 @pytest.mark.parametrize("echo", ["vllm", "vllm-stream"])
 def test_a_recorded_prompt_of_an_echoing_agent_comes_out_the_same(steps, check, echo, history, field):
-    prompts = steps(GOLDEN, "--echo", echo, history=history)
+    prompts = steps(golden(), "--echo", echo, history=history)
     rows = {case["name"]: row for row, case in enumerate(GOLDEN)}
     expected = {
         (rows[its["name"]], its["turn"]): its["prompt"]

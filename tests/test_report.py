@@ -13,7 +13,7 @@ from importlib.metadata import version
 from types import SimpleNamespace
 
 import pytest
-from conftest import GOLDEN, ROOT, assistant, user, write_jsonl
+from conftest import ROOT, assistant, golden, user, write_jsonl
 from matplotlib.image import imread
 from playwright.sync_api import expect, sync_playwright
 
@@ -196,7 +196,7 @@ def test_page_names_model_versions_date_and_the_checksum_of_the_data(page, faile
 
 
 def test_report_of_a_passed_check_counts_every_sample(pipeline, main, tiny_model, tmp_path, open_page, seen):
-    pipeline(GOLDEN)
+    pipeline(golden())
     assert "report: report.html\nPASSED: " in main(tmp_path, *settings(tmp_path, tiny_model), "--report", "report.html")
     page = open_page(tmp_path / "report.html")
     assert page.text_content("#verdict strong") == "PASSED"
