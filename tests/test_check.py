@@ -5,7 +5,7 @@ import json
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import GOLDEN, ROOT, assistant, golden, read_jsonl, user, write_jsonl
+from conftest import ROOT, assistant, golden, read_jsonl, user, write_jsonl
 
 EXACT = [  # step 2's options, LlamaFactory's overrides
     ([], ["template=qwen3"]),
@@ -42,7 +42,7 @@ def breaking(pipeline, tmp_path):
 @pytest.mark.parametrize("options, overrides", EXACT, ids=lambda value: "-".join(value).strip("-") or "default")
 def test_golden_cases_are_exact_in_every_mode(pipeline, check, options, overrides):
     output = check(pipeline(golden(), *options), *overrides)
-    assert "PASSED: 53 of 53 samples are exact" in output and "54 turns in = 53 turns in samples + 1 left out" in output
+    assert "PASSED: 51 of 51 samples are exact" in output and "52 turns in = 51 turns in samples + 1 left out" in output
 
 
 @pytest.mark.parametrize("suffix", [".json", ".jsonl", ".parquet"])
@@ -51,7 +51,7 @@ def test_each_format_loads_through_llamafactory(pipeline, check, suffix):
 
 
 def test_folder_of_shards_loads_through_llamafactory(pipeline, check):
-    assert "PASSED: 53 of 53 samples are exact" in check(pipeline(golden(), suffix=""))
+    assert "PASSED: 51 of 51 samples are exact" in check(pipeline(golden(), suffix=""))
 
 
 def test_json_whose_first_blocks_hold_no_history_loads_through_llamafactory(pipeline, check):
@@ -61,30 +61,11 @@ def test_json_whose_first_blocks_hold_no_history_loads_through_llamafactory(pipe
 
 
 def test_data_set_in_which_no_sample_has_a_history_loads_through_llamafactory(pipeline, check):
-    assert "PASSED: 3 of 3 samples are exact" in check(
-        pipeline([{"messages": [user("q"), assistant("a", "r")]}] * 3, suffix=".json")
-    )
+    rows = [{"messages": [user(f"q{number}"), assistant("a", "r")]} for number in range(3)]
+    assert "PASSED: 3 of 3 samples are exact" in check(pipeline(rows, suffix=".json"))
 
 
 # ---------------------------------------------------------------- each is broken, and caught
-
-
-def test_doubled_think_block_is_caught(breaking, check):
-    def double(sample):
-        sample["output"] = "<think>\n\n</think>\n\n" + sample["output"]
-
-    output = check(breaking(double), expect=1)
-    assert mismatched(output) == 53 and "the tokens differ from token" in output
-    assert "served : …" in output and "trained: …" in output
-
-
-def test_stripped_whitespace_is_caught(breaking, check):
-    def strip(sample):
-        for column in ("instruction", "output", "system"):
-            sample[column] = sample[column].strip()
-
-    rows = golden("user_edge_whitespace", "assistant_trailing_whitespace")
-    assert mismatched(check(breaking(strip, rows), expect=1)) == 4
 
 
 def test_template_that_is_wrong_for_the_history_is_caught(run_check, pipeline, check, tmp_path, tiny_model):
@@ -93,7 +74,7 @@ def test_template_that_is_wrong_for_the_history_is_caught(run_check, pipeline, c
     assert mismatched(output) == 14
     process = run_check(*arguments(tmp_path, name, tiny_model), "template=qwen3", expect=1)
     assert process.stderr.splitlines()[-1] == (
-        f"FAILED: {name}: 39 of 53 samples are exact, so the model would not be trained on what it is served with; set "
+        f"FAILED: {name}: 37 of 51 samples are exact, so the model would not be trained on what it is served with; set "
         "template=qwen3_nothink"
     )
 
@@ -120,7 +101,7 @@ def test_setting_that_changes_the_tokens_or_the_mask_is_caught(pipeline, check, 
 def test_cutoff_that_cuts_samples_is_caught(pipeline, check):
     output = check(pipeline(golden()), "cutoff_len=400", expect=1)
     cut = int(output.split(" over cutoff_len")[0].split()[-1])
-    assert 0 < cut <= 53 and mismatched(output) == 0
+    assert 0 < cut <= 51 and mismatched(output) == 0
 
 
 def test_setting_that_acts_after_the_samples_are_built_is_caught(pipeline, check):
@@ -135,7 +116,7 @@ def test_turn_that_is_trained_more_than_once_is_caught(run_check, pipeline, chec
     table = pq.read_table(path)
     pq.write_table(pa.concat_tables([table, table.slice(0, 2)]), path)
     output = check("samples", expect=1)
-    assert mismatched(output) == 0 and "= 53 turns in samples" in output
+    assert mismatched(output) == 0 and "= 51 turns in samples" in output
     process = run_check(*arguments(tmp_path, "samples", tiny_model), expect=1)
     assert "FAILED: 2 turns are trained more than once" in process.stderr
 
@@ -146,7 +127,7 @@ def test_chat_template_of_another_model_is_caught(run, pipeline, check, tmp_path
     write_jsonl(tmp_path / "x.jsonl", golden())
     run("step1_apply_tool_template.py", "x.jsonl", "p.jsonl", "--chat-template", "other.jinja")
     run("step2_to_alpaca_mask_history.py", "p.jsonl", "other.parquet", "--dataset-dir", ".")
-    assert mismatched(check("other", expect=1)) == sum(len(case["turns"]) for case in GOLDEN if case["tools"]) - 1
+    assert mismatched(check("other", expect=1)) == 31
 
 
 # ---------------------------------------------------------------- how it is used
@@ -170,7 +151,7 @@ def test_trajectories_that_are_not_there_or_others_are_named(run_check, pipeline
 
 def test_max_samples_gives_a_quick_look(pipeline, check):
     output = check(pipeline(golden()), "--max-samples", "5")
-    assert "PASSED for 5 of 53 samples, which are exact" in output and "left out: max_samples is 5" in output
+    assert "PASSED for 5 of 51 samples, which are exact" in output and "left out: max_samples is 5" in output
 
 
 def test_data_set_that_step_2_did_not_write_is_named(check, tmp_path, run_check, tiny_model):
@@ -224,7 +205,7 @@ def test_several_data_sets_and_an_evaluation_set_are_checked_each(run_check, pip
     one, two = made_of("1.jsonl", "one", golden()), made_of("2.jsonl", "two", golden())
     three = made_of("3.jsonl", "three", others)
     output = check(f"{one},{two}", f"eval_dataset={three}", "eval_strategy=epoch")
-    assert "PASSED: 159 of 159 samples are exact" in output
+    assert "PASSED: 153 of 153 samples are exact" in output
     command = [
         *arguments(tmp_path, f"{one},{two}", tiny_model),
         "mix_strategy=interleave_over",

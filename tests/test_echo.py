@@ -8,10 +8,9 @@ from reading_rows import served_trajectory
 
 from served_tokens.prompts.chat_template import QWEN3, load_chat_template, read_chat_template
 from served_tokens.prompts.echo import answer_to, echoed_history
-from served_tokens.prompts.turns import apply_chat_template
+from served_tokens.prompts.turns import apply_chat_template, without_reasoning
 from served_tokens.proof.echo import echoed_turn
 from served_tokens.proof.turn import echoed_messages, served_turn
-from served_tokens.rows.trajectory import without_reasoning
 
 RECORDED = json.loads((ROOT / "tests" / "server" / "vllm_echo.json").read_text(encoding="utf-8"))["prompts"]
 CASES = {case["name"]: case for case in GOLDEN}
