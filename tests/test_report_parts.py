@@ -168,13 +168,12 @@ def test_control_characters_of_the_data_do_not_reach_the_terminal():
 def test_turn_without_a_sample_is_named_with_those_that_have_one():
     provenance = Dataset.from_list([{"source": "x", "trajectory": 3, "turns": [turn]} for turn in (2, 6, 4)])
     built = Dataset.from_list([{"input_ids": [1], "labels": [1]}] * 3)
-    assert [
-        sample.turns for sample in shown_samples.samples_of_turn([("samples", None, provenance, built, 3)], 3, 6)
-    ] == [[6]]
+    its = SimpleNamespace(name="samples", provenance=provenance, built=built)
+    assert [sample.turns for sample in shown_samples.samples_of_turn([its], 3, 6)] == [[6]]
     with pytest.raises(SystemExit, match=r"--show 3:5: no sample supervises message 5 of trajectory 3, .*: 2, 4, 6"):
-        shown_samples.samples_of_turn([("samples", None, provenance, built, 3)], 3, 5)
+        shown_samples.samples_of_turn([its], 3, 5)
     with pytest.raises(SystemExit, match="--show 9:5: trajectory 9 has no sample in samples; rows are counted from 0"):
-        shown_samples.samples_of_turn([("samples", None, provenance, built, 3)], 9, 5)
+        shown_samples.samples_of_turn([its], 9, 5)
 
 
 @pytest.mark.parametrize(
