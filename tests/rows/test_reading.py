@@ -470,10 +470,7 @@ def test_a_key_that_is_ignored_at_its_level_is_kept_at_others():
 )
 def test_call_whose_arguments_may_stand_under_another_key_is_set_aside_and_both_ways_out_work(one):
     assert "nobody reads its keys call.xq7 (read it by --read-as xq7=arguments)" in reason(turn(tool_calls=[one]))
-    for options, arguments in (
-        ({"read_as": (("xq7", "arguments"),)}, {"x": 1}),
-        ({"ignore_keys": ("call.xq7",)}, {}),
-    ):
+    for options, arguments in (({"read_as": (("xq7", "arguments"),)}, {"x": 1}), ({"ignore_keys": ("call.xq7",)}, {})):
         [called] = read(turn(tool_calls=[one]), **options).messages[1]["tool_calls"]
         assert called["function"] == {"name": "f", "arguments": arguments}
 
