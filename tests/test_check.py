@@ -215,6 +215,29 @@ def test_several_data_sets_and_an_evaluation_set_are_checked_each(run_check, pip
     assert "FAILED: mix_strategy interleave_over draws some samples more than once" in process.stderr
 
 
+def test_one_sample_of_two_data_sets_is_shown(pipeline, check):
+    rows = golden("one_turn_no_tools")
+    pipeline(rows, name="one"), pipeline(rows, name="two")
+    output = check("one,two", "--show", "0:2")
+    assert output.count("rows.jsonl: trajectory 0, turn 2: ") == 2 and "PASSED" not in output
+
+
+def test_prompt_that_is_trained_to_several_targets_is_counted_and_fails_only_without_the_reasoning_of_one(checked):
+    def asked(*turns) -> list[dict]:
+        return [{"messages": [user("q"), turn]} for turn in turns]
+
+    one, other = assistant("a", "so it is"), assistant("b", "so it is")
+    output = checked(asked(one, other, one, assistant("a", "or so"))).stdout
+    first = "rows.jsonl: trajectory 0, turn 1, and rows.jsonl: trajectory 1, turn 1"
+    assert f" 2 prompts are trained to another target too, the first: {first}" in output
+    for rows, place in ((asked(one, assistant("a")), 1), (asked(one, other, assistant("b", " ")), 2)):
+        assert (
+            "FAILED: samples: 1 prompts are trained both with and without reasoning to the same answer (rows.jsonl: "
+            f"trajectory {place - 1}, turn 1, and rows.jsonl: trajectory {place}, turn 1)"
+        ) in checked(rows, expect=1).stderr
+    assert "PASSED" in checked(asked(one, assistant("a")), ["--no-thinking"], ["enable_thinking=false"]).stdout
+
+
 def test_merged_sample_that_lacks_a_turn_it_names_is_caught(breaking, check):
     def claim(sample):
         sample["turns"] = {2: [2, 4, 6]}.get(sample["turns"][0], sample["turns"])
