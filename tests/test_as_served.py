@@ -8,6 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import GOLDEN, ROOT, assistant, call, golden, read_jsonl, tool, user, write_jsonl
 
+from served_tokens.marks import TrajectoryError
+from served_tokens.rows.trajectory import Reading, read_trajectory
+
 SERVER = ROOT / "tests" / "server"
 RECORDED = json.loads((SERVER / "vllm_render.json").read_text(encoding="utf-8"))
 ECHOED = json.loads((SERVER / "vllm_echo.json").read_text(encoding="utf-8"))["prompts"]
@@ -232,17 +235,6 @@ def test_samples_of_one_style_are_not_exact_by_another(steps, check, tmp_path):
     assert "         2 mismatched\n" in check("samples", "template=qwen3_nothink", expect=1)
 
 
-def test_what_sglang_refuses_or_shows_otherwise_later_is_set_aside(run, tmp_path):
-    write_jsonl(tmp_path / "rows.jsonl", [odd_row('{"n": NaN}'), odd_row('{"n": 18446744073709551616}'), odd_row()])
-    run("step1_apply_tool_template.py", "rows.jsonl", "plain.jsonl", "--server-style", "sglang", *IGNORED)
-    first, second = [rejected["reason"] for rejected in read_jsonl(tmp_path / "plain.jsonl.rejects.jsonl")]
-    assert "message 1: tool call arguments are not valid JSON" in first
-    assert second == "message 1: tool call arguments hold an integer over 64 bits, which SGLang shows as a float later"
-    for style in ("vllm", "template"):
-        run("step1_apply_tool_template.py", "rows.jsonl", "plain.jsonl", "--server-style", style, *IGNORED)
-        assert not (tmp_path / "plain.jsonl.rejects.jsonl").exists()
-
-
 def test_tools_that_are_printed_otherwise_are_counted_and_named(run, tmp_path):
     row = {"messages": [user("q"), assistant("a", "r")]}
     parameters = {"type": "object", "properties": {}}
@@ -294,17 +286,13 @@ def test_developer_messages_before_the_first_turn_are_the_system_prompt_at_the_f
     assert EXACT(1) in check("samples", "template=qwen3_nothink")
 
 
-def test_a_developer_message_after_a_turn_or_to_another_server_is_set_aside(run, tmp_path):
-    late = {"messages": [user("a"), assistant("b"), developer("dev"), user("c"), assistant("d")]}
-    early = {"messages": [developer("dev"), user("a"), assistant("b")]}
-    write_jsonl(tmp_path / "rows.jsonl", [late, early])
-    for style, aside in (("vllm", [0]), ("sglang", [0, 1]), ("template", [0, 1])):
-        expect = int(len(aside) == 2)
-        run("step1_apply_tool_template.py", "rows.jsonl", "plain.jsonl", "--server-style", style, expect=expect)
-        if not expect:
-            [rejected] = read_jsonl(tmp_path / "plain.jsonl.rejects.jsonl")
-            assert rejected["row"] == 0
-            assert "a developer message is not shown in its place; send it with the role system" in rejected["reason"]
+def test_a_developer_message_after_a_turn_or_to_another_server_is_set_aside():
+    late = [user("a"), assistant("b"), developer("dev"), user("c"), assistant("d")]
+    for messages, style in ((late, "vllm"), (late[2:], "sglang"), (late[2:], "template")):
+        with pytest.raises(
+            TrajectoryError, match="a developer message is not shown in its place; send it with the role"
+        ):
+            read_trajectory({"messages": messages}, Reading(server_style=style))
 
 
 # ---------------------------------------------------------------- recorded token ids
@@ -390,23 +378,19 @@ def test_a_record_outranks_a_rendering_by_another_chat_template(steps, check, id
     [
         ({"token_ids": ["x"]}, "token_ids are no lists of token ids"),
         ({"token_ids": [1.5, 2]}, "token_ids are no lists of token ids"),
-        ({"prompt_token_ids": [[1], [2], [3]]}, "prompt_token_ids of the row are those of 3 turns, and it has 2"),
-        ({"prompt_token_ids": [[1], 2]}, "prompt_token_ids are no lists of token ids"),
         ({"token_ids": "[1, 2]"}, "token_ids are no lists of token ids"),
-        ({"token_ids": 7}, "token_ids are no lists of token ids"),
+        ({"prompt_token_ids": [[1], 2]}, "prompt_token_ids are no lists of token ids"),
+        ({"prompt_token_ids": [[1], [2], [3]]}, "prompt_token_ids of the row are those of 3 turns, and it has 2"),
     ],
 )
-def test_broken_records_are_set_aside(run, tmp_path, columns, reason):
-    write_jsonl(tmp_path / "rows.jsonl", [chat(**columns), chat()])
-    run("step1_apply_tool_template.py", "rows.jsonl", "plain.jsonl")
-    [rejected] = read_jsonl(tmp_path / "plain.jsonl.rejects.jsonl")
-    assert rejected["row"] == 0 and reason in rejected["reason"]
+def test_broken_records_are_set_aside(columns, reason):
+    with pytest.raises(TrajectoryError, match=reason):
+        read_trajectory(chat(**columns))
 
 
-def test_records_are_no_keys_that_nobody_reads(run, tmp_path, ids):
+def test_records_are_no_keys_that_nobody_reads(ids):
     first, second = records(ids)
-    write_jsonl(tmp_path / "rows.jsonl", [chat(first, second), chat(**second)])
-    assert "nobody reads" not in run("step1_apply_tool_template.py", "rows.jsonl", "plain.jsonl").stdout
+    assert read_trajectory(chat(first, second)).given.known == read_trajectory(chat(**second)).given.known == {}
 
 
 # ---------------------------------------------------------------- --echo

@@ -8,7 +8,7 @@ import time
 import tracemalloc
 
 import pytest
-from conftest import ROOT, assistant, call, tool, user, write_jsonl
+from conftest import ROOT, assistant, call, tool, user
 from reading_rows import served_trajectory
 from test_exactness import MODES, llamafactory
 
@@ -73,28 +73,14 @@ def assert_exact(tokenizer, messages: list, tools=None, left_out: dict | None = 
 
 # ---------------------------------------------------------------- control tokens
 
+CALLED = [user("q"), assistant("", "r", [call("f", {})])]
 PLACES = {
     "a user message": lambda text: [user(text), assistant("a", "r")],
     "a system message": lambda text: [{"role": "system", "content": text}, user("q"), assistant("a", "r")],
-    "a tool output": lambda text: [user("q"), assistant("", "r", [call("f", {})]), tool(text), assistant("a", "r")],
-    "a tool output that is an object": lambda text: [
-        user("q"),
-        assistant("", "r", [call("f", {})]),
-        tool({text: 1}),
-        assistant("a"),
-    ],
-    "an argument": lambda text: [
-        user("q"),
-        assistant("", "r", [call("f", {"x": [text]})]),
-        tool("t"),
-        assistant("a", "r"),
-    ],
-    "the name of an argument": lambda text: [
-        user("q"),
-        assistant("", "r", [call("f", json.dumps({text: 1}))]),
-        tool("t"),
-        assistant("a"),
-    ],
+    "a tool output": lambda text: [*CALLED, tool(text), assistant("a", "r")],
+    "a tool output that is an object": lambda text: [*CALLED, tool({text: 1}), assistant("a")],
+    "an argument": lambda text: [user("q"), assistant("", "r", [call("f", {"x": [text]})]), tool("t")],
+    "the name of an argument": lambda text: [user("q"), assistant("", "r", [call("f", json.dumps({text: 1}))])],
     "reasoning": lambda text: [user("q"), assistant("a", text + "r"), user("q2"), assistant("b", "r" + text)],
     "an answer": lambda text: [user("q"), assistant("a" + text, "r"), user("q2"), assistant("b" + text + "b", "r")],
 }
@@ -163,31 +149,15 @@ def test_special_tokens_of_the_tokenizer_are_control_tokens_too(model_with_a_tok
     convert_row(row, Place("x", 0), TEMPLATE, True)
 
 
-def test_allowed_control_tokens_pass_both_scripts_and_the_check(run, check, tmp_path):
-    write_jsonl(
-        tmp_path / "rows.jsonl",
-        [{"messages": place(FORGED), "tools": TOOLS} for place in PLACES.values()]
-        + [{"messages": [user("\x00\u2028\x85"), assistant("a")]}],
-    )
-    process = run("step1_apply_tool_template.py", "rows.jsonl", "plain.jsonl")
-    assert (
-        "9 rows in = 1 rows out + 8 set aside" in process.stdout
-        and "8 like row 0: message 0: the text holds" in process.stderr
-    )
-    process = run("step1_apply_tool_template.py", "rows.jsonl", "plain.jsonl", "--allow-control-tokens")
-    assert (
-        "9 rows in = 9 rows out + 0 set aside" in process.stdout
-        and not (tmp_path / "plain.jsonl.rejects.jsonl").exists()
-    )
-    process = run("step2_to_alpaca_mask_history.py", "plain.jsonl", "samples.parquet", "--dataset-dir", ".")
-    assert "9 rows in = 9 rows out as samples + 0 set aside" in process.stdout
-    assert "15 turns in = 15 turns in samples + 0 left out" in process.stdout
-    output = check("samples")
-    assert (
-        "PASSED: 15 of 15 samples are exact" in output
-        and "9 rows in = 9 rows checked" in output
-        and "15 turns in = 15 turns in samples + 0 left out" in output
-    )
+def test_allowed_control_tokens_pass_both_scripts_and_the_check(checked, in_process, capsys):
+    rows = [{"messages": place(FORGED), "tools": TOOLS} for place in PLACES.values()]
+    rows.append({"messages": [user("\x00\u2028\x85"), assistant("a")]})
+    output = checked(rows, step1=["--allow-control-tokens"]).stdout
+    assert "PASSED: 13 of 13 samples are exact" in output and "9 rows in = 9 rows checked" in output
+    in_process("step1_apply_tool_template.py", "rows.jsonl", "plain.jsonl")
+    said = capsys.readouterr()
+    assert "9 rows in = 1 rows out + 8 set aside" in said.out
+    assert "8 like row 0: message 0: the text holds" in said.err
 
 
 # ---------------------------------------------------------------- tags that templates look at
@@ -201,7 +171,7 @@ def test_allowed_control_tokens_pass_both_scripts_and_the_check(run, check, tmp_
         "<think>\nx\n</think>\n\n",
         "<tool_response>",
         "</tool_response>",
-        "<tool_call>\n{}\n</tool_call>",
+        "<tool_call>{}</tool_call>",
     ],
 )
 @pytest.mark.parametrize("place", ["a user message", "a tool output", "an argument"])
@@ -333,21 +303,7 @@ def test_missing_null_and_empty_fields_are_empty_texts_and_no_targets(message, t
 
 
 @pytest.mark.parametrize(
-    "text",
-    [
-        "\x00",
-        "\ufeff",
-        "\u2028",
-        "\x85",
-        "\r",
-        "\u202e",
-        "\ufffd",
-        "e\u0301",
-        "{{idx",
-        "{% raw %}",
-        "<image>",
-        "\U0010ffff",
-    ],
+    "text", [*"\x00\ufeff\u2028\x85\r\u202e\ufffd\U0010ffff", "e\u0301", "{{idx", "{% raw %}", "<image>"]
 )
 def test_odd_characters_stay_exact(text, tokenizer):
     for place in PLACES.values():
