@@ -355,6 +355,18 @@ def test_all_cases_that_are_read_are_exact_and_lose_no_text(its_group, way, samp
     assert f"PASSED: {samples} of {samples} samples are exact" in output
 
 
+@pytest.mark.parametrize(
+    "name, pair",
+    [
+        *(("03.2", "thought=reasoning_content"), ("05.1", "available_tools=tools"), ("05.2", "function=tools")),
+        *(("p29.0", "instructions=system"), ("p69.0", "trajectory=messages")),
+    ],
+)
+def test_the_way_out_that_a_reason_names_works_when_it_is_followed(name, pair, checked):
+    assert f"--read-as {pair}" in EXPECTED[name] or name == "03.2"
+    assert "PASSED: " in checked([case(name)], step1=["--read-as", pair]).stdout
+
+
 def test_a_log_with_a_row_for_each_call_fails_and_passes_with_its_last_turns(checked):
     process = checked(FILES["p32"], expect=1)
     assert "3 of 6 turns have no reasoning" in process.stdout

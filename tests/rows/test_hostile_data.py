@@ -71,6 +71,16 @@ def assert_exact(tokenizer, messages: list, tools=None, left_out: dict | None = 
                 assert llamafactory(*setting)(sample) == (prompt + target, [IGNORE_INDEX] * len(prompt) + target)
 
 
+@pytest.mark.parametrize("function", [None, "f", {"name": ["f"]}])
+def test_tool_that_is_no_function_is_a_trajectory_error_or_rendered_and_no_crash(function):
+    tools = [{"type": "function", "function": function}]
+    assert "a server refuses" in reason(user("q"), assistant("a"), tools=tools)
+    try:
+        assert "<tools>" in texts(user("q"), assistant("a"), tools=tools, server_style="template")[0]
+    except TrajectoryError as error:
+        assert "tool" in str(error)
+
+
 # ---------------------------------------------------------------- control tokens
 
 CALLED = [user("q"), assistant("", "r", [call("f", {})])]

@@ -183,6 +183,7 @@ def test_part_that_cannot_be_read_whole_sets_the_row_aside(part, why):
         ({"role": "assistant", "content": "a", "tool_calls": [{"custom": F}]}, "a tool call has no function name"),
         (assistant("", None, [{**F, "requestor": "user"}]), "a tool call is of a simulated user"),
         ({**assistant("a"), "parts": [{"text": "x"}]}, "message.parts (convert Gemini's contents"),
+        ({**assistant("a"), "provider_specific_fields": ["x"]}, "provider_specific_fields"),
     ],
 )
 def test_messages_of_other_libraries_are_set_aside_with_a_reason(message, why):
@@ -273,6 +274,16 @@ def test_turn_that_was_cut_off_is_left_out_wherever_that_is_said(ended):
         assert not_trained(one) == why
     later = row(user("q"), {**assistant("a"), "finish_reason": ended}, user("q2"), assistant("b"))
     assert read(later).messages == [user("q"), assistant("a"), user("q2"), assistant("b")]
+
+
+@pytest.mark.parametrize(
+    "one", [turn(finish_reason={"type": "length", "length": 16}), row(metadata={"finish_reason": "length"})]
+)
+def test_turn_that_was_cut_off_is_not_trained_where_that_is_an_object_as_sglang_has_it_or_within_the_row(one):
+    try:
+        assert [*not_trained(one)] == [1]
+    except TrajectoryError as error:
+        assert "finish_reason" in str(error)
 
 
 @pytest.mark.parametrize("ended", ["stop", "STOP", "tool_calls", "end_turn", "stop_sequence", "", None])
@@ -422,7 +433,8 @@ def test_known_keys_are_kept_and_counted_at_their_level_alone(level):
     [
         (turn(extra={"response": {"choices": [{"message": assistant("other")}]}}), "message.extra", "a message"),
         (turn(extra=json.dumps({"a": [assistant("other")]})), "message.extra", "a message"),
-        (turn(extra={"reasoning_content": "r"}), "message.extra", "a message"),
+        *((turn(extra={key: "r"}), "message.extra", "a message") for key in ("reasoning_content", "thinking")),
+        (turn(extra={"reasoning_details": [{"text": "r"}]}), "message.extra", "a message"),
         (turn(extra={"name": "f", "args": {"x": 1}}), "message.extra", "a tool call"),
         (row(metadata={"tools": TOOLS}), "row.metadata", "tools"),
         (row(info={"choices": [{"text": "an answer"}]}), "row.info", "an answer"),
