@@ -216,6 +216,13 @@ def test_nothing_is_taken_for_lost(row, served_as):
     assert lost(row, served_as) == []
 
 
+@pytest.mark.parametrize("served_as", MODES)
+@pytest.mark.parametrize("between", [[user("and then?")], [{**user("and then?"), "id": "m_1"}]])
+def test_turns_of_one_id_that_are_no_one_answer_are_told_apart_as_the_reading_does(between, served_as):
+    one, two = ({**assistant(text), "id": "m_1"} for text in ("first answer", "second answer"))
+    assert lost({"messages": [user("hello"), one, *between, two]}, served_as) == []
+
+
 def test_a_key_that_the_user_ignores_is_not_looked_for():
     row = {"messages": [user("hello"), {**assistant("hi there"), "note": "a long note"}]}
     as_read = {"messages": [user("hello"), assistant("hi there")]}
