@@ -22,6 +22,16 @@ os.environ.update(TRANSFORMERS_VERBOSITY="error", HF_DATASETS_CACHE=CACHE.name)
 GOLDEN = json.loads((ROOT / "tests" / "golden" / "qwen3_rendering.json").read_text(encoding="utf-8"))
 
 
+def golden(*names) -> list[dict]:
+    """The golden cases of these names as rows; where none is named, those that can be one data set.
+
+    One of them gives the answer of another without its reasoning, for which the check fails.
+    """
+    names = names or {case["name"] for case in GOLDEN} - {"empty_reasoning"}
+    cases = [case for case in GOLDEN if case["name"] in names]
+    return [{"messages": case["messages"], "tools": case["tools"]} for case in cases]
+
+
 # How many made-up examples a property is tried on: docs/rows.md.
 for profile, examples in (("suite", 250), ("fuzz", 2000)):
     settings.register_profile(profile, max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck))
@@ -74,29 +84,43 @@ def run(tmp_path):
 
 
 @pytest.fixture
-def pipeline(run, tmp_path):
+def in_process(tmp_path, monkeypatch):
+    """in_process("script.py", *arguments), in tmp_path, where a run that succeeds costs no start of Python."""
+
+    def in_process(script: str, *arguments) -> None:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments), "--num-proc", "1"])
+        importlib.import_module(script.removesuffix(".py")).main()
+
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield in_process
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def pipeline(in_process, tmp_path):
     """pipeline(rows, *step2_options) -> the name of a data set in tmp_path, made by both scripts."""
 
     def pipeline(
         rows: list[dict], *options, echo: str = "none", name: str = "samples", suffix: str = ".parquet"
     ) -> str:
         write_jsonl(tmp_path / "rows.jsonl", rows)
-        run("step1_apply_tool_template.py", "rows.jsonl", "plain.jsonl", "--echo", echo)
-        run("step2_to_alpaca_mask_history.py", "plain.jsonl", name + suffix, "--dataset-dir", ".", *options)
+        in_process("step1_apply_tool_template.py", "rows.jsonl", "plain.jsonl", "--echo", echo)
+        in_process("step2_to_alpaca_mask_history.py", "plain.jsonl", name + suffix, "--dataset-dir", ".", *options)
         return name
 
     return pipeline
 
 
 @pytest.fixture
-def run_check(tmp_path, monkeypatch, capsys):
+def run_check(in_process, tmp_path, monkeypatch, capsys):
     """run("check_training_tokens.py", …), but in this process, which loads LlamaFactory once."""
     from llamafactory.data.template import TEMPLATES
 
     import check_training_tokens
 
     as_shipped = copy.deepcopy(TEMPLATES)  # LlamaFactory keeps settings in them
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def run_check(*arguments, expect: int = 0):
         monkeypatch.chdir(tmp_path)
@@ -113,8 +137,6 @@ def run_check(tmp_path, monkeypatch, capsys):
 
     yield run_check
     TEMPLATES.update(as_shipped)
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
 
 
 @pytest.fixture
@@ -130,18 +152,13 @@ def check(run_check, tmp_path, tiny_model):
 
 
 @pytest.fixture
-def checked(run_check, tmp_path, tiny_model, monkeypatch):
+def checked(in_process, run_check, tmp_path, tiny_model):
     """checked(rows, step 2's options, overrides, expect) -> the check of these rows; all runs in this process."""
 
-    def run(script: str, *arguments) -> None:
-        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments), "--num-proc", "1"])
-        importlib.import_module(script).main()
-
     def checked(rows: list[dict], options=(), overrides=(), *, step1=(), expect: int = 0):
-        monkeypatch.chdir(tmp_path)
         write_jsonl(tmp_path / "rows.jsonl", rows)
-        run("step1_apply_tool_template", "rows.jsonl", "plain.jsonl", *step1)
-        run("step2_to_alpaca_mask_history", "plain.jsonl", "samples.parquet", "--dataset-dir", ".", *options)
+        in_process("step1_apply_tool_template.py", "rows.jsonl", "plain.jsonl", *step1)
+        in_process("step2_to_alpaca_mask_history.py", "plain.jsonl", "samples.parquet", "--dataset-dir", ".", *options)
         settings = f"dataset_dir={tmp_path}", "dataset=samples", f"model_name_or_path={tiny_model}"
         yaml = ROOT / "qwen3_full_sft.yaml"
         return run_check(yaml, *settings, "preprocessing_num_workers=1", "cutoff_len=100000", *overrides, expect=expect)

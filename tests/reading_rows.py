@@ -5,7 +5,8 @@ from served_tokens.rows.trajectory import CONTROL_TOKENS, Reading, read_trajecto
 
 def served_trajectory(row: dict, control_tokens: tuple = CONTROL_TOKENS, **options) -> tuple:
     reading = Reading(allow_control_tokens=not control_tokens, allow_calls_without_tools=True, **options)
-    return read_trajectory(row, reading, control_tokens)[:2]
+    trajectory = read_trajectory(row, reading, control_tokens)
+    return trajectory.messages, trajectory.tools
 
 
 READ_AS_IT_IS = {

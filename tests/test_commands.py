@@ -2,14 +2,15 @@ import os
 import subprocess
 import sys
 
-from conftest import GOLDEN, ROOT, assistant, user, write_jsonl
+from conftest import ROOT, assistant, golden, user, write_jsonl
 
-ROWS = [{"messages": [user("où?"), assistant("là", "pensée")], "clé": "é"}]
+ROWS = [{"messages": [user("où?"), assistant("là", "pensée")]}]
 
 
 def test_output_that_the_terminal_cannot_show_is_escaped(run, tmp_path):
-    write_jsonl(tmp_path / "x.jsonl", ROWS)
-    assert "cl\\xe9 (1)" in run("step1_apply_tool_template.py", "x.jsonl", "y.jsonl", PYTHONIOENCODING="ascii").stdout
+    write_jsonl(tmp_path / "x.jsonl", [{**ROWS[0], "clé": "é"}])
+    process = run("step1_apply_tool_template.py", "x.jsonl", "y.jsonl", expect=1, PYTHONIOENCODING="ascii")
+    assert "row.cl\\xe9 (1)" in process.stderr
 
 
 def test_pipe_that_is_closed_ends_a_script_without_a_trace(tmp_path):
@@ -24,7 +25,7 @@ def test_pipe_that_is_closed_ends_a_script_without_a_trace(tmp_path):
 
 
 def test_name_of_a_data_set_that_is_a_number_and_a_yaml_behind_overrides_are_taken(run_check, pipeline, tiny_model):
-    pipeline(GOLDEN[:3], name="7")
+    pipeline(golden()[:3], name="7")
     overrides = "dataset_dir=.", "dataset=7", f"model_name_or_path={tiny_model}", "preprocessing_num_workers=8"
     process = run_check(*overrides, ROOT / "qwen3_full_sft.yaml", "tf32=true", "enable_liger_kernel=true")
     assert "PASSED: " in process.stdout

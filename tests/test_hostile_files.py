@@ -23,10 +23,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from served_tokens.files import read as reading
-from served_tokens.files.processes import REJECTS, SET_ASIDE, Work, convert_shard
-from served_tokens.files.read import Place, open_parquet, parse_row, read_rows, read_shards, rows_of, shown_raw
+from served_tokens.files.processes import Work, convert_shard
+from served_tokens.files.read import REJECTS, Place, open_parquet, parse_row, read_rows, read_shards, rows_of, shown_raw
 from served_tokens.files.write import inferred_schema, join, row_writer, whole_file
 from served_tokens.marks import TrajectoryError
+from served_tokens.rows.notes import Noted
 
 STEP1, STEP2 = "step1_apply_tool_template.py", "step2_to_alpaca_mask_history.py"
 ROW = {"messages": [user("q é"), assistant("a", "r")]}
@@ -462,13 +463,13 @@ def test_rejects_are_written_as_they_come_and_not_kept_in_memory(tmp_path):
     def fails(row: dict, place: Place):
         if "row" in row:
             raise TrajectoryError(f"message {place.row}: bad")
-        return {}, [("", row)]
+        return Noted(), [("", row)]
 
     rows = [{"row": "x" * 1000}] * 100 + [ROW]
     totals = convert_shard(
         Work(fails, tmp_path / "y", tmp_path, ".jsonl"), 7, ((Place("x", at), row) for at, row in enumerate(rows))
     )
-    assert totals.counts[SET_ASIDE] == 100 and len(repr(totals.reasons)) < 200
+    assert totals.set_aside == 100 and len(repr(totals.reasons)) < 200
     assert len(read_jsonl(tmp_path / f"000007{REJECTS}")) == 100 and read_jsonl(tmp_path / "000007.jsonl") == [ROW]
 
 

@@ -48,10 +48,7 @@ IN_BLOCKS = [
     assistant([{"type": "thinking", "thinking": "found C"}, {"type": "text", "text": "In Oslo."}]),
 ]
 ROWS = [{"messages": PLAIN, "tools": TOOLS}, {"messages": IN_BLOCKS, "tools": TOOLS}]
-HISTORIES = {
-    "drop": ([], []),
-    "template": (["--history-thinking", "template"], ["template=qwen3_nothink"]),
-}
+HISTORIES = {"drop": ([], []), "template": (["--history-thinking", "template"], ["template=qwen3_nothink"])}
 
 
 def around(module, name: str):

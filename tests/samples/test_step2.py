@@ -1,16 +1,13 @@
 """Step 2 through the command a user types: options, formats, what is left out and what is said."""
 
 import json
-import os
 import re
-import signal
-import subprocess
-import sys
-import time
+from types import SimpleNamespace
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import ROOT, assistant, call, interruptible, read_jsonl, tool, user, write_jsonl
+from conftest import ROOT, assistant, call, read_jsonl, tool, user, write_jsonl
 from reading_rows import READ_AS_IT_IS, served_trajectory
 
 from served_tokens.files import write as writing
@@ -55,16 +52,22 @@ def read_samples(path) -> list[dict]:
 
 
 @pytest.fixture
-def step2(run, tmp_path):
-    """step2(rows, *options) -> the samples that the command writes for these trajectories."""
+def step2(in_process, capsys, tmp_path):
+    """step2(rows, *options) -> the samples that the command writes for these trajectories; step2.said: what it says."""
 
     def step2(rows: list, *options, output: str = "out.parquet", expect: int = 0):
-        write_jsonl(tmp_path / "rows.jsonl", [row_of(messages) for messages in rows])
-        run("step1_apply_tool_template.py", "rows.jsonl", "plain.jsonl")
-        process = run(
-            "step2_to_alpaca_mask_history.py", "plain.jsonl", output, "--dataset-dir", ".", *options, expect=expect
-        )
-        return read_samples(tmp_path / output) if expect == 0 else process
+        rows = [row if isinstance(row, dict) else row_of(row) for row in rows]
+        write_jsonl(tmp_path / "rows.jsonl", rows)
+        in_process("step1_apply_tool_template.py", "rows.jsonl", "plain.jsonl")
+        command = ("step2_to_alpaca_mask_history.py", "plain.jsonl", output, "--dataset-dir", ".", *options)
+        capsys.readouterr()
+        if expect:
+            with pytest.raises(SystemExit) as end:
+                in_process(*command)
+            return SimpleNamespace(stderr=f"{capsys.readouterr().err}{end.value.code}")
+        in_process(*command)
+        step2.said = capsys.readouterr().out
+        return read_samples(tmp_path / output)
 
     return step2
 
@@ -181,17 +184,10 @@ def test_default_output_is_a_folder_of_parquet_files_that_dataset_info_names(run
     assert entries[script.DEFAULT_OUTPUT.name]["file_name"] == "data/alpaca_mask_history_envscaler_sft_traj_9k"
 
 
-def test_samples_come_in_the_order_of_rows_and_turns(step2):
-    samples = step2([CONVERSATION] * 3, output="out")
-    assert [(sample["trajectory"], sample["turns"]) for sample in samples] == [
-        (row, [turn]) for row in range(3) for turn in (2, 4, 6, 8)
-    ]
-
-
-def test_folder_of_step_1_is_read(run, tmp_path):
+def test_folder_of_step_1_is_read(in_process, tmp_path):
     write_jsonl(tmp_path / "rows.jsonl", [row_of(CONVERSATION)] * 2)
-    run("step1_apply_tool_template.py", "rows.jsonl", "plain")
-    run("step2_to_alpaca_mask_history.py", "plain", "out", "--dataset-dir", ".")
+    in_process("step1_apply_tool_template.py", "rows.jsonl", "plain")
+    in_process("step2_to_alpaca_mask_history.py", "plain", "out", "--dataset-dir", ".")
     assert len(read_samples(tmp_path / "out")) == 8
 
 
@@ -216,28 +212,6 @@ def test_samples_are_written_in_row_groups_of_bounded_size(tmp_path, monkeypatch
         groups.num_row_groups > 5
         and max(groups.read_row_group(at).nbytes for at in range(groups.num_row_groups)) < 20_000
     )
-
-
-def test_interrupt_leaves_nothing_behind(tmp_path):
-    write_jsonl(tmp_path / "x.jsonl", [step1_row(CONVERSATION)] * 40000)
-    for output in ("y.parquet", "y"):
-        command = [
-            sys.executable,
-            str(ROOT / "step2_to_alpaca_mask_history.py"),
-            "x.jsonl",
-            output,
-            "--dataset-dir",
-            ".",
-        ]
-        process = subprocess.Popen(
-            command, cwd=tmp_path, stderr=subprocess.PIPE, start_new_session=True, preexec_fn=interruptible
-        )
-        while not list(tmp_path.glob(f".{output}.*.parts/*")):
-            assert process.poll() is None
-            time.sleep(0.005)
-        os.killpg(process.pid, signal.SIGINT)
-        process.communicate(timeout=60)
-        assert process.returncode != 0 and [path.name for path in tmp_path.iterdir()] == ["x.jsonl"]
 
 
 def test_preview_holds_the_first_samples(step2, tmp_path):
@@ -272,15 +246,6 @@ def test_broken_dataset_info_is_named_and_left_alone(step2, tmp_path):
     assert (tmp_path / "dataset_info.json").read_text() == "{" and not (tmp_path / "out.parquet").exists()
 
 
-def test_summary_accounts_for_every_turn(run, tmp_path):
-    rows = [CONVERSATION, [{"role": "system", "content": "P"}, assistant("Hi"), user("q"), assistant("a", "r")]]
-    write_jsonl(tmp_path / "rows.jsonl", [row_of(messages) for messages in rows])
-    run("step1_apply_tool_template.py", "rows.jsonl", "plain.jsonl")
-    process = run("step2_to_alpaca_mask_history.py", "plain.jsonl", "out.parquet", "--dataset-dir", ".")
-    assert "2 trajectories, 6 turns: 5 samples" in process.stdout
-    assert "1 turns left out: the chat template renders this turn without a think block" in process.stdout
-
-
 def test_rows_that_are_not_of_step_1_are_set_aside(run, tmp_path):
     damaged = step1_row(CONVERSATION)
     damaged["served"]["turns"][0]["message"] = 99
@@ -301,11 +266,6 @@ def test_nothing_left_is_an_error_and_writes_nothing(run, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["x.jsonl"]
 
 
-def test_no_thinking_and_template_history_exclude_each_other(run):
-    process = run("step2_to_alpaca_mask_history.py", "--no-thinking", "--history-thinking", "template", expect=2)
-    assert "drop one of the two" in process.stderr
-
-
 # ---------------------------------------------------------------- the traps of the JSON formats
 
 
@@ -322,40 +282,25 @@ def test_json_of_dates_is_refused(step2):
     assert "every history looks like a date" in step2([history], output="out.json", expect=1).stderr
 
 
-def test_step_2_ends_with_the_command_that_checks_its_samples(run, tmp_path):
-    write_jsonl(tmp_path / "rows.jsonl", [row_of(CONVERSATION)])
-    run("step1_apply_tool_template.py", "rows.jsonl", "plain.jsonl")
-    for options, settings in (
+@pytest.mark.parametrize(
+    "options, settings",
+    [
         ([], ""),
         (["--history-thinking", "template"], " template=qwen3_nothink"),
         (["--history-thinking", "template", "--merge-turns"], " template=qwen3_nothink mask_history=false"),
         (["--no-thinking"], " enable_thinking=false"),
-    ):
-        process = run(
-            "step2_to_alpaca_mask_history.py", "plain.jsonl", "my samples.parquet", "--dataset-dir", ".", *options
-        )
-        command = "next: python check_training_tokens.py qwen3_full_sft.yaml dataset_dir=. 'dataset=my samples'"
-        assert process.stdout.splitlines()[-1] == command + settings
+    ],
+)
+def test_step_2_ends_with_the_command_that_checks_its_samples(step2, options, settings):
+    step2([CONVERSATION], *options, output="my samples.parquet")
+    command = "next: python check_training_tokens.py qwen3_full_sft.yaml dataset_dir=. 'dataset=my samples'"
+    assert step2.said.splitlines()[-1] == command + settings
 
 
-def test_merging_says_what_it_saves_and_why_it_needs_the_template_history(run, tmp_path):
-    write_jsonl(tmp_path / "rows.jsonl", [row_of(CONVERSATION)])
-    run("step1_apply_tool_template.py", "rows.jsonl", "plain.jsonl")
-    process = run(
-        "step2_to_alpaca_mask_history.py",
-        "plain.jsonl",
-        "out.jsonl",
-        "--dataset-dir",
-        ".",
-        "--history-thinking",
-        "template",
-        "--merge-turns",
-    )
-    samples = read_samples(tmp_path / "out.jsonl")
+def test_merging_says_what_it_saves(step2):
+    samples = step2([CONVERSATION], "--history-thinking", "template", "--merge-turns")
     assert [sample["turns"] for sample in samples] == [[2, 4], [6, 8]]
-    assert "4 turns merged into 2 samples: 1.7 times less text to train on" in process.stdout
-    process = run("step2_to_alpaca_mask_history.py", "plain.jsonl", "out.jsonl", "--merge-turns", expect=2)
-    assert "--merge-turns needs --history-thinking template: where the history drops" in process.stderr
+    assert "4 turns merged into 2 samples: 1.7 times less text to train on" in step2.said
 
 
 @pytest.mark.parametrize(
@@ -422,26 +367,36 @@ def test_samples_that_llamafactory_would_cut_are_left_out_and_listed(
     assert len(turns_of(everything)) == 8 and not (tmp_path / "out.parquet.left_out.jsonl").exists()
 
 
-def test_trajectories_by_their_turns_and_turns_by_their_reasoning(run, step2, tmp_path):
-    silent = [user("q"), assistant("a"), user("q2"), assistant("b", "r")]
-    rows = [CONVERSATION, CONVERSATION[:3], silent]  # of 4, 1 and 2 turns
+SILENT = [user("q"), assistant("a"), user("q2"), assistant("b", "r")]
+
+
+def test_trajectories_by_their_turns_and_turns_by_their_reasoning(step2):
+    rows = [CONVERSATION, CONVERSATION[:3], SILENT]  # of 4, 1 and 2 turns
     assert turns_of(step2(rows, "--min-turns", "2", "--max-turns", "3")) == [(2, 1), (2, 3)]
     assert turns_of(step2(rows, "--max-turns", "1")) == [(1, 2)]
     assert turns_of(step2(rows, "--require-reasoning", "--min-turns", "2")) == [(0, 2), (0, 4), (0, 6), (0, 8), (2, 3)]
-    process = run(
-        "step2_to_alpaca_mask_history.py",
-        "plain.jsonl",
-        "out.parquet",
-        "--dataset-dir",
-        ".",
-        "--require-reasoning",
-        "--min-turns",
-        "2",
-    )
-    assert "3 rows in = 2 rows out as samples + 0 set aside + 1 of which all turns are left out" in process.stdout
-    assert "7 turns in = 5 turns in samples + 2 left out" in process.stdout
-    assert "1 turns left out: they have no reasoning" in process.stdout
-    assert "1 turns left out: their trajectory has fewer turns than --min-turns" in process.stdout
+    for line in (
+        "3 rows in = 2 rows out as samples + 0 set aside + 1 of which all turns are left out",
+        "7 turns in = 5 turns in samples + 2 left out",
+        "1 turns left out: they have no reasoning",
+        "1 turns left out: their trajectory has fewer turns than --min-turns or more than --max-turns",
+    ):
+        assert line in step2.said.splitlines()
+
+
+def test_only_the_last_turn_of_each_row_is_trained_where_that_is_asked_for(step2, tmp_path):
+    assert turns_of(step2([CONVERSATION, CONVERSATION[:3], SILENT], "--turns", "last")) == [(0, 8), (1, 2), (2, 3)]
+    assert "4 turns left out: they are not the last turn of their row (--turns last)" in step2.said
+    assert [row["turn"] for row in read_jsonl(tmp_path / "out.parquet.left_out.jsonl")] == [2, 4, 6, 1]
+
+
+def test_trained_turns_without_reasoning_are_named_where_others_of_their_row_have_some(step2):
+    told = "1 of 2 turns have no reasoning, in trajectories whose other turns have some"
+    step2([SILENT, [user("q"), assistant("a")]])
+    assert told in step2.said
+    for options in (["--require-reasoning"], ["--no-thinking"], ["--turns", "last"]):
+        step2([SILENT], *options)
+        assert "turns have no reasoning, in trajectories" not in step2.said
 
 
 def numbered(number: int, messages: list = CONVERSATION) -> list:
@@ -458,15 +413,13 @@ def tasks(*numbers: int) -> list[dict]:
 
 
 @pytest.fixture
-def split(run, tmp_path):
+def split(step2, tmp_path):
     """split(rows, *options) -> (training, held out): the samples of both sides."""
 
     def split(rows: list[dict], *options, output: str = "out.parquet") -> tuple[list, list]:
-        write_jsonl(tmp_path / "rows.jsonl", rows)
-        run("step1_apply_tool_template.py", "rows.jsonl", "plain.jsonl")
-        process = run("step2_to_alpaca_mask_history.py", "plain.jsonl", output, "--dataset-dir", ".", *options)
-        split.said = process.stdout
-        return read_samples(tmp_path / output), read_samples(tmp_path / output.replace("out", "out_val"))
+        training = step2(rows, *options, output=output)
+        split.said = step2.said
+        return training, read_samples(tmp_path / output.replace("out", "out_val"))
 
     return split
 
@@ -533,55 +486,38 @@ def test_validation_set_passes_the_check_as_eval_dataset(split, check):
         (["--val-ratio", "1"], "'1' is no number from 0 up to, but not, 1"),
         (["--cutoff-len", "10", "--tokenizer", "none/such"], "none/such: no tokenizer to be had from this model"),
         (["--val-ratio", "0.999"], "no sample is left to train on"),
-        (
-            ["--val-ratio", "0.001"],
-            "--val-ratio 0.001 holds none of its 1 trajectories out; raise it, or take another --seed",
-        ),
+        (["--val-ratio", "0.001"], "--val-ratio 0.001 holds none of its 1 trajectories out; raise it, or take another"),
+        (["--no-thinking", "--history-thinking", "template"], "drop one of the two"),
+        (["--merge-turns"], "--merge-turns needs --history-thinking template: where the history drops"),
+        (["--turns", "first"], "argument --turns: invalid choice: 'first'"),
     ],
 )
-def test_option_that_cannot_be_followed_is_a_clear_error(run, tmp_path, options, reason):
-    write_jsonl(tmp_path / "x.jsonl", [step1_row(CONVERSATION)])
-    process = subprocess.run(
-        [
-            sys.executable,
-            ROOT / "step2_to_alpaca_mask_history.py",
-            "x.jsonl",
-            "--dataset-dir",
-            ".",
-            *options,
-            "out.jsonl",
-        ],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
-    assert process.returncode and reason in process.stderr and [path.name for path in tmp_path.iterdir()] == ["x.jsonl"]
+def test_option_that_cannot_be_followed_is_a_clear_error(step2, tmp_path, options, reason):
+    assert reason in step2([CONVERSATION], *options, expect=1).stderr
+    assert not (tmp_path / "out.parquet").exists()
 
 
 @pytest.mark.parametrize(
     "trained, evaluated",
     [
-        (
-            row_of(numbered(1), task_info='{"task_id": "t1"}'),
-            row_of(numbered(2), task_info={"task_id": "t1"}),
-        ),
+        (row_of(numbered(1), task_info='{"task_id": "t1"}'), row_of(numbered(2), task_info={"task_id": "t1"})),
         (row_of(numbered(1)), {"messages": json.dumps(numbered(1)), "tools": json.dumps(TOOLS)}),
+        (
+            {"messages": [user("q"), assistant("a", "r")]},
+            {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "r</think>a"}]},
+        ),
     ],
 )
-def test_task_that_is_trained_on_and_evaluated_is_caught(run, run_check, tmp_path, tiny_model, trained, evaluated):
+def test_task_that_is_trained_on_and_evaluated_is_caught(pipeline, run_check, tmp_path, tiny_model, trained, evaluated):
     for name, row in (("one", trained), ("two", evaluated)):
-        write_jsonl(tmp_path / f"{name}.jsonl", [row_of(numbered(9 if name == "one" else 8)), row])
-        run("step1_apply_tool_template.py", f"{name}.jsonl", f"{name}_plain.jsonl")
-        run("step2_to_alpaca_mask_history.py", f"{name}_plain.jsonl", f"{name}.parquet", "--dataset-dir", ".")
-    process = run_check(
-        ROOT / "qwen3_full_sft.yaml",
-        f"dataset_dir={tmp_path}",
-        "dataset=one",
-        "eval_dataset=two",
-        f"model_name_or_path={tiny_model}",
-        "preprocessing_num_workers=1",
-        expect=1,
-    )
+        pipeline([row], name=name)
+        (tmp_path / "rows.jsonl").rename(tmp_path / f"{name}.jsonl")
+        path = tmp_path / f"{name}.parquet"
+        table = pq.read_table(path)
+        sources = pa.array([f"{name}.jsonl"] * len(table))
+        pq.write_table(table.set_column(table.schema.get_field_index("source"), "source", sources), path)
+    settings = "dataset=one", "eval_dataset=two", f"model_name_or_path={tiny_model}", "preprocessing_num_workers=1"
+    process = run_check(ROOT / "qwen3_full_sft.yaml", f"dataset_dir={tmp_path}", *settings, expect=1)
     assert " mismatched" not in process.stdout
     assert "FAILED: 1 tasks are both trained on and evaluated; hold them out by step 2 --val-ratio" in process.stderr
 

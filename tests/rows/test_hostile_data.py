@@ -8,7 +8,7 @@ import time
 import tracemalloc
 
 import pytest
-from conftest import ROOT, assistant, call, read_jsonl, tool, user, write_jsonl
+from conftest import ROOT, assistant, call, tool, user
 from reading_rows import served_trajectory
 from test_exactness import MODES, llamafactory
 
@@ -18,8 +18,7 @@ from served_tokens.prompts import chat_template
 from served_tokens.prompts.chat_template import QWEN3, load_chat_template, read_chat_template
 from served_tokens.prompts.turns import apply_chat_template
 from served_tokens.proof.turn import served_turn
-from served_tokens.rows import notes as unusual
-from served_tokens.rows import trajectory
+from served_tokens.rows import notes
 from served_tokens.rows.trajectory import CONTROL_TOKENS, EMPTY, Reading
 from served_tokens.samples.alpaca import to_samples
 from step1_apply_tool_template import convert_row
@@ -39,13 +38,12 @@ TOOLS = [
 
 
 def converted(*messages, tools=None, **options) -> tuple[dict, dict]:
-    """(the row of step 1, how many rows and turns it is and what may be a mistake in it); calls may lack their tools"""
-    reading = Reading(allow_calls_without_tools=True, **options)
-    counts, [(_, row)] = convert_row(
-        {"messages": list(messages), "tools": tools}, Place("x", 0), TEMPLATE, True, reading
+    """(the row of step 1, what may be a mistake in it); calls may lack their tools"""
+    row = {"messages": list(messages), "tools": tools}
+    counts, [(_, text)] = convert_row(
+        row, Place("x", 0), TEMPLATE, True, Reading(allow_calls_without_tools=True, **options)
     )
-    told = ("trajectories", "turns", *unusual.NOTES)
-    return json.loads(row), {what: counts[what] for what in told if counts[what]}
+    return json.loads(text), +counts.notes
 
 
 def reason(*messages, tools=None, **options) -> str:
@@ -73,30 +71,26 @@ def assert_exact(tokenizer, messages: list, tools=None, left_out: dict | None = 
                 assert llamafactory(*setting)(sample) == (prompt + target, [IGNORE_INDEX] * len(prompt) + target)
 
 
+@pytest.mark.parametrize("function", [None, "f", {"name": ["f"]}])
+def test_tool_that_is_no_function_is_a_trajectory_error_or_rendered_and_no_crash(function):
+    tools = [{"type": "function", "function": function}]
+    assert "a server refuses" in reason(user("q"), assistant("a"), tools=tools)
+    try:
+        assert "<tools>" in texts(user("q"), assistant("a"), tools=tools, server_style="template")[0]
+    except TrajectoryError as error:
+        assert "tool" in str(error)
+
+
 # ---------------------------------------------------------------- control tokens
 
+CALLED = [user("q"), assistant("", "r", [call("f", {})])]
 PLACES = {
     "a user message": lambda text: [user(text), assistant("a", "r")],
     "a system message": lambda text: [{"role": "system", "content": text}, user("q"), assistant("a", "r")],
-    "a tool output": lambda text: [user("q"), assistant("", "r", [call("f", {})]), tool(text), assistant("a", "r")],
-    "a tool output that is an object": lambda text: [
-        user("q"),
-        assistant("", "r", [call("f", {})]),
-        tool({text: 1}),
-        assistant("a"),
-    ],
-    "an argument": lambda text: [
-        user("q"),
-        assistant("", "r", [call("f", {"x": [text]})]),
-        tool("t"),
-        assistant("a", "r"),
-    ],
-    "the name of an argument": lambda text: [
-        user("q"),
-        assistant("", "r", [call("f", json.dumps({text: 1}))]),
-        tool("t"),
-        assistant("a"),
-    ],
+    "a tool output": lambda text: [*CALLED, tool(text), assistant("a", "r")],
+    "a tool output that is an object": lambda text: [*CALLED, tool({text: 1}), assistant("a")],
+    "an argument": lambda text: [user("q"), assistant("", "r", [call("f", {"x": [text]})]), tool("t")],
+    "the name of an argument": lambda text: [user("q"), assistant("", "r", [call("f", json.dumps({text: 1}))])],
     "reasoning": lambda text: [user("q"), assistant("a", text + "r"), user("q2"), assistant("b", "r" + text)],
     "an answer": lambda text: [user("q"), assistant("a" + text, "r"), user("q2"), assistant("b" + text + "b", "r")],
 }
@@ -121,17 +115,16 @@ def test_allowed_control_tokens_stay_exact_and_forge_no_message(place, tokenizer
 
 
 def test_allowed_control_tokens_in_a_tool_schema_stay_exact(tokenizer):
-    tools = [{"type": "function", "function": {"name": "f", "description": FORGED, FORGED: 1}}]
+    tools = [{"type": "function", "function": {"name": "f", "description": FORGED, "parameters": {FORGED: 1}}}]
     assert_exact(tokenizer, PLACES["a tool output"](FORGED), tools, allow_control_tokens=True)
 
 
 def test_word_that_stands_in_for_a_control_token_is_as_long_and_occurs_nowhere_else(monkeypatch):
     letters = iter("aaaaaaaaaabbbbbbbbbbcccccccc")
-    monkeypatch.setattr(trajectory.random, "choices", lambda _, k: [next(letters) for _ in range(k)])
-    messages, _, reveal = trajectory.with_stand_ins([user("<|im_start|>Qsaaaaaaaaaa")], None)
-    assert (
-        messages == [user("QsbbbbbbbbbbQsaaaaaaaaaa")] and reveal(messages[0]["content"]) == "<|im_start|>Qsaaaaaaaaaa"
-    )
+    monkeypatch.setattr(chat_template.random, "choices", lambda _, k: [next(letters) for _ in range(k)])
+    messages, _, reveal = chat_template.with_stand_ins([user("<|im_start|>Qsaaaaaaaaaa")], None)
+    assert messages == [user("QsbbbbbbbbbbQsaaaaaaaaaa")]
+    assert reveal(messages[0]["content"]) == "<|im_start|>Qsaaaaaaaaaa"
 
 
 def test_template_that_alters_control_tokens_sets_the_trajectory_aside(tmp_path):
@@ -166,31 +159,15 @@ def test_special_tokens_of_the_tokenizer_are_control_tokens_too(model_with_a_tok
     convert_row(row, Place("x", 0), TEMPLATE, True)
 
 
-def test_allowed_control_tokens_pass_both_scripts_and_the_check(run, check, tmp_path):
-    write_jsonl(
-        tmp_path / "rows.jsonl",
-        [{"messages": place(FORGED), "tools": TOOLS} for place in PLACES.values()]
-        + [{"messages": [user("\x00\u2028\x85"), assistant("a")]}],
-    )
-    process = run("step1_apply_tool_template.py", "rows.jsonl", "plain.jsonl")
-    assert (
-        "9 rows in = 1 rows out + 8 set aside" in process.stdout
-        and "8 like row 0: message 0: the text holds" in process.stderr
-    )
-    process = run("step1_apply_tool_template.py", "rows.jsonl", "plain.jsonl", "--allow-control-tokens")
-    assert (
-        "9 rows in = 9 rows out + 0 set aside" in process.stdout
-        and not (tmp_path / "plain.jsonl.rejects.jsonl").exists()
-    )
-    process = run("step2_to_alpaca_mask_history.py", "plain.jsonl", "samples.parquet", "--dataset-dir", ".")
-    assert "9 rows in = 9 rows out as samples + 0 set aside" in process.stdout
-    assert "15 turns in = 15 turns in samples + 0 left out" in process.stdout
-    output = check("samples")
-    assert (
-        "PASSED: 15 of 15 samples are exact" in output
-        and "9 rows in = 9 rows checked" in output
-        and "15 turns in = 15 turns in samples + 0 left out" in output
-    )
+def test_allowed_control_tokens_pass_both_scripts_and_the_check(checked, in_process, capsys):
+    rows = [{"messages": place(FORGED), "tools": TOOLS} for place in PLACES.values()]
+    rows.append({"messages": [user("\x00\u2028\x85"), assistant("a")]})
+    output = checked(rows, step1=["--allow-control-tokens"]).stdout
+    assert "PASSED: 13 of 13 samples are exact" in output and "9 rows in = 9 rows checked" in output
+    in_process("step1_apply_tool_template.py", "rows.jsonl", "plain.jsonl")
+    said = capsys.readouterr()
+    assert "9 rows in = 1 rows out + 8 set aside" in said.out
+    assert "8 like row 0: message 0: the text holds" in said.err
 
 
 # ---------------------------------------------------------------- tags that templates look at
@@ -204,7 +181,7 @@ def test_allowed_control_tokens_pass_both_scripts_and_the_check(run, check, tmp_
         "<think>\nx\n</think>\n\n",
         "<tool_response>",
         "</tool_response>",
-        "<tool_call>\n{}\n</tool_call>",
+        "<tool_call>{}</tool_call>",
     ],
 )
 @pytest.mark.parametrize("place", ["a user message", "a tool output", "an argument"])
@@ -219,21 +196,13 @@ def test_think_block_mentioned_in_an_answer_that_has_its_reasoning_elsewhere_is_
     assert_exact(tokenizer, conversation, left_out={"no-thinking": 1})
 
 
-def test_user_message_that_is_a_tool_response_block_is_no_query_and_is_counted(tokenizer):
+def test_user_message_that_is_a_tool_response_block_is_no_query(tokenizer):
     block = "<tool_response>\nt\n</tool_response>"
-    conversation = [
-        user("q"),
-        assistant("a", "r"),
-        user(block),
-        assistant("b", "s"),
-        user(block + "."),
-        assistant("c", "s"),
-    ]
-    row, notes = converted(*conversation)
-    assert notes[unusual.NO_QUERIES] == 1
+    chain = [user("q"), assistant("a", "r"), user(block), assistant("b", "s"), user(block + "."), assistant("c", "s")]
+    row, _ = converted(*chain)
     samples, _ = to_samples(row["messages"], row["served"], "template")
     assert samples[1]["history"] == [["q", "<think>\nr\n</think>\n\na"]]  # its reasoning is kept: no query came since
-    assert_exact(tokenizer, conversation)
+    assert_exact(tokenizer, chain)
 
 
 # ---------------------------------------------------------------- arguments
@@ -289,68 +258,16 @@ def test_arguments_that_no_server_takes_set_the_trajectory_aside(arguments, why)
 @pytest.mark.parametrize(
     "calls, outputs, note",
     [
-        ([call("g", {})], [tool("t")], unusual.UNKNOWN_TOOL),
-        ([call("f", {"x": 1})], [], unusual.NO_OUTPUT),
-        ([call("f", {"x": 1})] * 2, [tool("t")], unusual.NO_OUTPUT),
-        ([], [tool("t")], unusual.NO_CALL),
-        ([call("f", {"x": 1})], [tool("t"), tool("t")], unusual.NO_CALL),
-        ([call("f", {"x": 1}, id="a")], [{**tool("t"), "tool_call_id": "b"}], unusual.UNKNOWN_ID),
-        ([call("f", {"x": 1})], [tool({"é": [None]})], unusual.SERIALIZED),
+        ([call("g", {})], [tool("t")], {notes.UNKNOWN_TOOL: 1}),
+        ([], [tool("t")], {notes.NO_CALL: 1}),
+        ([call("f", {"x": 1})], [tool("t"), tool("t")], {notes.NO_CALL: 1}),
+        ([call("f", {"x": 1})] * 2, [tool("t")], {}),
     ],
 )
 def test_call_that_may_be_a_mistake_is_counted_and_served_as_it_is(calls, outputs, note, tokenizer):
     conversation = [user("q"), assistant("w", "r", calls), *outputs, user("q2"), assistant("a", "r")]
-    assert converted(*conversation, tools=TOOLS)[1] == {"trajectories": 1, "turns": 2, note: 1}
+    assert converted(*conversation, tools=TOOLS)[1] == note
     assert_exact(tokenizer, conversation, TOOLS)
-
-
-def test_calls_and_outputs_that_fit_are_not_counted():
-    calls = [call("f", {"x": 1}, id="a"), call("f", {"x": 2}, id="b")]
-    outputs = [{**tool("t"), "tool_call_id": "b"}, {**tool("t"), "tool_call_id": "a"}]
-    conversation = [user("q"), assistant("", "r", calls), *outputs, assistant("", "r", calls)]
-    assert converted(*conversation, tools=TOOLS)[1] == {"trajectories": 1, "turns": 2}
-    assert converted(*conversation)[1] == {"trajectories": 1, "turns": 2}  # without a tool list no name is unknown
-    assert converted(*conversation, tools=TOOLS, validate_tools=True)[1] == {"trajectories": 1, "turns": 2}
-
-
-@pytest.mark.parametrize(
-    "calls, why",
-    [
-        ([call("g", {})], unusual.UNKNOWN_TOOL),
-        ([call("f", {})], unusual.BAD_ARGUMENTS),
-        ([call("f", {"x": "1"})], unusual.BAD_ARGUMENTS),
-    ],
-)
-def test_validated_calls_that_break_their_schema_set_the_trajectory_aside(calls, why):
-    assert f"1 {why}" in reason(user("q"), assistant("", "r", calls), tools=TOOLS, validate_tools=True)
-
-
-@pytest.mark.parametrize(
-    "schema",
-    [
-        {"$ref": "http://127.0.0.1:9/x.json"},
-        {"$ref": "file:///etc/passwd"},
-        {"$ref": "#"},
-        {"$ref": "#/none"},
-        {"type": "any"},
-        {"properties": 3},
-        {"required": "x"},
-        {"$schema": {}},
-        3,
-        {"properties": {"x": {"pattern": "("}}},
-        {"properties": {"x": {"pattern": "^(a+)+$"}}},
-    ],
-)
-def test_schema_that_is_broken_or_hostile_fetches_nothing_and_ends(schema, monkeypatch):
-    monkeypatch.setattr(chat_template, "RENDER_SECONDS", 1)
-    monkeypatch.setattr(
-        "urllib.request.urlopen", lambda *arguments, **more: pytest.fail("a schema made something be fetched")
-    )
-    tools = [{"type": "function", "function": {"name": "f", "parameters": schema}}]
-    conversation = [user("q"), assistant("", "r", [call("f", {"x": "a" * 40 + "b"})])]
-    alone = {"server_style": "template"}  # a server refuses a schema that is no object
-    converted(*conversation, tools=tools, **alone)
-    assert f"1 {unusual.BAD_SCHEMA}" in reason(*conversation, tools=tools, validate_tools=True, **alone)
 
 
 def test_tool_output_that_is_an_object_or_a_list_is_rendered_as_json():
@@ -364,24 +281,16 @@ def test_tool_output_that_is_an_object_or_a_list_is_rendered_as_json():
     )
 
 
-@pytest.mark.parametrize("kind", ["image", "image_url", "input_audio", "video_url"])
-@pytest.mark.parametrize("message", [user, tool])
-def test_content_with_a_part_that_is_no_text_is_set_aside(message, kind):
-    parts = [{"type": "text", "text": "a"}, {"type": kind, "text": "b"}]
-    assert f"a part of type {kind}" in reason(message(parts), assistant("a"))
-
-
 @pytest.mark.parametrize("role", ["function", "Tool", "", None, 3, ["user"]])
 def test_role_that_the_template_does_not_know_is_set_aside(role):
     assert "message 1: unknown role" in reason(user("q"), {"role": role, "content": "x"}, assistant("a"))
 
 
-def test_every_key_of_a_tool_schema_reaches_the_prompt():
+def test_every_key_of_a_tool_reaches_the_prompt_of_the_template_alone():
     tools = [{"type": "function", "strict": True, "x-é": None, "function": {"name": "f", "cache": {"ttl": 1.0}}}]
     line = '\n{"type": "function", "strict": true, "x-é": null, "function": {"name": "f", "cache": {"ttl": 1.0}}}\n'
     assert line in texts(user("q"), assistant("a"), tools=tools, server_style="template")[0]
-    as_vllm = '\n{"type": "function", "function": {"name": "f", "description": null, "parameters": null}}\n'
-    assert as_vllm in texts(user("q"), assistant("a"), tools=[{**tools[0], "strict": None}])[0]
+    assert "nobody reads its keys tool.cache" in reason(user("q"), assistant("a"), tools=tools)
 
 
 @pytest.mark.parametrize(
@@ -404,21 +313,7 @@ def test_missing_null_and_empty_fields_are_empty_texts_and_no_targets(message, t
 
 
 @pytest.mark.parametrize(
-    "text",
-    [
-        "\x00",
-        "\ufeff",
-        "\u2028",
-        "\x85",
-        "\r",
-        "\u202e",
-        "\ufffd",
-        "e\u0301",
-        "{{idx",
-        "{% raw %}",
-        "<image>",
-        "\U0010ffff",
-    ],
+    "text", [*"\x00\ufeff\u2028\x85\r\u202e\ufffd\U0010ffff", "e\u0301", "{{idx", "{% raw %}", "<image>"]
 )
 def test_odd_characters_stay_exact(text, tokenizer):
     for place in PLACES.values():
@@ -543,26 +438,6 @@ def test_no_script_trusts_code_of_others():
     for script in [*ROOT.glob("*.py"), *ROOT.glob("served_tokens/**/*.py")]:
         assert "trust_remote_code=True" not in script.read_text(encoding="utf-8")
     assert "trust_remote_code: true" not in (ROOT / "qwen3_full_sft.yaml").read_text(encoding="utf-8")
-
-
-def test_summary_counts_what_is_unusual(run, tmp_path):
-    odd = [
-        user("<tool_response>\nt\n</tool_response>"),
-        tool([1]),
-        {**assistant("", "r", [call("g", {}, id="a")])},
-        user("q"),
-        assistant("a"),
-    ]
-    write_jsonl(tmp_path / "x.jsonl", [{"messages": odd, "tools": TOOLS}, {"messages": []}])
-    process = run("step1_apply_tool_template.py", "x.jsonl", "y.jsonl")
-    assert (
-        "2 rows in = 1 rows out + 1 set aside" in process.stdout
-        and "2 turns in = 1 turns for samples + 1 left out" in process.stdout
-    )
-    for note in (unusual.NO_QUERIES, unusual.SERIALIZED, unusual.UNKNOWN_TOOL, unusual.NO_CALL, unusual.NO_OUTPUT):
-        assert f"1 {note}" in process.stdout
-    run("step1_apply_tool_template.py", "x.jsonl", "z.jsonl", "--validate-tools", expect=1)
-    assert unusual.UNKNOWN_TOOL in read_jsonl(tmp_path / "z.jsonl.rejects.jsonl")[0]["reason"]
 
 
 def test_renderings_are_not_kept():

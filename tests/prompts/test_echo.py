@@ -1,17 +1,16 @@
 import json
 
 import pytest
-from conftest import GOLDEN, ROOT, assistant, call, tool, user
+from conftest import GOLDEN, ROOT, assistant, call, golden, tool, user
 from hypothesis import given
 from hypothesis import strategies as st
 from reading_rows import served_trajectory
 
 from served_tokens.prompts.chat_template import QWEN3, load_chat_template, read_chat_template
 from served_tokens.prompts.echo import answer_to, echoed_history
-from served_tokens.prompts.turns import apply_chat_template
+from served_tokens.prompts.turns import apply_chat_template, without_reasoning
 from served_tokens.proof.echo import echoed_turn
 from served_tokens.proof.turn import echoed_messages, served_turn
-from served_tokens.rows.trajectory import without_reasoning
 
 RECORDED = json.loads((ROOT / "tests" / "server" / "vllm_echo.json").read_text(encoding="utf-8"))["prompts"]
 CASES = {case["name"]: case for case in GOLDEN}
@@ -19,7 +18,7 @@ CALL = '<tool_call>\n{"name": "f", "arguments": {"a":  1.50, "é": "\\u00e9"}}\n
 
 
 def prompts_of(case: dict, echo: str) -> tuple:
-    messages, tools = served_trajectory(case)
+    messages, tools = served_trajectory(*golden(case["name"]))
     targets = {turn["turn"]: turn["target"] for turn in case["turns"]}
     by_hand = [
         echoed_turn(targets[k], echo, bool(tools)) if k in targets else message for k, message in enumerate(messages)
@@ -65,7 +64,7 @@ def test_an_answer_is_parsed_as_the_server_parses_it(target, whole, streamed, re
 @pytest.mark.parametrize("prompt", RECORDED, ids=recorded_name)
 def test_the_check_renders_the_same_prompts(prompt):
     render = load_chat_template(read_chat_template(str(QWEN3)))
-    messages, tools = served_trajectory(CASES[prompt["name"]])
+    messages, tools = served_trajectory(*golden(prompt["name"]))
     served_as = "template" if prompt["reasoning_sent_as"] else "drop"
     came_back = echoed_messages(messages, tools, served_as, prompt["echo"], render)
     assert served_turn(messages, tools, prompt["turn"], served_as, render, came_back)[0] == prompt["prompt"]
@@ -75,7 +74,7 @@ def test_the_check_renders_the_same_prompts(prompt):
 @pytest.mark.parametrize("prompt", RECORDED, ids=recorded_name)
 def test_plain_messages_and_edits_make_up_the_same_prompts(prompt, linear):
     render = load_chat_template(read_chat_template(str(QWEN3)))
-    messages, tools = served_trajectory(CASES[prompt["name"]])
+    messages, tools = served_trajectory(*golden(prompt["name"]))
     plain, served = apply_chat_template(messages, tools, render, linear, prompt["echo"])
     place = next(turn["message"] for turn in served["turns"] if turn["turn"] == prompt["turn"])
     shown = [message["content"] for message in plain[:place]]

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from conftest import GOLDEN, ROOT, assistant, call, tool, user
+from conftest import GOLDEN, ROOT, assistant, call, golden, tool, user
 from reading_rows import READ_AS_IT_IS, served_trajectory
 
 from served_tokens.marks import TrajectoryError
@@ -30,7 +30,7 @@ def served_text(sample: dict) -> tuple[str, str]:
 
 @pytest.mark.parametrize("case", GOLDEN, ids=lambda case: case["name"])
 def test_template_file_renders_the_official_prompts_and_targets(case):
-    messages, tools = served_trajectory(case)
+    messages, tools = served_trajectory(*golden(case["name"]))
     for turn in case["turns"]:
         for mode in ("drop", "template"):
             prompt, target = served_turn(messages, tools, turn["turn"], mode, RENDER)
@@ -40,7 +40,7 @@ def test_template_file_renders_the_official_prompts_and_targets(case):
 @pytest.mark.parametrize("linear", [True, False])
 @pytest.mark.parametrize("case", GOLDEN, ids=lambda case: case["name"])
 def test_both_steps_reproduce_the_official_prompts_and_targets(case, linear):
-    plain, served = apply_chat_template(*served_trajectory(case), RENDER, linear=linear)
+    plain, served = apply_chat_template(*served_trajectory(*golden(case["name"])), RENDER, linear=linear)
     expected = {turn["turn"]: turn for turn in case["turns"]}
     assert [turn["turn"] for turn in served["turns"]] == list(expected)
     for turn in served["turns"]:
@@ -57,7 +57,7 @@ def test_both_steps_reproduce_the_official_prompts_and_targets(case, linear):
 
 @pytest.mark.parametrize("case", GOLDEN, ids=lambda case: case["name"])
 def test_rendering_equals_that_of_transformers(case, tokenizer):
-    messages, tools = served_trajectory(case)
+    messages, tools = served_trajectory(*golden(case["name"]))
     for variables in ({}, {"enable_thinking": False}):
         for cut in range(1, len(messages) + 1):
             ours = RENDER(messages[:cut], tools, add_generation_prompt=True, **variables)

@@ -5,7 +5,7 @@ import json
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import GOLDEN, ROOT, assistant, read_jsonl, user, write_jsonl
+from conftest import ROOT, assistant, golden, read_jsonl, user, write_jsonl
 
 EXACT = [  # step 2's options, LlamaFactory's overrides
     ([], ["template=qwen3"]),
@@ -27,8 +27,8 @@ def arguments(folder, dataset: str, model) -> list:
 def breaking(pipeline, tmp_path):
     """breaking(change) -> a data set in which change(sample) has altered each sample after step 2."""
 
-    def breaking(change, rows=GOLDEN, name="broken"):
-        path = tmp_path / f"{pipeline(rows, name=name)}.parquet"
+    def breaking(change, rows=(), name="broken"):
+        path = tmp_path / f"{pipeline(rows or golden(), name=name)}.parquet"
         table = pq.read_table(path)
         samples = table.to_pylist()
         for sample in samples:
@@ -41,65 +41,46 @@ def breaking(pipeline, tmp_path):
 
 @pytest.mark.parametrize("options, overrides", EXACT, ids=lambda value: "-".join(value).strip("-") or "default")
 def test_golden_cases_are_exact_in_every_mode(pipeline, check, options, overrides):
-    output = check(pipeline(GOLDEN, *options), *overrides)
-    assert "PASSED: 53 of 53 samples are exact" in output and "54 turns in = 53 turns in samples + 1 left out" in output
+    output = check(pipeline(golden(), *options), *overrides)
+    assert "PASSED: 51 of 51 samples are exact" in output and "52 turns in = 51 turns in samples + 1 left out" in output
 
 
 @pytest.mark.parametrize("suffix", [".json", ".jsonl", ".parquet"])
 def test_each_format_loads_through_llamafactory(pipeline, check, suffix):
-    assert "PASSED: " in check(pipeline(GOLDEN, suffix=suffix))
+    assert "PASSED: " in check(pipeline(golden(), suffix=suffix))
 
 
 def test_folder_of_shards_loads_through_llamafactory(pipeline, check):
-    assert "PASSED: 53 of 53 samples are exact" in check(pipeline(GOLDEN, suffix=""))
+    assert "PASSED: 51 of 51 samples are exact" in check(pipeline(golden(), suffix=""))
 
 
 def test_json_whose_first_blocks_hold_no_history_loads_through_llamafactory(pipeline, check):
     single = {"messages": [user("q " * 5000), assistant("a", "r")]}  # 11 MB: datasets reads blocks of 10 MB
-    output = check(pipeline([single] * 1100 + GOLDEN[-1:], suffix=".jsonl"), "preprocessing_num_workers=2")
+    output = check(pipeline([single] * 1100 + golden()[-1:], suffix=".jsonl"), "preprocessing_num_workers=2")
     assert "PASSED: 1102 of 1102 samples are exact" in output
 
 
 def test_data_set_in_which_no_sample_has_a_history_loads_through_llamafactory(pipeline, check):
-    assert "PASSED: 3 of 3 samples are exact" in check(
-        pipeline([{"messages": [user("q"), assistant("a", "r")]}] * 3, suffix=".json")
-    )
+    rows = [{"messages": [user(f"q{number}"), assistant("a", "r")]} for number in range(3)]
+    assert "PASSED: 3 of 3 samples are exact" in check(pipeline(rows, suffix=".json"))
 
 
 # ---------------------------------------------------------------- each is broken, and caught
 
 
-def test_doubled_think_block_is_caught(breaking, check):
-    def double(sample):
-        sample["output"] = "<think>\n\n</think>\n\n" + sample["output"]
-
-    output = check(breaking(double), expect=1)
-    assert mismatched(output) == 53 and "the tokens differ from token" in output
-    assert "served : …" in output and "trained: …" in output
-
-
-def test_stripped_whitespace_is_caught(breaking, check):
-    def strip(sample):
-        for column in ("instruction", "output", "system"):
-            sample[column] = sample[column].strip()
-
-    rows = [case for case in GOLDEN if case["name"] in ("user_edge_whitespace", "assistant_trailing_whitespace")]
-    assert mismatched(check(breaking(strip, rows), expect=1)) == 4
-
-
 def test_template_that_is_wrong_for_the_history_is_caught(run_check, pipeline, check, tmp_path, tiny_model):
-    name = pipeline(GOLDEN, "--history-thinking", "template")
+    name = pipeline(golden(), "--history-thinking", "template")
     output = check(name, "template=qwen3", expect=1)
     assert mismatched(output) == 14
     process = run_check(*arguments(tmp_path, name, tiny_model), "template=qwen3", expect=1)
     assert process.stderr.splitlines()[-1] == (
-        f"FAILED: {name}: 39 of 53 samples are exact, so the model would not be trained on what it is served with; set "
+        f"FAILED: {name}: 37 of 51 samples are exact, so the model would not be trained on what it is served with; set "
         "template=qwen3_nothink"
     )
 
 
 def test_thinking_mode_that_is_wrong_for_the_targets_is_caught(pipeline, check):
-    output = check(pipeline(GOLDEN, "--no-thinking"), expect=1)
+    output = check(pipeline(golden(), "--no-thinking"), expect=1)
     assert "the loss mask differs" in output
 
 
@@ -114,28 +95,28 @@ def test_thinking_mode_that_is_wrong_for_the_targets_is_caught(pipeline, check):
     ],
 )
 def test_setting_that_changes_the_tokens_or_the_mask_is_caught(pipeline, check, override):
-    assert mismatched(check(pipeline(GOLDEN), override, expect=1)) > 0
+    assert mismatched(check(pipeline(golden()), override, expect=1)) > 0
 
 
 def test_cutoff_that_cuts_samples_is_caught(pipeline, check):
-    output = check(pipeline(GOLDEN), "cutoff_len=400", expect=1)
+    output = check(pipeline(golden()), "cutoff_len=400", expect=1)
     cut = int(output.split(" over cutoff_len")[0].split()[-1])
-    assert 0 < cut <= 53 and mismatched(output) == 0
+    assert 0 < cut <= 51 and mismatched(output) == 0
 
 
 def test_setting_that_acts_after_the_samples_are_built_is_caught(pipeline, check):
-    name = pipeline(GOLDEN)
+    name = pipeline(golden())
     assert " mismatched" not in check(name, "packing=true", expect=1)
     assert " mismatched" not in check(name, "ignore_pad_token_for_loss=false", expect=1)
     assert "PASSED: " in check(name, "packing=true", "neat_packing=true")
 
 
 def test_turn_that_is_trained_more_than_once_is_caught(run_check, pipeline, check, tmp_path, tiny_model):
-    path = tmp_path / f"{pipeline(GOLDEN)}.parquet"
+    path = tmp_path / f"{pipeline(golden())}.parquet"
     table = pq.read_table(path)
     pq.write_table(pa.concat_tables([table, table.slice(0, 2)]), path)
     output = check("samples", expect=1)
-    assert mismatched(output) == 0 and "= 53 turns in samples" in output
+    assert mismatched(output) == 0 and "= 51 turns in samples" in output
     process = run_check(*arguments(tmp_path, "samples", tiny_model), expect=1)
     assert "FAILED: 2 turns are trained more than once" in process.stderr
 
@@ -143,34 +124,34 @@ def test_turn_that_is_trained_more_than_once_is_caught(run_check, pipeline, chec
 def test_chat_template_of_another_model_is_caught(run, pipeline, check, tmp_path):
     template = (ROOT / "chat_templates/qwen3.jinja").read_text(encoding="utf-8").replace("# Tools", "# Functions")
     (tmp_path / "other.jinja").write_text(template, encoding="utf-8")
-    write_jsonl(tmp_path / "x.jsonl", GOLDEN)
+    write_jsonl(tmp_path / "x.jsonl", golden())
     run("step1_apply_tool_template.py", "x.jsonl", "p.jsonl", "--chat-template", "other.jinja")
     run("step2_to_alpaca_mask_history.py", "p.jsonl", "other.parquet", "--dataset-dir", ".")
-    assert mismatched(check("other", expect=1)) == sum(len(case["turns"]) for case in GOLDEN if case["tools"]) - 1
+    assert mismatched(check("other", expect=1)) == 31
 
 
 # ---------------------------------------------------------------- how it is used
 
 
 def test_trajectories_can_be_elsewhere(pipeline, check, tmp_path):
-    name = pipeline(GOLDEN)
+    name = pipeline(golden())
     (tmp_path / "rows.jsonl").rename(tmp_path / "moved.jsonl")
     assert "PASSED: " in check(name, "--trajectories", "moved.jsonl")
 
 
 def test_trajectories_that_are_not_there_or_others_are_named(run_check, pipeline, tmp_path, tiny_model):
-    name = pipeline(GOLDEN)
+    name = pipeline(golden())
     command = arguments(tmp_path, name, tiny_model)
     (tmp_path / "rows.jsonl").rename(tmp_path / "moved.jsonl")
     assert "rows.jsonl: no such file" in run_check(*command, expect=1).stderr
-    write_jsonl(tmp_path / "few.jsonl", GOLDEN[:3])
+    write_jsonl(tmp_path / "few.jsonl", golden()[:3])
     process = run_check(*command, "--trajectories", "few.jsonl", expect=1)
     assert "few.jsonl: has no usable trajectory 3" in process.stderr
 
 
 def test_max_samples_gives_a_quick_look(pipeline, check):
-    output = check(pipeline(GOLDEN), "--max-samples", "5")
-    assert "PASSED for 5 of 53 samples, which are exact" in output and "left out: max_samples is 5" in output
+    output = check(pipeline(golden()), "--max-samples", "5")
+    assert "PASSED for 5 of 51 samples, which are exact" in output and "left out: max_samples is 5" in output
 
 
 def test_data_set_that_step_2_did_not_write_is_named(check, tmp_path, run_check, tiny_model):
@@ -220,11 +201,11 @@ def test_several_data_sets_and_an_evaluation_set_are_checked_each(run_check, pip
         )
         return name
 
-    others = [{**case, "messages": [*case["messages"], user("bye")]} for case in GOLDEN]
-    one, two = made_of("1.jsonl", "one", GOLDEN), made_of("2.jsonl", "two", GOLDEN)
+    others = [{**case, "messages": [*case["messages"], user("bye")]} for case in golden()]
+    one, two = made_of("1.jsonl", "one", golden()), made_of("2.jsonl", "two", golden())
     three = made_of("3.jsonl", "three", others)
     output = check(f"{one},{two}", f"eval_dataset={three}", "eval_strategy=epoch")
-    assert "PASSED: 159 of 159 samples are exact" in output
+    assert "PASSED: 153 of 153 samples are exact" in output
     command = [
         *arguments(tmp_path, f"{one},{two}", tiny_model),
         "mix_strategy=interleave_over",
@@ -234,11 +215,34 @@ def test_several_data_sets_and_an_evaluation_set_are_checked_each(run_check, pip
     assert "FAILED: mix_strategy interleave_over draws some samples more than once" in process.stderr
 
 
+def test_one_sample_of_two_data_sets_is_shown(pipeline, check):
+    rows = golden("one_turn_no_tools")
+    pipeline(rows, name="one"), pipeline(rows, name="two")
+    output = check("one,two", "--show", "0:2")
+    assert output.count("rows.jsonl: trajectory 0, turn 2: ") == 2 and "PASSED" not in output
+
+
+def test_prompt_that_is_trained_to_several_targets_is_counted_and_fails_only_without_the_reasoning_of_one(checked):
+    def asked(*turns) -> list[dict]:
+        return [{"messages": [user("q"), turn]} for turn in turns]
+
+    one, other = assistant("a", "so it is"), assistant("b", "so it is")
+    output = checked(asked(one, other, one, assistant("a", "or so"))).stdout
+    first = "rows.jsonl: trajectory 0, turn 1, and rows.jsonl: trajectory 1, turn 1"
+    assert f" 2 prompts are trained to another target too, the first: {first}" in output
+    for rows, place in ((asked(one, assistant("a")), 1), (asked(one, other, assistant("b", " ")), 2)):
+        assert (
+            "FAILED: samples: 1 prompts are trained both with and without reasoning to the same answer (rows.jsonl: "
+            f"trajectory {place - 1}, turn 1, and rows.jsonl: trajectory {place}, turn 1)"
+        ) in checked(rows, expect=1).stderr
+    assert "PASSED" in checked(asked(one, assistant("a")), ["--no-thinking"], ["enable_thinking=false"]).stdout
+
+
 def test_merged_sample_that_lacks_a_turn_it_names_is_caught(breaking, check):
     def claim(sample):
         sample["turns"] = {2: [2, 4, 6]}.get(sample["turns"][0], sample["turns"])
 
-    rows = [case for case in GOLDEN if case["name"] == "two_queries_tool_chains"]
+    rows = golden("two_queries_tool_chains")
     assert mismatched(check(breaking(claim, rows), expect=1)) == 1
 
 
@@ -250,7 +254,7 @@ def test_sample_without_provenance_is_named(run_check, breaking, tmp_path, tiny_
 
 @pytest.mark.parametrize("told", ["{", "[]", '{"xq7": 1}'])
 def test_sample_of_an_unknown_reading_is_named(run_check, breaking, tmp_path, tiny_model, told):
-    name = breaking(lambda sample: sample.update(reading=told), GOLDEN[:1])
+    name = breaking(lambda sample: sample.update(reading=told), golden()[:1])
     process = run_check(*arguments(tmp_path, name, tiny_model), expect=1)
     assert "its samples do not say how step 1 read it, or another version wrote them" in process.stderr
 
@@ -282,19 +286,19 @@ def test_turn_that_the_chat_template_of_the_model_refuses_is_a_mismatch(pipeline
     )
     tiny_qwen3.build_tokenizer(template + refuse).save_pretrained(tmp_path / "model")
     Qwen3Config().save_pretrained(tmp_path / "model")
-    output = check(pipeline(GOLDEN), f"model_name_or_path={tmp_path / 'model'}", expect=1)
+    output = check(pipeline(golden()), f"model_name_or_path={tmp_path / 'model'}", expect=1)
     assert mismatched(output) == 1 and "the model's chat template refuses it: no" in output
 
 
 def test_template_that_replaces_the_chat_template_of_the_model_is_caught(run_check, pipeline, tmp_path, tiny_model):
-    name = pipeline(GOLDEN, "--history-thinking", "template")
+    name = pipeline(golden(), "--history-thinking", "template")
     process = run_check(*arguments(tmp_path, name, tiny_model), "template=chatml", expect=1)
     assert "template chatml puts a chat template of its own into the trained model" in process.stderr
 
 
 @pytest.mark.parametrize("lost", ["a turn", "a trajectory"])
 def test_samples_that_are_missing_without_a_reason_are_caught(run_check, pipeline, tmp_path, tiny_model, lost):
-    path = tmp_path / f"{pipeline(GOLDEN)}.parquet"
+    path = tmp_path / f"{pipeline(golden())}.parquet"
     table = pq.read_table(path)
     keep = [trajectory != 4 for trajectory in table["trajectory"].to_pylist()]
     pq.write_table(table.filter(pa.array(keep)) if lost == "a trajectory" else table.slice(1), path)

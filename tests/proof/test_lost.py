@@ -1,0 +1,337 @@
+"""Texts that a row has and its samples have not: each planted loss is found, and nothing else is taken for one."""
+
+import copy
+import json
+
+import pytest
+from conftest import assistant, call, tool, user
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from reading_rows import served_trajectory
+
+from served_tokens.marks import TrajectoryError
+from served_tokens.prompts.chat_template import QWEN3, load_chat_template, read_chat_template
+from served_tokens.proof.lost import NOT_SHOWN, Loss, lost_texts
+from served_tokens.proof.turn import served_turn
+from served_tokens.rows.keys import KNOWN
+
+RENDER = load_chat_template(read_chat_template(str(QWEN3)))
+MODES = ("drop", "template", "no-thinking")
+FLAT = {
+    "name": "get_weather",
+    "description": "Weather of a city",
+    "parameters": {"type": "object", "properties": {"city": {"type": "string", "description": "Its name"}}},
+}
+OSLO, ROME = {"city": "Oslo", "day": {"name": "Monday"}}, {"city": "Rome"}
+ROW = {  # as Anthropic has it, and below what is read of it
+    "system": [{"type": "text", "text": "Be brief."}],
+    "messages": [
+        user("How is the weather?"),
+        assistant(
+            [
+                {"type": "thinking", "thinking": "I should ask.", "signature": "c2lnbmF0dXJl"},
+                {"type": "text", "text": "Let me see."},
+                {"type": "tool_use", "id": "t1", "name": "get_weather", "input": OSLO},
+                {"type": "tool_use", "id": "t2", "name": "get_weather", "input": ROME},
+            ]
+        ),
+        user(
+            [
+                {"type": "tool_result", "tool_use_id": "t1", "content": "sunny"},
+                {"type": "tool_result", "tool_use_id": "t2", "content": [{"type": "text", "text": "rainy"}]},
+                {"type": "text", "text": "And the wind?"},
+            ]
+        ),
+        assistant([{"type": "thinking", "thinking": "Now answer."}, {"type": "text", "text": "No wind."}]),
+        user("Thanks for that."),
+        assistant("You are welcome.", "Be polite."),
+    ],
+    "tools": [FLAT],
+}
+AS_READ = {
+    "messages": [
+        {"role": "system", "content": "Be brief."},
+        user("How is the weather?"),
+        assistant("Let me see.", "I should ask.", [call("get_weather", OSLO), call("get_weather", ROME)]),
+        tool("sunny"),
+        tool("rainy"),
+        user("And the wind?"),
+        assistant("No wind.", "Now answer."),
+        user("Thanks for that."),
+        assistant("You are welcome.", "Be polite."),
+    ],
+    "tools": [{"type": "function", "function": FLAT}],
+}
+
+
+def lost(row: dict, served_as: str = "drop", as_read: dict | None = None, ignored=(), left_out=()) -> list[Loss] | None:
+    """The texts of a row that are lost where this is what step 1 made of it; left_out: numbers of turns."""
+    messages, tools = served_trajectory(row if as_read is None else as_read, ())
+    turns, shown = [k for k, message in enumerate(messages) if message["role"] == "assistant"], {}
+    for number, turn in enumerate(turns):
+        if number not in left_out:
+            prompt, target = served_turn(messages, tools, turn, served_as, RENDER)
+            reasoning = "" if "</think>" in target else messages[turn].get("reasoning_content", "")
+            shown[number] = prompt, f"{target}\0{reasoning}"  # as the check hands it on
+    return lost_texts(row, shown, len(turns), {}, ignored)
+
+
+def swap(messages: list, one: int, other: int, *keys) -> None:
+    for key in keys or ("content",):
+        messages[one][key], messages[other][key] = messages[other][key], messages[one][key]
+
+
+LOSSES = {  # what the reading does, and (place, key, text, where) of what is said first
+    "outputs swapped": (lambda m, _: swap(m, 3, 4), ("message 2", "content", "rainy", "the prompt of turn 1")),
+    "output lost": (lambda m, _: m[4].update(content=""), ("message 2", "content", "rainy", "the prompt of turn 1")),
+    "part lost": (
+        lambda m, _: m[5].update(content=""),
+        ("message 2", "content", "And the wind?", "the prompt of turn 1"),
+    ),
+    "call lost": (lambda m, _: m[2]["tool_calls"].pop(), ("message 1", "content", "Rome", "the target of its turn")),
+    "argument lost": (
+        lambda m, _: m[2]["tool_calls"][0]["function"]["arguments"].pop("day"),
+        ("message 1", "content", "day", "the target of its turn"),
+    ),
+    "reasoning lost": (
+        lambda m, _: m[2].pop("reasoning_content"),
+        ("message 1", "content", "I should ask.", "the target of its turn"),
+    ),
+    "answers swapped": (lambda m, _: swap(m, 6, 8), ("message 3", "content", "No wind.", "the target of its turn")),
+    "thoughts swapped": (
+        lambda m, _: swap(m, 6, 8, "reasoning_content"),
+        ("message 3", "content", "Now answer.", "the target of its turn"),
+    ),
+    "user messages swapped": (
+        lambda m, _: swap(m, 1, 7),
+        ("message 0", "content", "How is the weather?", "the prompt of turn 0"),
+    ),
+    "user message lost": (lambda m, _: m.pop(7), ("message 4", "content", "Thanks for that.", "the prompt of turn 2")),
+    "system column lost": (lambda m, _: m.pop(0), ("column system", "system", "Be brief.", "the first prompt")),
+    "tool lost": (lambda _, t: t.pop(), ("column tools", "tools", "get_weather", "the first prompt")),
+    "description of a tool lost": (
+        lambda _, t: t[0]["function"].pop("description"),
+        ("column tools", "tools", "Weather of a city", "the first prompt"),
+    ),
+    "key of a schema lost": (
+        lambda _, t: t[0]["function"]["parameters"]["properties"]["city"].pop("description"),
+        ("column tools", "tools", "Its name", "the first prompt"),
+    ),
+}
+
+
+@pytest.mark.parametrize("served_as", MODES)
+@pytest.mark.parametrize("what", LOSSES)
+def test_what_the_reading_loses_is_found_at_its_place(what, served_as):
+    change, said = LOSSES[what]
+    as_read = copy.deepcopy(AS_READ)
+    change(as_read["messages"], as_read["tools"])
+    assert Loss(*said) in lost(ROW, served_as, as_read)
+
+
+@pytest.mark.parametrize("served_as", MODES)
+def test_nothing_is_lost_of_a_row_that_is_read_right(served_as):
+    assert lost(ROW, served_as) == lost(ROW, served_as, AS_READ) == []
+
+
+def test_another_number_of_turns_than_the_raw_row_has_is_told():
+    assert lost(ROW, as_read={**AS_READ, "messages": AS_READ["messages"][:7]}) is None
+
+
+def test_a_text_between_two_turns_is_not_found_elsewhere():
+    twice = {"messages": [user("yes, do it"), assistant("done", "fine"), user("yes, do it"), assistant("done", "fine")]}
+    once = copy.deepcopy(twice)
+    once["messages"][2]["content"] = ""
+    assert lost(twice, as_read=once) == [Loss("message 2", "content", "yes, do it", "the prompt of turn 1")]
+
+
+def test_outputs_that_are_swapped_between_messages_are_found():
+    swapped = copy.deepcopy(AS_READ)
+    swap(swapped["messages"], 3, 4)
+    for served_as in MODES:
+        assert [loss.text for loss in lost(AS_READ, served_as, swapped)] == ["rainy"]
+
+
+def test_texts_of_turns_without_a_sample_are_not_looked_for_and_those_before_them_are():
+    less = copy.deepcopy(AS_READ)
+    less["messages"][2]["content"] = less["messages"][4]["content"] = ""
+    assert lost(ROW, as_read=less, left_out=(0,)) == [Loss("message 2", "content", "rainy", "the prompt of turn 1")]
+
+
+@pytest.mark.parametrize("served_as", MODES)
+@pytest.mark.parametrize(
+    "row",
+    [
+        {  # JSON that is printed anew, in outputs and arguments
+            "messages": [
+                user("look at it"),
+                assistant("", "hm hm", [{"name": "act", "arguments": '{"city":"\\u00c5s","list":[1,"two"]}'}]),
+                tool({"place": "Umeå", "more": [{"deep": None}]}),
+                assistant("found it", "so it is"),
+            ],
+            "tools": json.dumps([{**FLAT, "name": "act"}]),
+        },
+        {
+            "messages": [
+                user("look at it"),
+                {"role": "assistant", "tool_calls": json.dumps([{"id": "call_1", **call("act", '{"city": "Oslo"}')}])},
+                tool("clear sky"),
+                assistant("found it"),
+            ],
+            "tools": [{**FLAT, "name": "act", "strict": None}],
+        },
+        {
+            "conversations": [
+                {"from": "human", "value": "weather?"},
+                {"from": "function_call", "value": '{"name":"act","arguments":{"city":"Oslo","x":3}}'},
+                {"from": "observation", "value": "clear"},
+                {"from": "gpt", "value": "<think>so it is</think>It is clear."},
+            ],
+            "messages": [],
+            "system": "Be brief.",
+            "tools": json.dumps([{**FLAT, "name": "act"}]),
+        },
+        {
+            "prompt": [user("hello"), assistant("hi there"), user("weather?")],
+            "completion": [{**assistant("It is clear."), "thinking": "so it is", "reasoning": "so it is"}],
+        },
+        {  # long, with the reasoning of the last chain alone in its history
+            "messages": [
+                message
+                for number in range(5)
+                for message in (
+                    user([{"type": "text", "text": f"question {number}"}]),
+                    assistant("", f"thought {number}", [call("act", {"at": f"place {number}"})]),
+                    tool(f"output {number}"),
+                    assistant(f"answer {number}", f"afterthought {number}"),
+                )
+            ],
+            "tools": [{"name": "act", "description": "Acts on it", "input_schema": {"type": "object"}}],
+        },
+        {"messages": [user("hello"), assistant("<think>\nhm hm\n</think>\n\nhi there")]},
+        {"messages": [user("hello"), {**assistant("hi there"), "id": "m_1", "usage": {"tokens": "many tokens"}}]},
+    ],
+)
+def test_nothing_is_taken_for_lost(row, served_as):
+    assert lost(row, served_as) == []
+
+
+@pytest.mark.parametrize("served_as", MODES)
+@pytest.mark.parametrize("between", [[user("and then?")], [{**user("and then?"), "id": "m_1"}]])
+def test_turns_of_one_id_that_are_no_one_answer_are_told_apart_as_the_reading_does(between, served_as):
+    one, two = ({**assistant(text), "id": "m_1"} for text in ("first answer", "second answer"))
+    assert lost({"messages": [user("hello"), one, *between, two]}, served_as) == []
+
+
+def test_a_key_that_the_user_ignores_is_not_looked_for():
+    row = {"messages": [user("hello"), {**assistant("hi there"), "note": "a long note"}]}
+    as_read = {"messages": [user("hello"), assistant("hi there")]}
+    assert lost(row, as_read=as_read) == [Loss("message 1", "note", "a long note", "the target of its turn")]
+    for key in ("note", "message.note"):
+        assert lost(row, as_read=as_read, ignored=(key,)) == []
+
+
+def test_every_key_that_is_known_to_say_nothing_is_not_looked_for_else_its_text_would_be_taken_for_lost():
+    for level, keys in KNOWN.items():
+        assert keys - NOT_SHOWN - ({"name"} if level == "message" else set()) == set()  # `name` is skipped in messages
+
+
+# ---------------------------------------------------------------- through both steps
+
+CHAIN = [
+    user([{"type": "text", "text": "where is it?"}]),
+    assistant("I look.", "look it up", [call("act", {"at": "Oslo"})]),
+    tool("it lies there"),
+    assistant("It is there.", "tell them"),
+    user("thank you"),
+    assistant("Welcome.", "be kind"),
+]
+ROWS = [{"messages": CHAIN, "tools": [{"name": "act", "description": "Acts on it", "parameters": {"type": "object"}}]}]
+TEMPLATE = ["--history-thinking", "template"]
+
+
+@pytest.mark.parametrize(
+    "rows, step1, step2, overrides",
+    [
+        (ROWS, ["--echo", "vllm"], [], ["template=qwen3_nothink"]),
+        (ROWS, ["--echo", "vllm-stream"], TEMPLATE, ["template=qwen3_nothink"]),
+        (ROWS, [], [*TEMPLATE, "--merge-turns"], ["template=qwen3_nothink", "mask_history=false"]),
+        (ROWS, [], ["--no-thinking"], ["enable_thinking=false"]),
+        (
+            [
+                {
+                    "messages": [
+                        {"who": its["role"], **{key: its[key] for key in its if key != "role"}} for its in CHAIN
+                    ],
+                    "tools": ROWS[0]["tools"],
+                }
+            ],
+            ["--read-as", "who=role"],
+            [],
+            [],
+        ),
+        ([{"messages": [], "conversations": CHAIN, "tools": ROWS[0]["tools"]}], [], [], []),
+        ([{**ROWS[0], "conversations": CHAIN[:2]}], ["--ignore-key", "row.conversations"], [], []),
+    ],
+    ids=["echo", "echo streamed", "merged", "no-thinking", "read-as", "empty messages", "ignored conversations"],
+)
+def test_the_check_takes_nothing_for_lost(rows, step1, step2, overrides, checked):
+    output = checked(rows, step2, overrides, step1=step1).stdout
+    assert "PASSED: " in output and " lost, texts" not in output
+
+
+def test_the_check_fails_where_a_text_is_lost_and_says_which(checked, monkeypatch, tmp_path):
+    from served_tokens.rows import trajectory
+
+    def without_outputs(row, reader, read=trajectory.in_one_shape):
+        given = read(row, reader)
+        return given.messages[2].update(content="") or given
+
+    monkeypatch.setattr(trajectory, "in_one_shape", without_outputs)
+    process = checked(ROWS, expect=1)
+    assert (
+        "rows.jsonl: trajectory 0: message 2: content: 'it lies there' is not in the prompt of turn 1" in process.stdout
+    )
+    assert "1 of them under content" in process.stdout
+    assert "FAILED: samples: 1 texts of the trajectories are in no sample that should hold them" in process.stderr
+
+
+# ---------------------------------------------------------------- random rows
+
+WORDS = st.sampled_from(["ab", "a", "abab", "yes", '"', "\\", "\n", " ", "{", "[1]", "é", "好的", "act", "/"])
+TEXTS = st.lists(WORDS, max_size=6).map("".join)
+ARGUMENTS = st.recursive(
+    st.one_of(TEXTS, st.booleans(), st.none()),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(TEXTS, inner, max_size=3)),
+    max_leaves=5,
+)
+OBJECTS = st.dictionaries(TEXTS, ARGUMENTS, max_size=3)
+CONTENTS = st.one_of(TEXTS, st.lists(TEXTS.map(lambda text: {"type": "text", "text": text}), max_size=3), st.none())
+CALLS = st.builds(call, st.sampled_from(["act", "look_up"]), st.one_of(OBJECTS, OBJECTS.map(json.dumps)))
+TURNS = st.builds(assistant, CONTENTS, st.one_of(st.none(), TEXTS), st.lists(CALLS, max_size=3))
+OTHERS = st.one_of(CONTENTS.map(user), st.one_of(TEXTS, OBJECTS, OBJECTS.map(json.dumps)).map(tool))
+RANDOM = st.tuples(OTHERS, TURNS, st.lists(st.one_of(OTHERS, TURNS), max_size=7)).map(
+    lambda parts: {"messages": [*parts[:2], *parts[2]]}
+)
+
+
+@given(RANDOM, st.sampled_from(MODES))
+def test_nothing_is_taken_for_lost_of_random_rows(row, served_as):
+    try:
+        assert lost(row, served_as) == []
+    except TrajectoryError:
+        assume(False)
+
+
+@given(RANDOM, st.sampled_from(MODES), st.data())
+def test_a_text_of_a_random_row_that_is_read_as_another_is_found(row, served_as, data):
+    last = max(place for place, message in enumerate(row["messages"]) if message["role"] == "assistant")
+    messages = row["messages"][: last + 1]
+    texts = [place for place, message in enumerate(messages) if isinstance(message["content"], str)]
+    assume(texts)
+    place, as_read = data.draw(st.sampled_from(texts)), {"messages": copy.deepcopy(messages)}
+    messages[place]["content"] = "a text that is not read"
+    try:
+        assert "a text that is not read" in [loss.text for loss in lost({"messages": messages}, served_as, as_read)]
+    except TrajectoryError:
+        assume(False)

@@ -1,0 +1,580 @@
+"""Rows in the shapes that public data has: each is read right, or set aside with a reason; none is silently another."""
+
+import json
+import shlex
+
+import pyarrow.parquet as pq
+import pytest
+from conftest import assistant, read_jsonl, tool, user, write_jsonl
+
+from served_tokens.marks import TrajectoryError
+from served_tokens.rows import notes
+from served_tokens.rows.keys import KNOWN, thinking_of
+from served_tokens.rows.other import IN_PROMPT, holds_conversation
+from served_tokens.rows.trajectory import EMPTY, UNCLOSED, Reading, read_trajectory
+
+FLAT = {"name": "f", "description": "d", "parameters": {}}
+TOOLS = [{"type": "function", "function": FLAT}]
+F = {"name": "f", "arguments": {"x": 1}}
+OFF = "their weight, loss or train says not to train on them"
+
+
+def read(row: dict, **options):
+    return read_trajectory(row, Reading(**options))
+
+
+def reason(row: dict, **options) -> str:
+    with pytest.raises(TrajectoryError) as error:
+        read(row, **options)
+    return str(error.value)
+
+
+def row(*messages, **columns) -> dict:
+    return {"messages": [*messages] or [user("q"), assistant("a", "r")], "tools": TOOLS, **columns}
+
+
+def turn(**keys) -> dict:
+    """A row of one turn with these keys."""
+    return row(user("q"), {"role": "assistant", "content": "a", **keys})
+
+
+def of_call(**keys) -> dict:
+    return turn(tool_calls=[{"type": "function", **keys}])
+
+
+def not_trained(row: dict, **options) -> dict:
+    return read(row, **options).not_trained
+
+
+# ---------------------------------------------------------------- shapes
+
+
+def test_sharegpt_conversations_are_read_as_messages():
+    for one, call_text, output, turn in (
+        ("human", '{"name": "f", "arguments": {"x": 1}}', "observation", {"from": "gpt", "value": "<think>r</think>a"}),
+        ("user", [F], "tool", {"from": "assistant", "value": "a", "reasoning_content": "r"}),
+    ):
+        start = [{"from": one, "value": "q"}, {"from": "function_call", "value": call_text}]
+        row = {"messages": [], "conversations": [*start, {"from": output, "value": "3"}, turn], "tools": [FLAT]}
+        assert read(row).messages == [user("q"), assistant("", None, [{"function": F}]), tool("3"), assistant("a", "r")]
+        assert read(row).tools == TOOLS
+
+
+def test_reasoning_before_a_sharegpt_call_is_the_reasoning_of_that_turn():
+    value = '<think>\nr\n</think>\n\n{"name": "f", "arguments": {"x": 1}}'
+    conversations = [{"from": "human", "value": "q"}, {"from": "function_call", "value": value}]
+    messages = read({"conversations": conversations, "tools": TOOLS}).messages
+    assert messages == [user("q"), assistant("", "r", [{"function": F}])]
+
+
+def test_only_turns_of_a_completion_are_trained():
+    prompt = [{"role": "system", "content": "s"}, user("q"), assistant("old"), user("q2")]
+    trajectory = read({"prompt": prompt, "completion": [assistant("a"), user("q3"), assistant("b")]})
+    assert trajectory.messages == [*prompt, assistant("a"), user("q3"), assistant("b")]
+    assert trajectory.not_trained == {2: IN_PROMPT}
+    columns = {"prompt": json.dumps(prompt[1:]), "completion": [assistant("a")], "system": "s"}
+    assert not_trained(columns) == {2: IN_PROMPT}  # the column moves it by one
+
+
+def test_anthropic_content_is_read_in_the_order_in_which_the_model_writes_it():
+    use = {"type": "tool_use", "id": "t", "name": "f", "input": {"x": 1}}
+    text, thought = {"type": "text", "text": "a"}, {"type": "thinking", "thinking": "r", "signature": "s"}
+    expected = assistant("a", "r", [{"id": "t", "type": "function", "function": F}])
+    assert read(turn(content=[thought, text, use])).messages[1] == expected
+    for parts, kind in (([text, thought], "thinking"), ([use, text], "text")):
+        assert f"message 1: a part of type {kind} comes after others" in reason(turn(content=parts))
+    outputs = [{"type": "tool_result", "tool_use_id": "t", "content": [text]}, {"type": "tool_result", "content": "3"}]
+    messages = read(row(user("q"), assistant("", None, [F]), user([*outputs, text]), assistant("b"))).messages
+    assert messages[2:] == [{**tool("a"), "tool_call_id": "t"}, tool("3"), user("a"), assistant("b")]
+    late = row(user("q"), user([text, *outputs]), assistant("b"))
+    assert reason(late) == "message 1: a part of type tool_result comes after text"
+
+
+@pytest.mark.parametrize(
+    "given",
+    [FLAT, {**FLAT, "type": "function"}, json.dumps(FLAT), {"name": "f", "description": "d", "input_schema": {}}],
+)
+def test_flat_tools_are_wrapped_also_in_a_json_string_an_object_or_a_system_message(given):
+    for tools in ([given], json.dumps([given]), {"f": given}):
+        assert read(row(tools=tools)).tools == TOOLS
+        in_message = [{"role": "system", "content": "s", "tools": tools}, user("q"), assistant("a")]
+        assert read({"messages": in_message}).tools == TOOLS
+
+
+def test_thinking_blocks_of_litellm_are_reasoning_beside_or_in_place_of_its_own_field():
+    blocks = [{"type": "thinking", "thinking": "r", "signature": "s"}]
+    for one in (
+        turn(thinking_blocks=blocks),
+        turn(thinking_blocks=blocks, reasoning_content="r"),
+        turn(provider_specific_fields={"thinking_blocks": blocks, "citations": None}),
+    ):
+        assert read(one).messages[1] == assistant("a", "r")
+    assert "stands in both reasoning_content and thinking_blocks, and they differ" in reason(
+        turn(thinking_blocks=blocks, reasoning_content="x")
+    )
+
+
+def part(identity: str, content=None, **more) -> dict:
+    return {"role": "assistant", "id": identity, "content": content, **more}
+
+
+def test_messages_of_one_id_are_one_answer_also_around_the_outputs_of_its_calls():
+    first = part("m", reasoning_content="r"), part("m", "a"), part("m", tool_calls=[F])
+    trajectory = read(row(user("q"), *first, tool("3"), part("m", tool_calls=[F]), tool("4"), part("n", "b")))
+    merged = assistant("a", "r", [{"function": F}] * 2)
+    assert trajectory.messages == [user("q"), merged, tool("3"), tool("4"), assistant("b")]
+    assert trajectory.given.shapes["answers cut into several messages"] == 3
+
+
+def test_messages_of_one_id_in_another_order_than_the_model_writes_them_set_the_row_aside():
+    late = row(user("q"), part("m", "a"), part("m", "b", reasoning_content="r"))
+    assert "cut into messages of one id, in another order than reasoning, text, calls" in reason(late)
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [{**user("q"), "id": "m"}, part("m", "a"), part("m", "b")],  # the id is that of the whole row
+        [user("q"), part("m", "a"), user("q2"), part("m", "b")],  # another prompt came between
+        [user("q"), part("m", "a"), part("n", "b")],
+    ],
+)
+def test_turns_whose_id_is_not_that_of_one_answer_stay_apart(messages):
+    assert sum(message["role"] == "assistant" for message in read(row(*messages)).messages) == 2
+
+
+@pytest.mark.parametrize("role, kept", [("exit", 2), ("Reward", 2), ("tool", 3), ("user", 3)])
+def test_only_messages_of_no_chat_role_behind_the_last_turn_are_dropped(role, kept):
+    assert len(read(row(user("q"), assistant("a"), {"role": role, "content": "x"})).messages) == kept
+
+
+@pytest.mark.parametrize("role", ["ai", "model", "gpt", "function_call", "Tool", "environment-tool"])
+def test_a_role_behind_the_last_turn_that_may_be_a_turn_or_an_output_sets_the_row_aside(role):
+    assert reason(row(user("q"), assistant("a"), {"role": role, "content": "x"})) == (
+        f"message 2: unknown role {role!r}; convert it to one of system, user, assistant, tool"
+    )
+
+
+def test_column_system_that_the_messages_have_too_is_not_said_twice():
+    messages = [{"role": "system", "content": "x"}, user("q"), assistant("a")]
+    assert read({"system": "x ", "messages": messages}).messages == messages
+
+
+@pytest.mark.parametrize(
+    "part, why",
+    [
+        ({"type": "thinking", "thinking": "", "signature": "s"}, "a part of type thinking has no text but signature"),
+        ({"type": "thinking", "thinking": ["x"]}, "reasoning is not a string but a list"),
+        ({"type": "thinking", "thinking": "x", "text": "y"}, "the reasoning stands in both thinking and text"),
+        ({"type": "tool_use", "name": "f", "xq7": {"x": 1}}, "call.xq7 (read it by --read-as xq7=arguments)"),
+        ({"text": "secret", "thought": True}, "content is not text but a list"),
+        ({"functionCall": {"name": "f", "args": {}}}, "part of type functionCall, which nobody reads; convert calls"),
+        ({"type": "image_url"}, "content has a part of type image_url, which is no text"),
+    ],
+)
+def test_part_that_cannot_be_read_whole_sets_the_row_aside(part, why):
+    assert why in reason(turn(content=[part]))
+
+
+@pytest.mark.parametrize(
+    "message, why",
+    [
+        ({"type": "function_call", "name": "f"}, "message 1: has no role but the type function_call"),
+        ({"role": "assistant", "content": "a", "tool_calls": [{"custom": F}]}, "a tool call has no function name"),
+        (assistant("", None, [{**F, "requestor": "user"}]), "a tool call is of a simulated user"),
+        ({**assistant("a"), "parts": [{"text": "x"}]}, "message.parts (convert Gemini's contents"),
+        ({**assistant("a"), "provider_specific_fields": ["x"]}, "provider_specific_fields"),
+    ],
+)
+def test_messages_of_other_libraries_are_set_aside_with_a_reason(message, why):
+    assert why in reason(row(user("q"), message))
+
+
+def test_row_without_messages_says_which_column_holds_them():
+    for columns, holds in (
+        ({}, "KEY"),
+        ({"x": 1, "log": [user("q")]}, "log"),
+        ({"log": json.dumps([user("q")])}, "log"),
+    ):
+        assert reason(columns).endswith(f"; read the one that holds them by --read-as {holds}=messages")
+
+
+# ---------------------------------------------------------------- one place in several readings
+
+
+@pytest.mark.parametrize(
+    "one, why",
+    [
+        (turn(reasoning_content="x", thinking="y"), "the reasoning stands in both reasoning_content and thinking"),
+        (row(functions=[{"name": "g"}]), "tools stands in both tools and functions, and they differ"),
+        (of_call(function={**F, "args": {"x": 2}}), "a call's arguments stands in both arguments and args, and they"),
+        (of_call(function=F, arguments={"x": 2}), "stands in both arguments and arguments beside the function"),
+        (turn(tool_calls=[F], function_call={"name": "f", "arguments": "{}"}), "a call stands in both tool_calls and"),
+        (row({"role": "system", "content": "x"}, assistant("a"), system="y"), "stands in both column system and the"),
+        (row({"from": "gpt", "value": "a", "content": "b"}), "the text stands in both value and content, and they"),
+        (row({"from": "human", "role": "system", "value": "q"}), "the role stands in both from and role, and they"),
+    ],
+)
+def test_two_readings_that_disagree_set_the_row_aside(one, why):
+    assert why in reason(one)
+
+
+@pytest.mark.parametrize(
+    "one, plain",
+    [
+        (turn(reasoning_content="x", thinking="x", reasoning="x"), turn(reasoning_content="x")),
+        (turn(reasoning_details=[{"type": "reasoning.text", "text": "x"}, {"text": "y"}]), turn(reasoning="xy")),
+        (turn(reasoning="x", reasoning_details=[{"type": "reasoning.encrypted"}]), turn(reasoning="x")),
+        (row(functions=[FLAT], tool_defs=json.dumps([FLAT]), system="", conversations=[], completion=None), row()),
+        (of_call(function={"name": "f", "arguments": '{"x":1}', "args": {"x": 1}}), of_call(function=F)),
+    ],
+)
+def test_two_readings_that_agree_are_one(one, plain):
+    assert (read(one).messages, read(one).tools) == (read(plain).messages, read(plain).tools)
+
+
+# ---------------------------------------------------------------- loss switches and how an answer ended
+
+
+@pytest.mark.parametrize("key", ["weight", "loss", "train", "loss_mask", "trainable"])
+def test_loss_switch_leaves_its_turn_out_or_says_nothing(key):
+    for value in (0, False, 0.0):
+        assert not_trained(turn(**{key: value})) == {1: OFF}
+    for value in (1, True, None):
+        assert not_trained(turn(**{key: value})) == {}
+    for value in (0.5, -1, "false", [0], float("nan")):
+        assert reason(turn(**{key: value})) == (
+            f"message 1: {key} is {value!r}; a turn is trained whole (1 or true) or it is not (0 or false): write one "
+            "of these"
+        )
+
+
+def test_loss_switches_of_a_turn_that_disagree_set_the_row_aside():
+    assert "weight and train differ about whether the turn is trained" in reason(turn(weight=1, train=False))
+    assert not_trained(turn(weight=0, train=False, loss=None)) == {1: OFF}
+
+
+def test_loss_switch_of_another_message_than_a_turn_changes_nothing():
+    for value in (0, False, 1, None):
+        assert not_trained(row({**user("q"), "weight": value}, assistant("a"))) == {}
+    assert "message.weight" in reason(row({**user("q"), "weight": 0.5}, assistant("a")))
+
+
+@pytest.mark.parametrize("ended", ["length", "LENGTH", "max_tokens", "content_filter", "error", "refusal"])
+def test_turn_that_was_cut_off_is_left_out_wherever_that_is_said(ended):
+    why = {1: f"their finish_reason is {ended.lower()}, so they were cut off"}
+    for one in (
+        turn(finish_reason=ended),
+        turn(stop_reason=ended),
+        row(finish_reason=ended),
+        turn(response_metadata={"finish_reason": ended}),
+        turn(extra={"response": {"choices": [{"finish_reason": ended, "index": 0}]}}),
+        turn(extra=json.dumps({"stop_reason": ended})),
+    ):
+        assert not_trained(one) == why
+    later = row(user("q"), {**assistant("a"), "finish_reason": ended}, user("q2"), assistant("b"))
+    assert read(later).messages == [user("q"), assistant("a"), user("q2"), assistant("b")]
+
+
+@pytest.mark.parametrize(
+    "one", [turn(finish_reason={"type": "length", "length": 16}), row(metadata={"finish_reason": "length"})]
+)
+def test_turn_that_was_cut_off_is_not_trained_where_that_is_an_object_as_sglang_has_it_or_within_the_row(one):
+    try:
+        assert [*not_trained(one)] == [1]
+    except TrajectoryError as error:
+        assert "finish_reason" in str(error)
+
+
+@pytest.mark.parametrize("ended", ["stop", "STOP", "tool_calls", "end_turn", "stop_sequence", "", None])
+def test_turn_that_ended_by_itself_is_trained(ended):
+    assert not_trained(turn(finish_reason=ended)) == {} == not_trained(row(stop_reason=ended))
+
+
+def test_end_of_an_answer_that_nobody_knows_sets_the_row_aside_and_its_way_out_works():
+    assert reason(turn(finish_reason="foo")) == (
+        "message 1: finish_reason is 'foo', which says neither that the answer is whole nor that it was cut off; leave "
+        "it out by --ignore-key message.finish_reason"
+    )
+    assert not_trained(turn(finish_reason="foo"), ignore_keys=("message.finish_reason",)) == {}
+
+
+@pytest.mark.parametrize("key", ["prefix", "partial", "truncated", "interrupted"])
+def test_turn_that_says_that_it_is_no_whole_answer_is_left_out(key):
+    assert [*not_trained(turn(**{key: True}))] == [1] and not_trained(turn(**{key: False})) == {}
+
+
+def test_turn_that_is_no_whole_answer_is_left_out():
+    assert not_trained(turn(content="<think>\nso", tool_calls=[F])) == {1: UNCLOSED}
+    for content in ("<think>so</think>", "  \n"):
+        assert not_trained(turn(content=content)) == {1: EMPTY}
+    for keys in ({"content": "", "tool_calls": [F]}, {"content": "a <think> in between"}):
+        assert not_trained(turn(**keys)) == {}
+
+
+def test_an_empty_answer_that_another_follows_sets_the_row_aside():
+    assert "message 1: has neither text nor calls, and another answer follows it" in reason(
+        row(user("q"), assistant(""), assistant("a"))
+    )
+
+
+# ---------------------------------------------------------------- texts that lie
+
+
+@pytest.mark.parametrize(
+    "mark", ["<thinking>", "<reasoning>", "<THINK>", "[THINK]", "◁think▷", "<|begin_of_thought|>", "<seed:think>"]
+)
+def test_reasoning_under_other_marks_sets_the_row_aside_where_there_is_none_beside_it(mark):
+    why = f"message 1: its answer opens with {mark}: reasoning that would be trained as text; convert it to "
+    assert reason(turn(content=f"\n{mark}hm")) == why + "reasoning_content"
+    assert read(turn(content=f"{mark}hm", reasoning_content="r")).messages[1] == assistant(f"{mark}hm", "r")
+    assert read(turn(content=f"The mark {mark} opens it.")).messages[1]["content"] == f"The mark {mark} opens it."
+
+
+def test_think_marks_beside_or_inside_a_reasoning_field_set_the_row_aside():
+    for content in ("<think>a", "</think>a", "<think>x</think>a"):
+        assert " in content beside its reasoning field; take one of them out" in reason(
+            turn(content=content, thinking="r")
+        )
+    for reasoning in ("r</think>", "<think>r"):
+        assert "has think marks inside its reasoning field" in reason(turn(reasoning_content=reasoning))
+
+
+def test_inline_reasoning_that_the_field_says_too_is_said_once():
+    assert read(turn(content="<think>\nr\n</think>\n\na", reasoning_content="r")).messages[1] == assistant("a", "r")
+
+
+def test_call_of_a_tool_that_the_row_does_not_offer_is_counted():
+    assert +notes.noted(read(turn(tool_calls=[F, {**F, "name": "g"}]))).notes == {notes.UNKNOWN_TOOL: 1}
+
+
+@pytest.mark.parametrize("schema", [{"type": ["string", "null"]}, {"type": "string", "nullable": True}, {}])
+def test_null_that_the_schema_allows_is_not_counted(schema):
+    tools = [{"type": "function", "function": {**FLAT, "parameters": {"properties": {"x": schema}}}}]
+    one = {**of_call(function={"name": "f", "arguments": {"x": None}}), "tools": tools}
+    assert not +notes.noted(read(one)).notes
+
+
+# ---------------------------------------------------------------- thinking
+
+
+OFF_BY = [
+    *({key: False} for key in ("enable_thinking", "think", "thinking", "reasoning")),
+    *({key: 0} for key in ("thinking_budget", "max_thinking_tokens", "reasoning_budget")),
+    *({"reasoning_effort": "none"}, {"reasoning": "off"}, {"thinking": {"type": "disabled"}}),
+    *({"thinking": {"type": "enabled", "budget_tokens": 0}}, {"reasoning": {"max_tokens": 0}}),
+]
+ON_BY = [
+    *({"thinking": {"type": "enabled", "budget_tokens": 1024}}, {"reasoning": {"effort": "high", "summary": None}}),
+    *({"reasoning_effort": "high"}, {"reasoning": "on"}, {"think": True}),
+]
+
+
+@pytest.mark.parametrize("place", [None, "metadata", "extra_body", "chat_template_kwargs"])
+def test_what_a_row_says_of_thinking_is_understood_under_every_name_and_place(place):
+    for thinks, its in ((False, OFF_BY), (True, ON_BY), (None, [{"enable_thinking": None}, {}])):
+        for said in its:
+            assert read(row(**said) if place is None else row(**{place: said})).given.thinking is thinks
+            assert place is None or thinks is None or thinking_of({place: json.dumps(said)}) is thinks
+
+
+def test_two_places_that_differ_about_thinking_set_the_row_aside():
+    assert reason(row(enable_thinking=True, chat_template_kwargs={"enable_thinking": False})) == (
+        "enable_thinking and chat_template_kwargs differ about whether the model is to think"
+    )
+    assert reason(row(chat_template_kwargs={"custom": 1})) == (
+        "chat_template_kwargs has custom, which step 1 does not pass to the chat template"
+    )
+
+
+def test_a_switch_of_the_row_costs_no_message_its_own_reasoning():
+    one = row(user("q"), {"role": "assistant", "content": "a", "reasoning": "r"}, reasoning="on")
+    assert read(one).messages[1] == assistant("a", "r")
+    assert "nobody reads its keys row.reasoning" in reason(row(reasoning="A long text."))
+
+
+# ---------------------------------------------------------------- keys
+
+
+def test_all_unknown_keys_are_named_at_once_by_level():
+    one = row(
+        {**user("q"), "mood": "x"},
+        {**assistant([{"type": "text", "text": "a", "mime": "t"}]), "tool_calls": [{**F, "ms": 3}], "note": 1},
+        tools=[{"type": "function", "function": {**FLAT, "returns": "x"}}],
+        xq7={"a": [False]},
+    )
+    assert reason(one) == (
+        "nobody reads its keys message.mood, part.mime, call.ms, message.note, tool.returns, row.xq7; read them by "
+        "--read-as, or leave them out by --ignore-key message.mood"
+    )
+    assert read(one, ignore_keys=("mood", "mime", "ms", "note", "returns", "xq7")).given.known["tool.returns"] == 1
+
+
+def test_a_key_that_says_nothing_is_not_named():
+    assert read(row(xq7=None, xq8="", xq9=[{"a": None}], cost=0)).given.known == {"row.cost": 1}
+
+
+@pytest.mark.parametrize("level", KNOWN)
+def test_known_keys_are_kept_and_counted_at_their_level_alone(level):
+    key = min(KNOWN[level])
+    made = {
+        "row": lambda key: row(**{key: "x"}),
+        "message": lambda key: turn(**{key: "x"}),
+        "call": lambda key: of_call(function=F, **{key: "x"}),
+        "part": lambda key: turn(content=[{"type": "text", "text": "a", key: "x"}]),
+        "tool": lambda key: row(tools=[{**TOOLS[0], key: "x"}]),
+    }[level]
+    assert read(made(key)).given.known == {f"{level}.{key}": 1}
+    assert f"nobody reads its keys {level}.xq7;" in reason(made("xq7"))
+
+
+@pytest.mark.parametrize(
+    "one, name, holds",
+    [
+        (turn(extra={"response": {"choices": [{"message": assistant("other")}]}}), "message.extra", "a message"),
+        (turn(extra=json.dumps({"a": [assistant("other")]})), "message.extra", "a message"),
+        *((turn(extra={key: "r"}), "message.extra", "a message") for key in ("reasoning_content", "thinking")),
+        (turn(extra={"reasoning_details": [{"text": "r"}]}), "message.extra", "a message"),
+        (turn(extra={"name": "f", "args": {"x": 1}}), "message.extra", "a tool call"),
+        (row(metadata={"tools": TOOLS}), "row.metadata", "tools"),
+        (row(info={"choices": [{"text": "an answer"}]}), "row.info", "an answer"),
+    ],
+)
+def test_a_message_or_tools_within_a_known_key_sets_the_row_aside_whatever_is_ignored(one, name, holds):
+    for options in ({}, {"ignore_keys": (name.partition(".")[2],)}):
+        assert reason(one, **options) == (
+            f"nobody reads its keys {name} (it holds {holds}: bring that into messages and tools)"
+        )
+    assert read(one, ignore_keys=(name,)).given.known == {}
+
+
+def test_what_an_api_answered_beside_the_turn_that_says_the_same_is_no_loss():
+    answer = {"choices": [{"finish_reason": "stop", "message": assistant("a", "r", [{"function": F}])}]}
+    one = turn(reasoning_content="r", tool_calls=[F], extra=answer)
+    assert read(one).given.known == {"message.extra": 1}
+
+
+def test_a_bare_ignored_key_never_removes_what_is_read():
+    one = row(conversations=[{"from": "gpt", "value": "x"}])
+    for options in ({}, {"ignore_keys": ("conversations", "message.conversations")}):
+        assert "has messages beside conversations; leave one out by --ignore-key row.conversations" in reason(
+            one, **options
+        )
+    assert read(one, ignore_keys=("row.conversations",)).messages == [user("q"), assistant("a", "r")]
+
+
+def test_a_key_that_is_ignored_at_its_level_is_kept_at_others():
+    one = row({"role": "system", "content": "s", "tools": TOOLS}, user("q"), assistant("a"), tools=[{"name": "g"}])
+    assert "tools stands in both tools and tools of message 0" in reason(one, ignore_keys=("tools",))
+    assert read(one, ignore_keys=("row.tools",)).tools == TOOLS
+    assert [it["function"]["name"] for it in read(one, ignore_keys=("message.tools",)).tools] == ["g"]
+
+
+@pytest.mark.parametrize(
+    "one",
+    [
+        {"function": {"name": "f", "xq7": {"x": 1}}},
+        {"function": {"name": "f"}, "xq7": {"x": 1}},
+        {"name": "f", "xq7": '{"x": 1}'},
+        {"name": "f", "arguments": "{ }", "xq7": {"x": 1}},
+        {"function": {"name": "f", "arguments": None}, "xq7": {"x": 1}},
+    ],
+)
+def test_call_whose_arguments_may_stand_under_another_key_is_set_aside_and_both_ways_out_work(one):
+    assert "nobody reads its keys call.xq7 (read it by --read-as xq7=arguments)" in reason(turn(tool_calls=[one]))
+    for options, arguments in (({"read_as": (("xq7", "arguments"),)}, {"x": 1}), ({"ignore_keys": ("call.xq7",)}, {})):
+        [called] = read(turn(tool_calls=[one]), **options).messages[1]["tool_calls"]
+        assert called["function"] == {"name": "f", "arguments": arguments}
+
+
+def test_keys_of_read_as_are_read_at_the_level_of_their_field():
+    one = {
+        "dialogue": [{"who": "user", "words": "q"}, {"who": "assistant", "words": "a", "thought": "r", "mask": 0}],
+        "apis": TOOLS,
+        "persona": "s",
+    }
+    pairs = "dialogue=messages who=role words=content thought=reasoning_content mask=weight apis=tools persona=system"
+    trajectory = read(one, read_as=tuple(tuple(pair.split("=")) for pair in pairs.split()))
+    assert trajectory.messages == [{"role": "system", "content": "s"}, user("q"), assistant("a", "r")]
+    assert (trajectory.tools, trajectory.not_trained) == (TOOLS, {2: OFF})
+
+
+def test_key_that_is_read_as_a_field_which_says_something_else_sets_the_row_aside():
+    options = {"read_as": (("thought", "reasoning_content"),)}
+    assert "reasoning_content stands in both reasoning_content and thought, and they differ" in reason(
+        turn(thought="x", reasoning_content="y"), **options
+    )
+    assert read(turn(thought="x", reasoning_content="x"), **options).messages[1] == assistant("a", "x")
+
+
+@pytest.mark.parametrize("option", ["thought", "=content", "thought=", "thought=thinking", "a=b=content"])
+def test_wrong_read_as_is_a_clear_error(run, option):
+    process = run("step1_apply_tool_template.py", "x.jsonl", "--read-as", option, expect=2)
+    assert (
+        f"{option!r} is not KEY=FIELD with a FIELD of messages, tools, system, role, content, reasoning_content, "
+        "tool_calls, weight, arguments" in process.stderr
+    )
+
+
+# ---------------------------------------------------------------- through the scripts
+
+
+def test_the_line_of_step_1_leaves_all_unknown_keys_out_when_it_is_pasted(run, tmp_path):
+    rows = [row(**{"a key": 1}), turn(note="x"), row(), of_call(function=F, ms=3), {**turn(note="y"), "mood": "x"}]
+    write_jsonl(tmp_path / "x.jsonl", rows)
+    process = run("step1_apply_tool_template.py", "x.jsonl", "y.jsonl")
+    assert "5 rows in = 1 rows out + 4 set aside" in process.stdout
+    lines = process.stderr.splitlines()
+    said = "rows are set aside for keys that nobody reads: message.note (2), row.a key (1), call.ms (1), row.mood (1)"
+    assert said in lines
+    [line] = [line for line in lines if line.startswith("  what does not: ")]
+    options = shlex.split(line.removeprefix("  what does not: "))
+    assert options[:2] == ["--ignore-key", "row.a key"] and len(options) == 8
+    output = run("step1_apply_tool_template.py", "x.jsonl", "y.jsonl", *options).stdout
+    assert "5 rows in = 5 rows out + 0 set aside" in output
+    assert not (tmp_path / "y.jsonl.rejects.jsonl").exists()
+
+
+def test_what_is_left_out_and_counted_is_said_by_step_1(run, tmp_path):
+    rows = [turn(weight=0), turn(weight=0), row(user("q"), assistant("a"), user("q2"), assistant("b", "r"), cost=1)]
+    write_jsonl(tmp_path / "x.jsonl", rows)
+    assert run("step1_apply_tool_template.py", "x.jsonl", "y.jsonl").stdout.splitlines()[:-1] == [
+        "3 rows in = 3 rows out + 0 set aside: y.jsonl",
+        "4 turns in = 2 turns for samples + 2 left out",
+        "read as: OpenAI messages (3)",
+        f"2 turns left out: {OFF}",
+        "keys that nobody reads, and in how many rows: row.cost (1)",
+        "1 of 2 turns have no reasoning, in trajectories whose other turns have some: trained, they teach the model "
+        "not to think; step 2 --require-reasoning leaves them out, and --turns last trains the last turn of each row "
+        "only, for logs with a row for each call",
+        "1 rows have the same messages and tools as another row",
+    ]
+
+
+def test_rows_that_switch_thinking_off_are_kept_only_without_thinking(checked):
+    rows = [row(enable_thinking=False), row(user("q2"), assistant("b", "s"))]
+    output = checked(rows).stdout
+    assert "2 rows in = 1 rows checked for samples + 1 set aside" in output
+    assert "PASSED: 1 of 1 samples are exact" in output
+    assert "PASSED: 2 of 2 samples are exact" in checked(rows, ["--no-thinking"], ["enable_thinking=false"]).stdout
+
+
+def test_options_of_reading_reach_the_samples_and_the_check(checked, tmp_path):
+    rows = [{"dialogue": [user("q"), {**assistant("a"), "thought": "r", "noted": 0.5}], "apis": TOOLS}]
+    options = "--read-as dialogue=messages --read-as apis=tools --read-as thought=reasoning_content --ignore-key noted"
+    assert "PASSED: 1 of 1 samples are exact" in checked(rows, step1=options.split()).stdout
+    [sample] = pq.read_table(tmp_path / "samples.parquet").to_pylist()
+    assert json.loads(sample["reading"]) == {
+        "server_style": "vllm",
+        "echo": "none",
+        "read_as": [["dialogue", "messages"], ["apis", "tools"], ["thought", "reasoning_content"]],
+        "ignore_keys": ["noted"],
+    }
+    assert read_jsonl(tmp_path / "plain.jsonl")[0]["messages"][-1]["content"] == "<think>\nr\n</think>\n\na"
+
+
+def test_a_file_of_a_hub_data_set_holds_trajectories_in_any_shape():
+    for columns in (["id", "messages"], ["conversations", "tools"], ["prompt", "completion"]):
+        assert holds_conversation(columns)
+    for columns in (["prompt", "chosen"], ["instruction", "output"]):
+        assert not holds_conversation(columns)
