@@ -13,7 +13,7 @@ import jinja2
 from served_tokens.files.hub import local_copy
 from served_tokens.files.processes import TOO_DEEP, in_processes
 from served_tokens.files.read import Place, parse_row, progress, read_shards, rows_of
-from served_tokens.marks import IGNORE_INDEX, TrajectoryError
+from served_tokens.marks import BLOCK_END, IGNORE_INDEX, TrajectoryError
 from served_tokens.proof.findings import PLACES_KEPT, Findings
 from served_tokens.proof.lost import lost_texts
 from served_tokens.proof.own_reader import plain_reading
@@ -28,6 +28,9 @@ THINKING_OFF = "the row says that the model is not to think"
 OFF_RECORD = "differs from the token ids that the server recorded of it"
 REFUSED = "the model's chat template refuses it"
 ROWS_AT_ONCE = 8  # trajectories that a process checks at a time
+READ_OF_PLAIN_ROWS = frozenset(
+    "messages tools role content reasoning_content tool_calls function name arguments description parameters".split()
+)
 SHOWN_TEXT = 60  # characters of a text that is lost
 
 
@@ -135,14 +138,17 @@ def _note_answers(found: Findings, known: dict, answers: list) -> None:
     The second kind is the sign of a log with a row for each call, where past turns have lost their reasoning.
     """
     for prompt, answer in answers:
-        first = known.setdefault(prompt, answer)
-        if first.target == answer.target:
+        others = known.setdefault(prompt, [])
+        if answer.target in (other.target for other in others):
             continue
-        found.counts["other targets"] += 1
-        found.other_targets = found.other_targets or f"{first.place}, and {answer.place}"
-        if first.answer == answer.answer and first.thinks != answer.thinks:
-            found.counts["reasoning lost"] += 1
-            found.reasoning_lost = found.reasoning_lost or f"{first.place}, and {answer.place}"
+        for other in others:
+            if other.answer == answer.answer and other.thinks != answer.thinks:
+                found.counts["reasoning lost"] += 1
+                found.reasoning_lost = found.reasoning_lost or f"{other.place}, and {answer.place}"
+        if others:
+            found.counts["other targets"] += 1
+            found.other_targets = found.other_targets or f"{others[0].place}, and {answer.place}"
+        others.append(answer)
 
 
 def _batches(sources):
@@ -192,7 +198,7 @@ def _check_reading(found: Findings, place: Place, row: dict, reading: Reading, t
     """Compare the reading of a row with the check's own, or where the row is not plain look for each of its texts."""
     chosen = {key.rpartition(".")[2] for key in reading.ignore_keys if "." in key}
     plain = None
-    if not (reading.read_as or chosen & {"messages", "tools", "role", "content", "reasoning_content", "tool_calls"}):
+    if not (reading.read_as or chosen & READ_OF_PLAIN_ROWS):
         plain = plain_reading(row, tools_as_given=reading.server_style != "sglang")
     if plain is not None:
         found.counts["rows read twice"] += 1
@@ -269,7 +275,7 @@ def _note_reasoning(found: Findings, trajectory: Trajectory, samples: list, show
 
 
 def _answer(target: str, place: str) -> Answer:
-    reasoning, closed, answer = target.rpartition("</think>")
+    reasoning, closed, answer = target.partition(BLOCK_END)[0].rpartition("</think>")
     thinks = bool(closed and reasoning.replace("<think>", "").strip())
     return Answer(target=_digest(target), answer=_digest(answer.strip()), thinks=thinks, place=place)
 

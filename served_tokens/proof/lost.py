@@ -62,20 +62,20 @@ def lost_texts(row: dict, shown: dict, turns: int, read_as: dict, ignored: tuple
         return None
     lost, done = [], {}  # done: where the messages end that were found behind so many turns
     for position, message in enumerate(messages):
-        texts, number = list(_texts(message, skipped | {"name"})), before[position]
+        number, is_turn = before[position], _is_turn(message)
         later = min((turn for turn in shown if turn >= number), default=None)
-        if _is_turn(message):
+        if is_turn:
             number = before[position + 1] - 1
             where, text, start = "the target of its turn", shown[number][1] if number in shown else None, 0
         else:
             where, start = f"the prompt of turn {later}", done.get(number, 0)
             text = _behind_turns(shown[later][0], number, later) if later is not None else None
-        if text is None:
-            continue
-        ends = [(_end(one, text, start), key, one) for key, one in texts]
-        lost += [Loss(f"message {position}", key, one, where) for end, key, one in ends if end < 0]
-        if not _is_turn(message):
-            done[number] = max([start, *(end for end, _, _ in ends)])
+        for unit in _units(message) if text is not None else ():
+            ends = [(_end(one, text, start), key, one) for key, one in _texts(unit, skipped | {"name"})]
+            lost += [Loss(f"message {position}", key, one, where) for end, key, one in ends if end < 0]
+            start = start if is_turn else max([start, *(end for end, _, _ in ends)])
+        if not is_turn:
+            done[number] = start
     for column in row.keys() - {*columns} - OF_A_ROW if shown else ():
         first = min(shown)
         head = _behind_turns(shown[first][0], 0, first)
@@ -90,14 +90,35 @@ def _is_turn(message: dict) -> bool:
     return any(message.get(key) in TURNS for key in ROLES)
 
 
+def _is_output(message: dict) -> bool:
+    """Whether a message holds outputs of tools alone."""
+    parts = message.get("content")
+    in_blocks = isinstance(parts, list) and all(isinstance(part, dict) for part in parts)
+    return message.get("role") == "tool" or (in_blocks and all(part.get("type") == "tool_result" for part in parts))
+
+
+def _units(message: dict) -> list:
+    """What stands in order in a message: each part of its content, then the rest of it."""
+    if not isinstance(message.get("content"), list):
+        return [message]
+    parts = [{"content": [part]} for part in message["content"]]
+    return [*parts, {key: value for key, value in message.items() if key != "content"}]
+
+
 def _turns_before(messages: list[dict]) -> list[int]:
-    """How many turns come before each message, and before the end; messages of one id are parts of one turn."""
+    """How many turns come before each message, and before the end.
+
+    Messages of one id, with nothing but outputs between them, are parts of one turn, unless others have that id too.
+    """
+    shared = [None, *(message.get("id") for message in messages if not _is_turn(message))]
     numbers, turns, last = [], 0, None
     for message in messages:
         numbers.append(turns)
         if _is_turn(message):
-            turns += last is None or message.get("id") != last
+            turns += message.get("id") in shared or message.get("id") != last
             last = message.get("id")
+        elif not _is_output(message):
+            last = None
     return [*numbers, turns]
 
 
@@ -125,8 +146,23 @@ def _texts(value, skipped: frozenset, key: str = "", keys_too: bool = False):
                 yield from _texts(name, skipped, key, True)
             elif name in skipped:
                 continue
-            inside = keys_too or name in TOOLS + ARGUMENTS or (name == "content" and isinstance(item, dict))
-            yield from _texts(_json(item) if inside else item, skipped, key or name, inside)
+            if name in TOOLS and not keys_too:
+                yield from _of_tools(_json(item), skipped, key or name)
+                continue
+            if name == "tool_calls" and not keys_too:
+                item = [_json(call) for call in _json(item) or ()]
+            inside = keys_too or name in ARGUMENTS or (name == "content" and isinstance(item, dict))
+            if not (inside and isinstance(item, str) and item.strip() == "null"):
+                yield from _texts(_json(item) if inside else item, skipped, key or name, inside)
+
+
+def _of_tools(tools, skipped: frozenset, key: str):
+    """The same of tools: their names, descriptions, and all texts and keys of their schemas."""
+    for tool in map(_json, tools.values() if isinstance(tools, dict) else tools or ()):
+        function = tool.get("function", tool)
+        yield from _texts([function.get("name"), function.get("description")], skipped, key)
+        for schema in ("parameters", "input_schema"):
+            yield from _texts(_json(function.get(schema)), skipped, key, True)
 
 
 def _end(text: str, shown: str, start: int) -> int:

@@ -79,7 +79,8 @@ def tool_results(parts: list, reader: Reader) -> tuple[list[dict], list[dict]]:
             raise TrajectoryError("a part of type tool_result comes after text")
         left = reader.opened(part, "part")
         lacks = None if "content" in left else "content"
-        outputs.append({"role": "tool", "content": left.pop("content", None)})
+        content = left.pop("content", None)
+        outputs.append({"role": "tool", "content": texts_of(content, reader) if are_texts(content) else content})
         if (identity := left.pop("tool_use_id", None)) is not None:
             outputs[-1]["tool_call_id"] = identity
         del left["type"]

@@ -59,7 +59,9 @@ CONVERT = {key: way_out for way_out, keys in WAYS_OUT.items() for key in keys.sp
 CUT = frozenset(
     "length max_tokens max_output_tokens content_filter error abort aborted cancelled pause_turn refusal".split()
 )
-OF_A_MESSAGE = ("reasoning_content", "reasoning", "thinking_blocks", "tool_calls", "function_call")
+ENDS = ("finish_reason", "stop_reason")
+OF_A_MESSAGE = ("reasoning_content", "thinking_blocks", "reasoning_details", "tool_calls", "function_call")
+THOUGHTS = ("reasoning", "thinking")  # also names of switches, which are no texts
 
 
 @dataclass
@@ -93,7 +95,8 @@ class Reader:
                 left.pop(bare, None)
         for key, its_field in self.read_as:
             if FIELDS[its_field] == level and key in left:
-                left[its_field] = one_of({its_field: left.get(its_field), key: left.pop(key)}, its_field)
+                there = None if is_empty(in_json(left.get(its_field))) else left[its_field]
+                left[its_field] = one_of({its_field: there, key: left.pop(key)}, its_field)
         return left
 
     def closed(self, left: dict, level: str, turn: dict | None = None, lacks: str | None = None) -> str | None:
@@ -108,11 +111,13 @@ class Reader:
             if not says(value):
                 continue
             name = f"{level}.{key}"
-            if level == "message" and (cut_here := cut_within(value)):
-                cut = cut or cut_here
+            of_envscaler = level == "row" and key in ENVSCALER
+            cut_here = None if of_envscaler or level not in ("row", "message") else cut_within(value)
+            cut = cut or cut_here
+            if cut_here and level == "message":  # the turn is not trained, so it may lack what is there
                 self.known[name] += 1
                 continue
-            holds = None if level == "row" and key in ENVSCALER else held_within(value, turn)
+            holds = None if of_envscaler else held_within(value, turn)
             if name in CONVERT:
                 self.unknown[name] = CONVERT[name].format(key)
             elif holds:
@@ -133,7 +138,7 @@ class Reader:
             return
         by_way_out = {}
         for name, way_out in self.unknown.items():
-            by_way_out.setdefault(way_out, []).append(name)
+            by_way_out.setdefault(way_out, []).append(name if name.isprintable() else repr(name))
         nameless = tuple(by_way_out.get("", ()))
         told = [", ".join(names) + (f" ({way_out})" if way_out else "") for way_out, names in by_way_out.items()]
         ways = f"; read them by --read-as, or leave them out by --ignore-key {nameless[0]}" if nameless else ""
@@ -161,10 +166,16 @@ def cut_within(value) -> str | None:
         return next(filter(None, map(cut_within, value)), None)
     if not isinstance(value, dict):
         return None
-    for key in ("finish_reason", "stop_reason"):
-        if isinstance(reason := value.get(key), str) and reason.lower() in CUT:
-            return reason.lower()
+    for key in ENDS:
+        if (reason := end_of(value.get(key))) in CUT:
+            return reason
     return cut_within(list(value.values()))
+
+
+def end_of(reason) -> str | None:
+    """How an answer ended, as the text in a finish_reason; None where it holds none. SGLang has an object there."""
+    reason = reason.get("type") if isinstance(reason, dict) else reason
+    return reason.lower() if isinstance(reason, str) and reason else None
 
 
 def held_within(value, turn: dict | None) -> str | None:
@@ -177,7 +188,9 @@ def held_within(value, turn: dict | None) -> str | None:
         return next(filter(None, (held_within(item, turn) for item in value)), None)
     if not isinstance(value, dict) or not says(value):
         return None
-    if ("role" in value and says(value.get("content"))) or any(says(value.get(key)) for key in OF_A_MESSAGE):
+    thinks = any(isinstance(value.get(key), (str, list)) and says(value[key]) for key in THOUGHTS)
+    is_message = "role" in value and says(value.get("content"))
+    if is_message or thinks or any(says(value.get(key)) for key in OF_A_MESSAGE):
         return None if _repeats(value, turn) else "a message"
     if isinstance(value.get("name"), str) and any(says(value.get(key)) for key in ("arguments", "args")):
         return None if turn and any(value["name"] == name for name, _ in _calls(turn)) else "a tool call"
@@ -194,7 +207,9 @@ def _repeats(message: dict, turn: dict | None) -> bool:
     """Whether a turn says all that a message says."""
     if not turn:
         return False
-    reasoning = message.get("reasoning_content") or message.get("reasoning")
+    if any(message.get(key) for key in ("thinking_blocks", "reasoning_details", "function_call")):
+        return False
+    reasoning = next(filter(None, map(message.get, ("reasoning_content", *THOUGHTS))), None)
     same_text = is_empty(message.get("content")) or message["content"] == turn.get("content")
     same_reasoning = is_empty(reasoning) or _stripped(reasoning) == _stripped(turn.get("reasoning_content"))
     calls = _calls(message)
@@ -240,7 +255,7 @@ def thinking_of(left: dict) -> bool | None:
                 raise TrajectoryError(f"{place} has {other}, which step 1 does not pass to the chat template")
         if (switch := thinking_of(inner)) is not None:
             said[place] = switch
-            left[place] = inner
+        left[place] = inner
     if len({*said.values()}) > 1:
         raise TrajectoryError(f"{' and '.join(said)} differ about whether the model is to think")
     return next(iter(said.values()), None)

@@ -126,7 +126,7 @@ def _mistakes(messages: list[dict], tools: list[dict] | None) -> Counter:
             notes[WRAPPED] += content.lstrip().startswith("<tool_response>")
             waiting = max(0, waiting - 1)
         else:
-            waiting = len(calls)
+            waiting = len(calls) + (waiting if role == role_before == "assistant" else 0)
         if role == "assistant":
             notes[CALL_AS_TEXT] += CALL_TEXT.search(content) is not None
             notes[TWO_ANSWERS] += role_before == "assistant"

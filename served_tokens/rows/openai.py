@@ -9,15 +9,17 @@ from dataclasses import dataclass
 
 from served_tokens.marks import TrajectoryError, decoded, in_json, is_empty, kind_of, says
 from served_tokens.rows import anthropic
-from served_tokens.rows.keys import CUT, Reader, one_of
+from served_tokens.rows.keys import CUT, ENDS, Reader, end_of, one_of
 
 ARGUMENTS = ("arguments", "args", "input", "parameters")
 SHOWN_OF_A_FUNCTION = ("name", "description", "parameters", "strict", "defer_loading")
 RECORDED = ("prompt_token_ids", "token_ids")  # what a server was given and what the model wrote, as vLLM returns them
 SWITCHES = ("weight", "loss", "train", "loss_mask", "trainable")  # of OpenAI, ms-swift, axolotl and others
 FINISHED = frozenset("stop tool_calls function_call end_turn tool_use stop_sequence eos".split())
+CUT_FLAGS = ("truncated", "is_truncated", "interrupted", "incomplete", "is_partial")
 # Why a turn is context only.
 SWITCHED_OFF = "their weight, loss or train says not to train on them"
+CUT_BY_FLAG = "they say that they are {}"
 NOT_FINISHED = "their finish_reason is {}, so they were cut off"
 CONTINUED = "they are a prefix that the model was asked to go on from"
 
@@ -45,7 +47,7 @@ def tools_of(tools, name: str, reader: Reader) -> list[dict]:
         tools: a list or an object of tools by name, of objects or JSON strings; or a JSON string of it.
     Raises TrajectoryError, which calls the tools by this name.
     """
-    tools = decoded(tools, name, (list, dict)) if says(tools) else []
+    tools = decoded(tools, name, (list, dict)) if says(tools) and tools != "null" else []
     if isinstance(tools, dict):
         tools = list(tools.values())
     read = []
@@ -68,7 +70,8 @@ def _wrapped(tool: dict, reader: Reader) -> dict:
     function = dict(tool)
     if "input_schema" in function:
         schemas = {key: function.pop(key, None) for key in ("input_schema", "parameters")}
-        function["parameters"] = one_of(schemas, "the schema of a tool")
+        agreed = one_of(schemas, "the schema of a tool")
+        function["parameters"] = schemas["input_schema"] if agreed is None else agreed
         reader.shapes["Anthropic tools"] += 1
     else:
         reader.shapes["flat tools"] += 1
@@ -135,7 +138,9 @@ def _read_turn(message: dict, left: dict, reader: Reader) -> None:
     if (reasoning := one_of(readings, "the reasoning")) is not None:
         message["reasoning_content"] = reasoning
     calls = {key: [call_of(call, reader) for call in given] for key, given in calls.items() if given}
-    bare = {key: [call["function"] for call in read] for key, read in calls.items()}
+    bare = {}
+    for key, read in calls.items():
+        bare[key] = [(call["function"]["name"], in_json(call["function"]["arguments"])) for call in read]
     if one_of(bare, "a call"):
         message["tool_calls"] = next(iter(calls.values()))
 
@@ -155,12 +160,15 @@ def _reasoning_of_details(left: dict, readings: dict) -> str | None:
     details = left.pop("reasoning_details", None)
     if details is None or isinstance(details, str):
         return details
-    texts = isinstance(details, list) and all(isinstance(detail, dict) for detail in details)
-    if texts and all(isinstance(detail.get("text"), str) for detail in details):
-        return "".join(detail["text"] for detail in details)
-    if any(readings.values()):
-        return None
-    raise TrajectoryError("reasoning_details holds more than texts (a summary, or what is encrypted)")
+    if not isinstance(details, list) or not all(isinstance(detail, dict) for detail in details):
+        raise TrajectoryError("reasoning_details is no list of objects")
+    readable = [detail for detail in details if not str(detail.get("type")).endswith("encrypted")]
+    texts = [detail.get("text") or detail.get("summary") for detail in readable]
+    if not all(isinstance(text, str) for text in texts):
+        raise TrajectoryError("reasoning_details holds more than texts")
+    if len(texts) < len(details) and not any(readings.values()):
+        raise TrajectoryError("reasoning_details holds reasoning that is encrypted, and none stands beside it")
+    return "".join(texts)
 
 
 def call_of(call, reader: Reader) -> dict:
@@ -201,7 +209,8 @@ def _why_not_trained(left: dict) -> str | None:
     if len(set(map(bool, said.values()))) > 1:
         raise TrajectoryError(f"{' and '.join(said)} differ about whether the turn is trained")
     prefixes = [left.pop(key) for key in ("prefix", "partial") if isinstance(left.get(key), bool)]
-    cut = why_cut(left)
+    flags = [key for key in CUT_FLAGS if isinstance(left.get(key), bool) and left.pop(key)]
+    cut = why_cut(left) or (CUT_BY_FLAG.format(flags[0]) if flags else None)
     if said and not all(said.values()):
         return SWITCHED_OFF
     return cut or (CONTINUED if any(prefixes) else None)
@@ -209,12 +218,13 @@ def _why_not_trained(left: dict) -> str | None:
 
 def why_cut(left: dict) -> str | None:
     """By what an API says of the end of an answer; raises TrajectoryError for a reason that is not known."""
-    for key in ("finish_reason", "stop_reason"):
+    for key in ENDS:
         reason = left.pop(key, None)
-        if not isinstance(reason, str) or not reason or reason.lower() in FINISHED:
+        end = end_of(reason)
+        if is_empty(reason) or end in FINISHED:
             continue
-        if reason.lower() in CUT:
-            return NOT_FINISHED.format(reason.lower())
+        if end in CUT:
+            return NOT_FINISHED.format(end)
         raise TrajectoryError(
             f"{key} is {reason!r}, which says neither that the answer is whole nor that it was cut off; leave it out "
             f"by --ignore-key message.{key}"

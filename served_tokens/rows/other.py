@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from served_tokens.marks import TrajectoryError, decoded, in_json, is_empty, kind_of, says
 from served_tokens.rows import anthropic, sharegpt
 from served_tokens.rows.keys import CONVERT, Reader, one_of, thinking_of
-from served_tokens.rows.openai import RECORDED, Read, message_of, tools_of, why_cut
+from served_tokens.rows.openai import NOT_FINISHED, RECORDED, Read, message_of, tools_of, why_cut
 
 CONVERSATIONS, TOOLS = ("messages", "conversations"), ("tools", "functions", "tool_defs")
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -62,7 +62,9 @@ def in_one_shape(row: dict, reader: Reader) -> Shaped:
     if turns and (why := why_cut(left)):
         not_trained.setdefault(turns[-1], why)
     recorded = _recorded(left, [messages[position] for position in turns])
-    reader.closed(left, "row")
+    cut = reader.closed(left, "row")
+    if cut and turns:
+        not_trained.setdefault(turns[-1], NOT_FINISHED.format(cut))
     reader.refuse_unknown()
     return Shaped(
         messages=messages,

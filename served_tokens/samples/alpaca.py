@@ -47,15 +47,19 @@ def to_samples(
     roles = [message["role"] for message in messages]
     reading = json.dumps(served["reading"])
     samples, reasons, spans = [], [], []  # spans: the messages that the last sample supervises
+    closing, seen = set(), 0
     for turn, contents, changed_from in served_prompts(messages, served, served_as):
         end = turn["message"]
+        new = range(min(changed_from, seen), end)  # else as for the turn before
+        closing = {j for j in closing if j < new.start}  # the assistant blocks that end a pair
+        closing |= {j for j in new if can_close_pair(roles, contents, j, served_as, given)}
+        seen = end
         goes_on = merge_turns and spans and _begins_with(roles, contents, spans[-1], end, changed_from, given)
         spans = [*(spans if goes_on else []), end]
         try:
             if turn["left_out"]:
                 raise _Inexpressible(turn["left_out"])
-            closing = [j for j in range(end) if can_close_pair(roles, contents, j, served_as, given)]
-            prompt = columns_of(list(zip(roles, contents))[:end], spans if merge_turns else closing, given)
+            prompt = columns_of(list(zip(roles, contents))[:end], {*spans} if merge_turns else closing, given)
             columns = {**prompt, "output": _target(messages[end]["content"], turn["answer"], served_as, given)}
             if refuse and (reason := refuse(turn, columns)):
                 raise _Inexpressible(reason)
@@ -97,7 +101,7 @@ def can_close_pair(roles: list[str], contents: list[str], at: int, served_as: st
     return served_as == "template" or "<think>" not in text
 
 
-def columns_of(blocks: list[tuple[str, str]], in_pairs: list[int], given: str) -> dict:
+def columns_of(blocks: list[tuple[str, str]], in_pairs: set[int], given: str) -> dict:
     """The blocks of a served prompt in LlamaFactory's columns {"instruction", "input", "system", "history"}.
 
     LlamaFactory (0.9.5, data/template.py) begins with a non-empty system text or a user text, and goes on in pairs of a
