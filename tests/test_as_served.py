@@ -174,7 +174,7 @@ def test_a_recorded_prompt_of_an_echoing_agent_comes_out_the_same(steps, check, 
         if (its["echo"], its["reasoning_sent_as"]) == (echo, field) and its["name"] in names
     }
     assert expected and expected.items() <= prompts.items()
-    assert EXACT(51) in check("samples", "template=qwen3_nothink")
+    assert EXACT(53) in check("samples", "template=qwen3_nothink")
 
 
 # ---------------------------------------------------------------- --server-style

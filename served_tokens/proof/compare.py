@@ -75,6 +75,7 @@ class Answer:
     target: int
     answer: int
     thinks: bool
+    ends_row: bool
     place: str
 
 
@@ -135,16 +136,21 @@ def check_dataset(found: Findings, path: Path, provenance, built, truth: Truth) 
 def _note_answers(found: Findings, known: dict, answers: list) -> None:
     """Note prompts that are trained to several targets, and those of which two differ by their reasoning alone.
 
-    The second kind is the sign of a log with a row for each call, where past turns have lost their reasoning.
+    Where the turn with reasoning ends its row and the one without is a past turn of another, that is the sign of a log
+    with a row for each call, in which past turns have lost their reasoning.
     """
     for prompt, answer in answers:
         others = known.setdefault(prompt, [])
         if answer.target in (other.target for other in others):
             continue
         for other in others:
-            if other.answer == answer.answer and other.thinks != answer.thinks:
+            if other.answer != answer.answer or other.thinks == answer.thinks:
+                continue
+            found.counts["with and without reasoning"] += 1
+            with_it, without = (answer, other) if answer.thinks else (other, answer)
+            if with_it.ends_row and not without.ends_row:
                 found.counts["reasoning lost"] += 1
-                found.reasoning_lost = found.reasoning_lost or f"{other.place}, and {answer.place}"
+                found.reasoning_lost = found.reasoning_lost or f"{with_it.place}, and {without.place}"
         if others:
             found.counts["other targets"] += 1
             found.other_targets = found.other_targets or f"{others[0].place}, and {answer.place}"
@@ -259,7 +265,7 @@ def _check_samples(
             left_out = served_as == "no-thinking" or "</think>" not in target
             unshown = trajectory.messages[turn].get("reasoning_content", "") if left_out else ""
             shown[numbers[turn]] = prompt, f"{target}\0{unshown}"
-            checked.answers.append((_digest(prompt), _answer(target, f"trajectory {place.row}, turn {turn}")))
+            checked.answers.append((_digest(prompt), _answer(target, trajectory, place, turn)))
     _note_reasoning(found, trajectory, samples, shown)
     return shown
 
@@ -274,10 +280,15 @@ def _note_reasoning(found: Findings, trajectory: Trajectory, samples: list, show
         found.counts["without reasoning"] += sum(not thinks[number] for number in shown)
 
 
-def _answer(target: str, place: str) -> Answer:
+def _answer(target: str, trajectory: Trajectory, place: Place, turn: int) -> Answer:
     reasoning, closed, answer = target.partition(BLOCK_END)[0].rpartition("</think>")
-    thinks = bool(closed and reasoning.replace("<think>", "").strip())
-    return Answer(target=_digest(target), answer=_digest(answer.strip()), thinks=thinks, place=place)
+    return Answer(
+        target=_digest(target),
+        answer=_digest(answer),
+        thinks=bool(closed and reasoning.replace("<think>", "").strip()),
+        ends_row=turn == trajectory.turns[-1],
+        place=f"trajectory {place.row}, turn {turn}",
+    )
 
 
 def _digest(text: str) -> int:

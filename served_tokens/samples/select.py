@@ -77,7 +77,12 @@ def convert_row(row: dict, place: Place, options: Options) -> tuple[Selected, li
         raise SystemExit(
             "--no-thinking: step 1 was run with --echo, which echoes what a thinking model writes; run it without"
         )
-    samples, left_out = row_samples(messages, served, options)
+    try:
+        samples, left_out = row_samples(messages, served, options)
+    except (LookupError, TypeError) as error:
+        raise TrajectoryError(
+            f"the row of step 1 was changed ({type(error).__name__}: {error}); run step 1 again"
+        ) from None
     by, _ = group = group_of(row.get("task_info"), messages)
     held_out = is_held_out(group, options.val_ratio, options.seed)
     counts = _counted(messages, served, samples, options)

@@ -42,7 +42,7 @@ def breaking(pipeline, tmp_path):
 @pytest.mark.parametrize("options, overrides", EXACT, ids=lambda value: "-".join(value).strip("-") or "default")
 def test_golden_cases_are_exact_in_every_mode(pipeline, check, options, overrides):
     output = check(pipeline(golden(), *options), *overrides)
-    assert "PASSED: 51 of 51 samples are exact" in output and "52 turns in = 51 turns in samples + 1 left out" in output
+    assert "PASSED: 53 of 53 samples are exact" in output and "54 turns in = 53 turns in samples + 1 left out" in output
 
 
 @pytest.mark.parametrize("suffix", [".json", ".jsonl", ".parquet"])
@@ -51,7 +51,7 @@ def test_each_format_loads_through_llamafactory(pipeline, check, suffix):
 
 
 def test_folder_of_shards_loads_through_llamafactory(pipeline, check):
-    assert "PASSED: 51 of 51 samples are exact" in check(pipeline(golden(), suffix=""))
+    assert "PASSED: 53 of 53 samples are exact" in check(pipeline(golden(), suffix=""))
 
 
 def test_json_whose_first_blocks_hold_no_history_loads_through_llamafactory(pipeline, check):
@@ -74,7 +74,7 @@ def test_template_that_is_wrong_for_the_history_is_caught(run_check, pipeline, c
     assert mismatched(output) == 14
     process = run_check(*arguments(tmp_path, name, tiny_model), "template=qwen3", expect=1)
     assert process.stderr.splitlines()[-1] == (
-        f"FAILED: {name}: 37 of 51 samples are exact, so the model would not be trained on what it is served with; set "
+        f"FAILED: {name}: 39 of 53 samples are exact, so the model would not be trained on what it is served with; set "
         "template=qwen3_nothink"
     )
 
@@ -101,7 +101,7 @@ def test_setting_that_changes_the_tokens_or_the_mask_is_caught(pipeline, check, 
 def test_cutoff_that_cuts_samples_is_caught(pipeline, check):
     output = check(pipeline(golden()), "cutoff_len=400", expect=1)
     cut = int(output.split(" over cutoff_len")[0].split()[-1])
-    assert 0 < cut <= 51 and mismatched(output) == 0
+    assert 0 < cut <= 53 and mismatched(output) == 0
 
 
 def test_setting_that_acts_after_the_samples_are_built_is_caught(pipeline, check):
@@ -116,7 +116,7 @@ def test_turn_that_is_trained_more_than_once_is_caught(run_check, pipeline, chec
     table = pq.read_table(path)
     pq.write_table(pa.concat_tables([table, table.slice(0, 2)]), path)
     output = check("samples", expect=1)
-    assert mismatched(output) == 0 and "= 51 turns in samples" in output
+    assert mismatched(output) == 0 and "= 53 turns in samples" in output
     process = run_check(*arguments(tmp_path, "samples", tiny_model), expect=1)
     assert "FAILED: 2 turns are trained more than once" in process.stderr
 
@@ -151,7 +151,7 @@ def test_trajectories_that_are_not_there_or_others_are_named(run_check, pipeline
 
 def test_max_samples_gives_a_quick_look(pipeline, check):
     output = check(pipeline(golden()), "--max-samples", "5")
-    assert "PASSED for 5 of 51 samples, which are exact" in output and "left out: max_samples is 5" in output
+    assert "PASSED for 5 of 53 samples, which are exact" in output and "left out: max_samples is 5" in output
 
 
 def test_data_set_that_step_2_did_not_write_is_named(check, tmp_path, run_check, tiny_model):
@@ -228,13 +228,19 @@ def test_prompt_that_is_trained_to_several_targets_is_counted_and_fails_only_wit
 
     one, other = assistant("a", "so it is"), assistant("b", "so it is")
     output = checked(asked(one, other, one, assistant("a", "or so"))).stdout
-    first = "rows.jsonl: trajectory 0, turn 1, and rows.jsonl: trajectory 1, turn 1"
+    first = "trajectory 0, turn 1, and trajectory 1, turn 1"
     assert f" 2 prompts are trained to another target too, the first: {first}" in output
-    for rows, place in ((asked(one, assistant("a")), 1), (asked(one, other, assistant("b", " ")), 2)):
+    for rows, place in (
+        (asked(one, assistant("a")), 1),
+        (asked(one, other, assistant("b", " ")), 2),
+        (asked(assistant("a"), one), 1),
+    ):
         assert (
-            "FAILED: samples: 1 prompts are trained both with and without reasoning to the same answer (rows.jsonl: "
-            f"trajectory {place - 1}, turn 1, and rows.jsonl: trajectory {place}, turn 1)"
+            "FAILED: samples: 1 prompts are trained both with and without reasoning to the same answer "
+            f"(trajectory {place - 1}, turn 1, and trajectory {place}, turn 1)"
         ) in checked(rows, expect=1).stderr
+    goes_on = {"messages": [user("q"), one, user("and?"), assistant("c", "r")]}  # no log: its thinking turn is past too
+    assert "PASSED" in checked([goes_on, *asked(assistant("a"))]).stdout
     assert "PASSED" in checked(asked(one, assistant("a")), ["--no-thinking"], ["enable_thinking=false"]).stdout
 
 
