@@ -69,6 +69,7 @@ def print_findings(found: Findings, max_samples: int | None) -> None:
         (counts["lost texts"], "lost, texts that no sample holds that should"),
         *((number, f"of them under {key}") for key, number in found.lost_under.most_common(SHOWN_KEYS)),
         (counts["other targets"], f"prompts are trained to another target too, the first: {found.other_targets}"),
+        (counts["with and without reasoning"], "of them to the same answer with and without reasoning"),
     ]
     for number, said in lines:
         if number:
