@@ -131,7 +131,8 @@ def test_split_of_several_configs_is_not_read_together(step1):
     "files, arguments, expected",
     [
         (["data/train-00000-of-00002.json", "data/train-00001-of-00002.json"], [], [0, 1]),
-        (["train/0.json", "train/1.json"], [], [0, 1]),
+        (["train/0.json", "train/1.json"], [], None),
+        (["train/0.json", "train/1.json"], ["--file", "train/*"], [0, 1]),
         (["part-1.json", "part-2.json"], ["--file", "part-*.json"], [0, 1]),
         (["part-1.json", "part-2.json"], [], None),  # they may be versions
         (["train/0.json", "test/0.json"], ["--split", "train"], [0]),
@@ -183,9 +184,12 @@ def test_file_and_split_are_refused_for_a_file(run, tmp_path):
 
 def test_row_of_a_shard_that_is_set_aside_is_named_with_its_file(step1, tmp_path):
     errors = step1(
-        {"train/0.jsonl": json.dumps(row(0)).encode(), "train/1.jsonl": json.dumps(row(1)).encode() + b"\nbad\n"}
+        {
+            "train-0-of-2.jsonl": json.dumps(row(0)).encode(),
+            "train-1-of-2.jsonl": json.dumps(row(1)).encode() + b"\nbad\n",
+        }
     ).stderr
-    source = f"hf://datasets/me/t@{COMMIT}/train/1.jsonl"
+    source = f"hf://datasets/me/t@{COMMIT}/train-1-of-2.jsonl"
     assert f"1 like row 1 of {source}: the row is not valid JSON" in errors
     [reject] = read_jsonl(tmp_path / "y.jsonl.rejects.jsonl")
     assert (reject["source"], reject["row"]) == (source, 1)

@@ -4,37 +4,37 @@ A file is named by its address, hf://datasets/ID@COMMIT/NAME, as huggingface_hub
 Hub's cache, and found there offline too.
 """
 
-import contextlib
 import fnmatch
 import os
 import re
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
 
 from tqdm import tqdm
 
 DATA_SET = re.compile(r"([\w.-]+/[\w.-]+?)(?:@([\w./-]+))?")
 ADDRESS = re.compile(r"hf://datasets/([\w.-]+/[\w.-]+)@([^/]+)/(.+)")
-SHARD = re.compile(r"\d+-of-\d+")
-SPLITS = ("train", "validation", "valid", "val", "dev", "test", "eval")
 LOOKED_AT, FIRST_ROW = 1 << 14, 1 << 26  # bytes of a file read at a time until its first row is whole; the most of it
 SHOWN_FILES = 10  # on the screen, of each kind
 
 os.environ.setdefault("HF_HUB_DISABLE_XET", "1")  # a download by Xet that breaks off begins anew
 
 
-class Repository(NamedTuple):
-    """A data set at the commit of a revision.
-
-    sizes: bytes of each file, by name.
-    folder: where they are, if only the cache can be had.
-    """
+@dataclass(frozen=True)
+class Repository:
+    """A data set at the commit of a revision: the bytes of each of its files, by name, as far as they can be had."""
 
     id: str
     revision: str
     commit: str
     sizes: dict[str, int]
-    folder: Path | None
+    is_cache: bool = False
+
+    def lines(self, names: list[str], reasons: dict | None = None) -> str:
+        """A line for each file, for the first of them, with the reason why it is not read."""
+        sizes = {name: tqdm.format_sizeof(self.sizes[name], "B") for name in names[:SHOWN_FILES]}
+        lines = [f"  {name} ({size})" + (f": {reasons[name]}" if reasons else "") for name, size in sizes.items()]
+        return "\n".join([*lines, f"  and {len(names) - SHOWN_FILES} more"] if names[SHOWN_FILES:] else lines)
 
 
 def is_data_set(source: str) -> bool:
@@ -55,49 +55,52 @@ def download_trajectories(
     Args:
         source: ID, or ID@REVISION.
         pattern: only files whose name, with or without its folder, matches this glob.
-        split: only files of this split, by their names.
+        split: only files with this word in their names.
         formats: what the names of data files end with.
         why_no_trajectories: why_no_trajectories(file, name) -> why an open file holds no trajectories, or None. It
             raises SystemExit or ValueError where it has no row.
     Ends with a message where no file holds trajectories, or where those that do are not shards of one split: two
     splits, or the same rows under two names, are never read together.
     """
-    repository = _open_repository(source)
-    why_not, read = {}, []
-    of_split = _chosen(repository, source, pattern, split, formats)
-    for names in tqdm(of_split, "look into files", unit=" files", disable=len(of_split) < SHOWN_FILES, leave=False):
-        if reason := _why_not(repository, names[0], why_no_trajectories):  # shards have one writer
-            why_not.update(dict.fromkeys(names, reason))
+    repository, why_not, read = _open_repository(source), {}, []
+    shards = _shards(repository, source, pattern, split, formats)
+    for of_split in tqdm(shards, "look into files", disable=len(shards) < SHOWN_FILES, leave=False):
+        if reason := _why_not(repository, of_split[0], why_no_trajectories):  # shards have one writer
+            why_not.update(dict.fromkeys(of_split, reason))
         else:
-            read.append(names)
+            read.append(of_split)
     if not read:
-        raise SystemExit(f"{source}: none of its files holds trajectories:\n{_listed(why_not, repository, why_not)}")
+        listed = repository.lines([*why_not], why_not)
+        raise SystemExit(f"{source}: none of its files holds trajectories:\n{listed}")
     if len(read) > 1:
-        several = _listed([name for names in read for name in names], repository)
         raise SystemExit(
             f"{source}: several of its files hold trajectories, and they are not shards of one split; name one, by "
-            f"--file NAME or --split NAME:\n{several}"
+            f"--file NAME or --split NAME:\n{repository.lines([name for of_split in read for name in of_split])}"
         )
-    cached = ", from the cache" if repository.folder else ""
-    print(f"{repository.id} at revision {repository.commit[:12]}{cached}: reads\n{_listed(read[0], repository)}")
+    cached = ", from the cache" if repository.is_cache else ""
+    print(f"{repository.id} at revision {repository.commit[:12]}{cached}: reads\n{repository.lines(read[0])}")
     if why_not:
-        print(f"and not\n{_listed(why_not, repository, why_not)}")
+        print(f"and not\n{repository.lines([*why_not], why_not)}")
     for name in read[0]:
         _download(repository.id, name, repository.revision)
     return [f"hf://datasets/{repository.id}@{repository.commit}/{name}" for name in read[0]]
 
 
-def _chosen(repository: Repository, source: str, pattern: str | None, split: str | None, formats: tuple) -> list:
+def _shards(repository: Repository, source: str, pattern: str | None, split: str | None, formats: tuple) -> list:
     """The names of the data files that the user wants, those of each split together."""
-    names, of_split = [name for name in sorted(repository.sizes) if name.endswith(formats)], {}
+    names, shards = sorted(name for name in repository.sizes if name.endswith(formats)), {}
     for name in names:
-        if (not pattern or _matches(name, pattern)) and (not split or _is_of_split(name, split)):
-            of_split.setdefault(_split_of(name, split, pattern), []).append(name)
-    if not of_split:
-        wanted = [f"--file {pattern}"] * bool(pattern) + [f"--split {split}"] * bool(split)
-        there = f"; it has\n{_listed(names, repository)}" if names else ""
-        raise SystemExit(f"{source}: the data set has no file for {' and '.join(wanted) or ', '.join(formats)}{there}")
-    return [*of_split.values()]
+        if pattern and not any(fnmatch.fnmatchcase(part, pattern) for part in (name, PurePosixPath(name).name)):
+            continue
+        if not split or re.search(rf"(^|[/_.-]){re.escape(split)}([/_.-]|$)", name):
+            numbers = r"\d+" if pattern else r"\d+-of-\d+"  # without a glob, other numbers may be of versions
+            shards.setdefault(re.sub(numbers, "*", name), []).append(name)
+    if not shards:
+        options = {"--file": pattern, "--split": split}
+        wanted = " and ".join(f"{option} {value}" for option, value in options.items() if value) or ", ".join(formats)
+        there = f"; it has\n{repository.lines(names)}" if names else ""
+        raise SystemExit(f"{source}: the data set has no file for {wanted}{there}")
+    return [*shards.values()]
 
 
 def local_copy(address: str) -> Path | None:
@@ -119,86 +122,40 @@ def _download(data_set: str, name: str, revision: str) -> Path:
 
 def _open_repository(source: str) -> Repository:
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
     data_set, revision = DATA_SET.fullmatch(source).groups("main")
     try:
         info = HfApi().dataset_info(data_set, revision=revision, files_metadata=True)
-        return Repository(
-            data_set, revision, info.sha, {file.rfilename: file.size or 0 for file in info.siblings}, None
-        )
+        return Repository(data_set, revision, info.sha, {file.rfilename: file.size or 0 for file in info.siblings})
     except Exception as error:  # many kinds again
-        reason, hidden = error, isinstance(error, (RepositoryNotFoundError, RevisionNotFoundError))
+        reason = _one_line(error)
     try:
-        if hidden:
-            raise reason
         folder = Path(snapshot_download(data_set, repo_type="dataset", revision=revision, local_files_only=True))
     except Exception:
-        raise SystemExit(
-            f"{source}: no such file, and not to be had from the Hugging Face Hub ({_one_line(reason)})"
-        ) from None
+        raise SystemExit(f"{source}: no such file, and not to be had from the Hugging Face Hub ({reason})") from None
     sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
-    return Repository(data_set, revision, folder.name, sizes, folder)
+    return Repository(data_set, revision, folder.name, sizes, is_cache=True)
 
 
 def _why_not(repository: Repository, name: str, why_no_trajectories) -> str | None:
-    """Why a file is none of trajectories, by its first row."""
+    """Why a file is none of trajectories, by its first row; of one on the Hub only what is read is downloaded."""
+    from huggingface_hub import HfFileSystem, try_to_load_from_cache
+
+    path = try_to_load_from_cache(repository.id, name, revision=repository.commit, repo_type="dataset")
     try:
-        with contextlib.closing(_open_file(repository, name)) as file:
+        if isinstance(path, str):
+            file = open(path, "rb")  # noqa: SIM115
+        else:
+            size = repository.sizes[name]
+            seen = size if name.endswith(".parquet") else min(size, FIRST_ROW)  # what Parquet holds is said at its end
+            address = f"datasets/{repository.id}@{repository.commit}/{name}"
+            file = HfFileSystem().open(address, "rb", block_size=LOOKED_AT, size=seen)
+        with file:
             return why_no_trajectories(file, name)
     except (SystemExit, ValueError) as error:
         return str(error).removeprefix(f"{name}: ")
     except Exception as error:  # many kinds again
         raise SystemExit(f"{name}: cannot be read from the Hub ({_one_line(error)}); run this again") from None
-
-
-def _open_file(repository: Repository, name: str):
-    """The file in the cache, or one on the Hub of which only what is read is downloaded."""
-    from huggingface_hub import HfFileSystem, try_to_load_from_cache
-
-    path = repository.folder and repository.folder / name
-    path = path or try_to_load_from_cache(repository.id, name, revision=repository.commit, repo_type="dataset")
-    if isinstance(path, (str, Path)):
-        return open(path, "rb")
-    size = repository.sizes[name]
-    seen = size if name.endswith(".parquet") else min(size, FIRST_ROW)  # what Parquet holds is said at its end
-    return HfFileSystem().open(
-        f"datasets/{repository.id}@{repository.commit}/{name}", "rb", block_size=LOOKED_AT, size=seen
-    )
-
-
-def _matches(name: str, pattern: str) -> bool:
-    return fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(PurePosixPath(name).name, pattern)
-
-
-def _is_of_split(name: str, split: str) -> bool:
-    return re.search(rf"(^|[/_.-]){re.escape(split)}([/_.-]|$)", name) is not None
-
-
-def _split_of(name: str, split: str | None, pattern: str | None) -> str:
-    """Files with the same one are shards of one split: by their numbers, or in a folder that is named like a split.
-
-    Where a glob chooses the files, other numbers in their names will do: they are parts, and else they may be versions.
-    """
-    *folders, file = name.split("/")
-    for depth, folder in enumerate(folders):
-        if folder in (*SPLITS, split):
-            return "/".join(folders[: depth + 1]) + "/"
-    return "/".join([*folders, (re.compile(r"\d+") if pattern else SHARD).sub("*", file)])
-
-
-def _listed(names, repository: Repository, reasons: dict | None = None) -> str:
-    """A line for each file, for the first of them."""
-    names = [*names]
-    lines = [
-        f"  {name} ({_size(repository.sizes[name])}){': ' + reasons[name] if reasons else ''}"
-        for name in names[:SHOWN_FILES]
-    ]
-    return "\n".join(lines + [f"  and {len(names) - SHOWN_FILES} more"] * (len(names) > SHOWN_FILES))
-
-
-def _size(size: int) -> str:
-    return tqdm.format_sizeof(size, "B")
 
 
 def _one_line(error: Exception) -> str:
