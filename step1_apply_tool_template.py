@@ -102,9 +102,9 @@ def plain_row(row: dict, place: Place, chat_template: ChatTemplate, reading: Rea
     """(counts, the plain messages of a row, what is served of it: see `apply_chat_template`)"""
     trajectory = read_trajectory(row, reading, chat_template.control_tokens)
     counts = noted(trajectory)
-    render, linear = prepared_template(chat_template)
+    render, by_chains = prepared_template(chat_template)
     apply = apply_despite_control_tokens if reading.allow_control_tokens else apply_chat_template
-    plain, served = apply(trajectory.messages, trajectory.tools, render, linear, reading.echo)
+    plain, served = apply(trajectory.messages, trajectory.tools, render, by_chains, reading.echo)
     for turn in served["turns"]:
         turn["left_out"] = trajectory.not_trained.get(turn["turn"], turn["left_out"])
         counts.left_out.update([turn["left_out"]] if turn["left_out"] else [])

@@ -165,13 +165,15 @@ def test_only_the_option_lets_control_tokens_through(conversation, tools):
 
 
 @given(conversation=CONVERSATION, tools=TOOLS)
-def test_rendering_by_query_equals_rendering_every_prefix(conversation, tools):
+def test_rendering_by_chains_equals_rendering_every_prefix(conversation, tools):
     try:
         messages, tools = served_trajectory({"messages": conversation, "tools": tools}, ())
     except TrajectoryError:
         return
-    by_query, by_prefix = (apply_despite_control_tokens(messages, tools, RENDER, linear) for linear in (True, False))
-    assert by_query == by_prefix
+    by_chains, by_prefix = (
+        apply_despite_control_tokens(messages, tools, RENDER, by_chains) for by_chains in (True, False)
+    )
+    assert by_chains == by_prefix
 
 
 def ordinary_turns(chain_lengths: list[int]) -> list[dict]:

@@ -8,7 +8,7 @@ from reading_rows import READ_AS_IT_IS, served_trajectory
 
 from served_tokens.marks import TrajectoryError
 from served_tokens.prompts.chat_template import QWEN3, load_chat_template, read_chat_template
-from served_tokens.prompts.turns import apply_chat_template, renders_by_query
+from served_tokens.prompts.turns import apply_chat_template, renders_by_chains
 from served_tokens.proof.turn import served_turn
 from served_tokens.samples.alpaca import to_samples
 
@@ -37,10 +37,10 @@ def test_template_file_renders_the_official_prompts_and_targets(case):
             assert (prompt, target) == (turn[f"prompt_{mode}"], turn["target"])
 
 
-@pytest.mark.parametrize("linear", [True, False])
+@pytest.mark.parametrize("by_chains", [True, False])
 @pytest.mark.parametrize("case", GOLDEN, ids=lambda case: case["name"])
-def test_both_steps_reproduce_the_official_prompts_and_targets(case, linear):
-    plain, served = apply_chat_template(*served_trajectory(*golden(case["name"])), RENDER, linear=linear)
+def test_both_steps_reproduce_the_official_prompts_and_targets(case, by_chains):
+    plain, served = apply_chat_template(*served_trajectory(*golden(case["name"])), RENDER, by_chains=by_chains)
     expected = {turn["turn"]: turn for turn in case["turns"]}
     assert [turn["turn"] for turn in served["turns"]] == list(expected)
     for turn in served["turns"]:
@@ -119,7 +119,7 @@ def test_template_that_looks_at_more_than_expected_is_rendered_prefix_by_prefix(
     )
     (tmp_path / "switch.jinja").write_text(switch, encoding="utf-8")
     render = load(tmp_path / "switch.jinja")
-    assert renders_by_query(render)
+    assert renders_by_chains(render)
     messages = [
         {"role": "system", "content": "/no_think"},
         user("q"),
@@ -127,7 +127,7 @@ def test_template_that_looks_at_more_than_expected_is_rendered_prefix_by_prefix(
         tool("1"),
         assistant("a", "s"),
     ]
-    fast, naive = (apply_chat_template(messages, None, render, linear=linear) for linear in (True, False))
+    fast, naive = (apply_chat_template(messages, None, render, by_chains=by_chains) for by_chains in (True, False))
     assert fast == naive and fast != apply_chat_template(messages, None, RENDER)
 
 

@@ -70,12 +70,12 @@ def test_the_check_renders_the_same_prompts(prompt):
     assert served_turn(messages, tools, prompt["turn"], served_as, render, came_back)[0] == prompt["prompt"]
 
 
-@pytest.mark.parametrize("linear", [True, False])
+@pytest.mark.parametrize("by_chains", [True, False])
 @pytest.mark.parametrize("prompt", RECORDED, ids=recorded_name)
-def test_plain_messages_and_edits_make_up_the_same_prompts(prompt, linear):
+def test_plain_messages_and_edits_make_up_the_same_prompts(prompt, by_chains):
     render = load_chat_template(read_chat_template(str(QWEN3)))
     messages, tools = served_trajectory(*golden(prompt["name"]))
-    plain, served = apply_chat_template(messages, tools, render, linear, prompt["echo"])
+    plain, served = apply_chat_template(messages, tools, render, by_chains, prompt["echo"])
     place = next(turn["message"] for turn in served["turns"] if turn["turn"] == prompt["turn"])
     shown = [message["content"] for message in plain[:place]]
     for edit in served["template" if prompt["reasoning_sent_as"] else "drop"]:
