@@ -106,14 +106,15 @@ def test_template_in_which_no_prompt_begins_with_another_stays_exact(tmp_path):
     (tmp_path / "numbered.jinja").write_text(numbered, encoding="utf-8")
     render = load(tmp_path / "numbered.jinja")
     messages = [user("q"), assistant("", "r", [call("f", {})]), tool("1"), assistant("a", "s")]
-    plain, served = apply_chat_template(messages, None, render)
+    assert not renders_by_chains(render)
+    plain, served = apply_chat_template(messages, None, render, by_chains=False)
     samples, _ = to_samples(plain, {**served, "source": "", "trajectory": 0, **READ_AS_IT_IS}, "drop")
     for sample in samples:
         assert served_text(sample)[0] == served_turn(messages, None, sample["turns"][-1], "drop", render)[0]
 
 
-def test_template_that_looks_at_more_than_expected_is_rendered_prefix_by_prefix(tmp_path):
-    """A switch in the system prompt, as some templates have it: no conversation of the probe shows it."""
+def test_template_that_looks_at_more_than_expected_is_seen_by_the_check(tmp_path):
+    """A switch in the system prompt: no conversation of the probe shows it, so step 1 does not know of it."""
     switch = QWEN3.read_text(encoding="utf-8").replace(
         "(loop.last or reasoning)", "(loop.last or reasoning) and '/no_think' not in messages[0].content"
     )
@@ -127,8 +128,11 @@ def test_template_that_looks_at_more_than_expected_is_rendered_prefix_by_prefix(
         tool("1"),
         assistant("a", "s"),
     ]
-    fast, naive = (apply_chat_template(messages, None, render, by_chains=by_chains) for by_chains in (True, False))
-    assert fast == naive and fast != apply_chat_template(messages, None, RENDER)
+    plain, _ = apply_chat_template(messages, None, render)
+    _, target = served_turn(messages, None, 4, "drop", render)
+    assert target != plain[4]["content"] + "<|im_end|>\n"
+    _, target = served_turn(messages, None, 4, "drop", RENDER)
+    assert target == plain[4]["content"] + "<|im_end|>\n"
 
 
 def test_golden_cases_are_the_official_ones():
