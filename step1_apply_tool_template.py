@@ -59,7 +59,7 @@ from served_tokens.marks import TrajectoryError
 from served_tokens.prompts.chat_template import QWEN3, ChatTemplate, read_chat_template
 from served_tokens.prompts.echo import ECHOES
 from served_tokens.prompts.turns import apply_chat_template, apply_despite_control_tokens, prepared_template
-from served_tokens.rows.keys import FIELDS
+from served_tokens.rows.keys import FIELDS, KNOWN
 from served_tokens.rows.notes import Noted, digest, noted
 from served_tokens.rows.other import holds_conversation
 from served_tokens.rows.servers import STYLES
@@ -209,6 +209,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--ignore-key",
         action="append",
         default=[],
+        type=ignored_key,
         metavar="KEY",
         help="a key that nobody reads is no part of the conversation: `note`, at any level, or with its level, "
         "`message.note`, where it is not read even if it could be; can be given again",
@@ -224,6 +225,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="keep trajectories that call tools and offer none, because their system text holds them",
     )
+
+
+def ignored_key(text: str) -> str:
+    """Of KEY or LEVEL.KEY, for argparse."""
+    level, named, _ = text.partition(".")
+    if named and level not in KNOWN:
+        raise argparse.ArgumentTypeError(f"{text!r}: there is no level {level}; levels are {', '.join(KNOWN)}")
+    return text
 
 
 def key_and_field(text: str) -> tuple[str, str]:

@@ -578,3 +578,8 @@ def test_a_file_of_a_hub_data_set_holds_trajectories_in_any_shape():
         assert holds_conversation(columns)
     for columns in (["prompt", "chosen"], ["instruction", "output"]):
         assert not holds_conversation(columns)
+
+
+def test_ignored_key_of_a_level_that_there_is_not_is_refused(run, tmp_path):
+    process = run("step1_apply_tool_template.py", "x.jsonl", "y.jsonl", "--ignore-key", "mesage.note", expect=2)
+    assert "'mesage.note': there is no level mesage; levels are row, message, call, part, tool" in process.stderr
