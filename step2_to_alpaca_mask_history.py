@@ -25,7 +25,7 @@ import itertools
 import os
 import shlex
 import sys
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import orjson
@@ -109,8 +109,24 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def check_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """Stop where the options exclude each other; set `options`, `served_as`, `dataset_info` and `dataset_name`."""
+@dataclass(frozen=True)
+class Settings:
+    """What the options come to: of each sample, and where LlamaFactory finds them.
+
+    dataset_dir: LlamaFactory's; dataset_name: in its dataset_info.json.
+    """
+
+    options: Options
+    dataset_dir: Path
+    dataset_name: str
+
+    @property
+    def dataset_info(self) -> Path:
+        return self.dataset_dir / "dataset_info.json"
+
+
+def settings_of(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Settings:
+    """What the options come to; ends where they exclude each other or cannot be, before the work."""
     if args.no_thinking and args.history_thinking == "template":
         parser.error("--no-thinking leaves no reasoning for --history-thinking template to keep; drop one of the two")
     if args.merge_turns and args.history_thinking != "template":
@@ -122,25 +138,21 @@ def check_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> 
         parser.error("--cutoff-len and --tokenizer go together: tokens are counted to see what would be cut")
     if args.max_turns and args.max_turns < args.min_turns:
         parser.error("--max-turns is below --min-turns, so nothing would be left")
-    args.dataset_name = args.dataset_name or name_of(args.output)
-    if "," in args.dataset_name:
-        parser.error(
-            f"{args.dataset_name}: LlamaFactory separates data sets by commas; name it without by --dataset-name"
-        )
+    name = args.dataset_name or name_of(args.output)
+    if "," in name:
+        parser.error(f"{name}: LlamaFactory separates data sets by commas; name it without by --dataset-name")
     if args.tokenizer:
         os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are parallel already
         load_tokenizer(args.tokenizer)  # before the work, so that a bad one costs nothing
-    args.served_as = "no-thinking" if args.no_thinking else args.history_thinking
-    args.options = Options(**{its.name: getattr(args, its.name) for its in fields(Options)})
-    if args.dataset_dir is None:
-        is_default = (
-            args.output.resolve() == DEFAULT_OUTPUT and not args.val_ratio and args.dataset_name == DEFAULT_OUTPUT.name
-        )
-        args.dataset_dir = ROOT if is_default else args.output.parent
-    args.dataset_info = args.dataset_dir / "dataset_info.json"
-    read_dataset_info(args.dataset_info)  # before the work, so that a broken one costs nothing
-    if args.dataset_dir.is_dir() and not os.access(args.dataset_dir, os.W_OK):
-        sys.exit(f"{args.dataset_info}: cannot be written; name another folder by --dataset-dir")
+    is_default = args.output.resolve() == DEFAULT_OUTPUT and not args.val_ratio and name == DEFAULT_OUTPUT.name
+    folder = args.dataset_dir or (ROOT if is_default else args.output.parent)
+    served_as = "no-thinking" if args.no_thinking else args.history_thinking
+    same = {its.name: getattr(args, its.name) for its in fields(Options) if its.name != "served_as"}
+    settings = Settings(Options(served_as=served_as, **same), folder, name)
+    read_dataset_info(settings.dataset_info)  # before the work, so that a broken one costs nothing
+    if folder.is_dir() and not os.access(folder, os.W_OK):
+        sys.exit(f"{settings.dataset_info}: cannot be written; name another folder by --dataset-dir")
+    return settings
 
 
 def print_counts(totals: Totals) -> None:
@@ -164,18 +176,15 @@ def print_counts(totals: Totals) -> None:
         print(SOME_REASONING.format(counts.without_reasoning, counts.beside_reasoning))
 
 
-def print_next(args: argparse.Namespace, counts: Selected) -> None:
+def print_next(settings: Settings, counts: Selected) -> None:
     """The command that checks the samples, with the settings that they are for."""
-    settings = training_settings(args.served_as, max(counts.given), not counts.not_thinking, args.merge_turns)
-    if args.dataset_name != DEFAULT_OUTPUT.name:
-        settings = [f"dataset={args.dataset_name}", *settings]
-    if args.cutoff_len:
-        settings = [*settings, f"cutoff_len={args.cutoff_len}"]
-    if args.val_ratio:
-        settings = [f"eval_dataset={args.dataset_name}{VALIDATION}", *settings]
-    if not args.dataset_dir.samefile(ROOT):
-        settings = [f"dataset_dir={shown(args.dataset_dir)}", *settings]
-    print(shlex.join(["next:", "python", "check_training_tokens.py", "qwen3_full_sft.yaml", *settings]))
+    options, name = settings.options, settings.dataset_name
+    told = [] if settings.dataset_dir.samefile(ROOT) else [f"dataset_dir={shown(settings.dataset_dir)}"]
+    told += [f"eval_dataset={name}{VALIDATION}"] if options.val_ratio else []
+    told += [f"dataset={name}"] if name != DEFAULT_OUTPUT.name else []
+    told += training_settings(options.served_as, max(counts.given), not counts.not_thinking, options.merge_turns)
+    told += [f"cutoff_len={options.cutoff_len}"] if options.cutoff_len else []
+    print(shlex.join(["next:", "python", "check_training_tokens.py", "qwen3_full_sft.yaml", *told]))
 
 
 def refuse_nothing(args: argparse.Namespace, totals: Totals) -> None:
@@ -210,7 +219,7 @@ def save(output: Path, parts: Path, stream: str, preview: int) -> None:
         part.write_bytes(orjson.dumps(first, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
 
 
-def parsed_arguments() -> argparse.Namespace:
+def parsed_arguments() -> tuple[argparse.Namespace, Settings]:
     parser = CommandLine(__doc__)
     add = parser.add_argument
     add("input", nargs="?", default=shown(DEFAULT_INPUT), metavar="INPUT")
@@ -230,17 +239,17 @@ def parsed_arguments() -> argparse.Namespace:
     add("--strict", action="store_true", help="stop at the first bad row instead of setting it aside")
     args = parser.parse_intermixed_args()
     check_output(args.output)
-    check_options(parser, args)
+    settings = settings_of(parser, args)
     if set("[]*?") & set(str(args.output)):
         parser.error(f"{args.output}: LlamaFactory reads [ ] * and ? in a path as patterns; name another output")
-    if args.output.resolve() == args.dataset_info.resolve():
+    if args.output.resolve() == settings.dataset_info.resolve():
         parser.error(f"{args.output} registers the data sets; name another output")
-    return args
+    return args, settings
 
 
 def main() -> None:
     exit_on_signals()
-    args = parsed_arguments()
+    args, settings = parsed_arguments()
     if not Path(args.input).exists():
         sys.exit(f"{args.input}: no such file; run step1_apply_tool_template.py first")
     files, output, name = find_files(args.input), args.output, name_of(args.output)
@@ -250,10 +259,10 @@ def main() -> None:
         check_output(path)
     beside = [output.with_name(output.name + stream) for stream in (REJECTS, LEFT_OUT)]
     previews = [path.with_name(name_of(path) + PREVIEW) for path in outputs]
-    refuse_inputs([args.input, *files], *outputs, *beside, *previews, args.dataset_info)
+    refuse_inputs([args.input, *files], *outputs, *beside, *previews, settings.dataset_info)
     replaced = ", in place of an earlier one" if output.exists() else ""
     with work_folder(output) as parts:
-        convert = functools.partial(convert_row, options=args.options)
+        convert = functools.partial(convert_row, options=settings.options)
         work = Work(convert, output, parts, part_suffix(output), sample_schema(), args.strict, load_text)
         totals = convert_files(files, work, args.num_proc, "step 2")
         print_reasons(totals, save_beside(parts, REJECTS, output), len(files) > 1)
@@ -263,26 +272,26 @@ def main() -> None:
         save(output, parts, "", args.preview)
         if counts.validation:
             save(val_output, parts, VALIDATION, args.preview)
-    register(args.dataset_info, args.dataset_name, output)
+    register(settings.dataset_info, settings.dataset_name, output)
 
     print_counts(totals)
     if left_out:
         print(f"each of them, with its reason: {shown(left_out)}")
     print(
-        f"{shown(output)}{replaced}, registered as {args.dataset_name} in {shown(args.dataset_info)}; "
+        f"{shown(output)}{replaced}, registered as {settings.dataset_name} in {shown(settings.dataset_info)}; "
         f"the first samples: {shown(output.with_name(name + PREVIEW))}"
     )
     if counts.validation:
-        register(args.dataset_info, args.dataset_name + VALIDATION, val_output)
-        as_name = f"registered as {args.dataset_name}{VALIDATION}"
+        register(settings.dataset_info, settings.dataset_name + VALIDATION, val_output)
+        as_name = f"registered as {settings.dataset_name}{VALIDATION}"
         print(f"{shown(val_output)}: {counts.validation} of the samples, for validation; {as_name}")
         for by in (BY_CONTENT, BY_TASK):
             if counts.held_out[by]:
                 print(f"  of {counts.held_out[by]} trajectories, held out by {by}")
-    elif args.dataset_name + VALIDATION in read_dataset_info(args.dataset_info):
-        earlier = f"{args.dataset_name}{VALIDATION} is of an earlier run, and its trajectories are trained on now"
+    elif settings.dataset_name + VALIDATION in read_dataset_info(settings.dataset_info):
+        earlier = f"{settings.dataset_name}{VALIDATION} is of an earlier run, and its trajectories are trained on now"
         print(f"{earlier}: evaluate on it no more")
-    print_next(args, counts)
+    print_next(settings, counts)
 
 
 if __name__ == "__main__":

@@ -150,7 +150,7 @@ def collect(system: pa.fs.FileSystem, work: str, output: str) -> None:
             system.delete_file(output + stream)
 
 
-def parsed_arguments() -> argparse.Namespace:
+def parsed_arguments() -> tuple[argparse.Namespace, step2.Settings]:
     parser = CommandLine(__doc__)
     parser.add_argument("input", metavar="INPUT")
     parser.add_argument("output", metavar="OUTPUT")
@@ -158,12 +158,11 @@ def parsed_arguments() -> argparse.Namespace:
     step2.add_options(parser)
     args = parser.parse_intermixed_args()
     args.address, args.output = args.output.rstrip("/"), Path(args.output)
-    step2.check_options(parser, args)
-    return args
+    return args, step2.settings_of(parser, args)
 
 
 def main() -> None:
-    args = parsed_arguments()
+    args, settings = parsed_arguments()
     chat_template = read_chat_template(args.chat_template)
     prepared_template(chat_template)  # before the work, so that a bad one costs nothing
     (system, path), (output_system, output) = find(args.input), find(args.address)
@@ -176,7 +175,7 @@ def main() -> None:
         if output_system.get_file_info(output + folder).type != pa.fs.FileType.NotFound:
             sys.exit(f"{args.address}{folder}: is there already; remove it, or name another folder")
     convert = functools.partial(
-        convert_row, options=args.options, chat_template=chat_template, reading=step1.reading_of(args)
+        convert_row, options=settings.options, chat_template=chat_template, reading=step1.reading_of(args)
     )
     parent, name = posixpath.split(output)
     work = f"{parent}/.{name}.{os.getpid()}.work"
@@ -198,11 +197,13 @@ def main() -> None:
     if "://" in args.address:
         print(f"{args.address}: copy it to a folder that each machine of the training can reach, and register it there")
         return
-    register(args.dataset_info, args.dataset_name, args.output)
+    register(settings.dataset_info, settings.dataset_name, args.output)
     if totals.counts.validation:
-        register(args.dataset_info, args.dataset_name + VALIDATION, Path(f"{args.output}{VALIDATION}"))
-    print(f"{args.address}: {len(paths)} files read, registered as {args.dataset_name} in {shown(args.dataset_info)}")
-    step2.print_next(args, totals.counts)
+        register(settings.dataset_info, settings.dataset_name + VALIDATION, Path(f"{args.output}{VALIDATION}"))
+    print(
+        f"{args.address}: {len(paths)} files read, registered as {settings.dataset_name} in {shown(settings.dataset_info)}"
+    )
+    step2.print_next(settings, totals.counts)
 
 
 if __name__ == "__main__":
