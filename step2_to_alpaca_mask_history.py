@@ -172,8 +172,8 @@ def print_counts(totals: Totals) -> None:
         print(f"{number} turns left out: {reason}")
     if counts.supervised and not (counts.with_reasoning or counts.not_thinking):
         print(NO_REASONING)
-    if counts.without_reasoning:
-        print(SOME_REASONING.format(counts.without_reasoning, counts.beside_reasoning))
+    if counts.with_reasoning and counts.without_reasoning:
+        print(SOME_REASONING.format(counts.without_reasoning, counts.supervised, counts.beside_reasoning))
 
 
 def print_next(settings: Settings, counts: Selected) -> None:

@@ -200,9 +200,8 @@ def main() -> None:
     register(settings.dataset_info, settings.dataset_name, args.output)
     if totals.counts.validation:
         register(settings.dataset_info, settings.dataset_name + VALIDATION, Path(f"{args.output}{VALIDATION}"))
-    print(
-        f"{args.address}: {len(paths)} files read, registered as {settings.dataset_name} in {shown(settings.dataset_info)}"
-    )
+    registered = f"registered as {settings.dataset_name} in {shown(settings.dataset_info)}"
+    print(f"{args.address}: {len(paths)} files read, {registered}")
     step2.print_next(settings, totals.counts)
 
 

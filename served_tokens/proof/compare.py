@@ -16,7 +16,7 @@ from served_tokens.files.read import Place, parse_row, progress, read_shards, ro
 from served_tokens.marks import BLOCK_END, IGNORE_INDEX, TrajectoryError
 from served_tokens.proof.findings import PLACES_KEPT, Findings
 from served_tokens.proof.lost import lost_texts
-from served_tokens.proof.own_reader import plain_reading
+from served_tokens.proof.own_reader import not_to_be_trained, plain_reading, raw_row
 from served_tokens.proof.tokens import Tokens, describe_mismatch, first_mismatch, supervised_spans
 from served_tokens.proof.told import reasons_of, samples_by_trajectory
 from served_tokens.proof.turn import echoed_messages, expected_sample, served_turn, task_of
@@ -196,7 +196,10 @@ def _check_rows(found: Findings, samples: Samples, truth: Truth, batch: tuple) -
             checked.supervised += [(*place, turn) for _, turns, _ in its_samples for turn in turns]
             checked.tasks.add(task_of(row.get("task_info"), trajectory.messages, trajectory.tools))
             shown = _check_samples(checked, place, trajectory, its_samples, samples.built, truth, reading.echo)
-            _check_reading(found, place, row, reading, trajectory, shown)
+            _check_reading(found, place, raw_row(raw), reading, trajectory, shown)
+            thinks = any(served_as != "no-thinking" for *_, served_as in its_samples)
+            if thinks and not reading.read_as and not_to_be_trained(raw_row(raw)) & shown.keys():
+                found.lose("read otherwise", f"{named(place)}: turns are trained that the row says not to train on")
     return checked
 
 
@@ -275,9 +278,10 @@ def _note_reasoning(found: Findings, trajectory: Trajectory, samples: list, show
     if any(served_as == "no-thinking" for *_, served_as in samples):
         return
     thinks = [bool(trajectory.messages[k].get("reasoning_content", "").strip()) for k in trajectory.turns]
-    if any(thinks):
-        found.counts["beside reasoning"] += len(shown)
-        found.counts["without reasoning"] += sum(not thinks[number] for number in shown)
+    without = sum(not thinks[number] for number in shown)
+    found.counts["with reasoning"] += len(shown) - without
+    found.counts["without reasoning"] += without
+    found.counts["beside reasoning"] += without if any(thinks) else 0
 
 
 def _answer(target: str, trajectory: Trajectory, place: Place, turn: int) -> Answer:

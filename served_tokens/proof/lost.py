@@ -23,9 +23,23 @@ NOT_SHOWN = frozenset(
     "temperature top_p top_k max_tokens n seed tool_choice parallel_tool_calls traj_type task_info user_messages steps "
     "logprobs error is_error refusal signature annotations response_metadata usage_metadata cache_control caller "
     "extra_content citations strict defer_loading finish_reason stop_reason requestor data format "
-    "chat_template_kwargs enable_thinking think reasoning_effort".split()
+    "chat_template_kwargs enable_thinking think reasoning_effort message_id message_type parentUuid "
+    "reasoning_tokens sender step thought_signatures time token_count tool_call_ids ts turn_id agent call_id "
+    "status output_schema outputSchema returns examples title".split()
 )
-OF_A_ROW = frozenset(("reasoning", "thinking", "function_call", "name", "turns", "num_turns"))  # of columns alone
+OF_A_ROW = frozenset(  # of columns alone
+    "reasoning thinking function_call name turns num_turns traj_id trajectory_id conversation_id prompt_id hash "
+    "repo patch model_patch test_result subset subset_name question difficulty success pass_rate trial_name "
+    "result verifier_output model_provider subcategory title topic environment base_commit problem_statement stop "
+    "response_format frequency_penalty presence_penalty min_p user repetition_penalty max_completion_tokens "
+    "service_tier stream_options logit_bias done eval_count total_duration".split()
+)
+SHOWN = frozenset(  # that a key which is ignored without its level does not take away
+    "messages conversations prompt completion tools functions tool_defs system role from content value text "
+    "reasoning_content reasoning thinking thinking_blocks reasoning_details tool_calls function_call function name "
+    "arguments args input parameters description".split()
+)
+LEVELS = ("row", "message", "call", "part")
 THINK = re.compile("</?think>")  # texts are read apart at these marks
 LONG = 3  # characters: of shorter texts little can be said
 
@@ -52,17 +66,26 @@ def lost_texts(row: dict, shown: dict, turns: int, read_as: dict, ignored: tuple
         turns: how many turns were read.
         read_as: {key: the field that it is read as}; ignored: keys that the user ignores, alone or as "message.note".
     """
-    skipped = NOT_SHOWN | {key.rpartition(".")[2] for key in ignored}
-    row = {read_as.get(key, key): value for key, value in row.items() if key not in skipped}
+    bare = {key for key in ignored if "." not in key} - SHOWN
+    of_level = {level: {key.partition(".")[2] for key in ignored if key.startswith(f"{level}.")} for level in LEVELS}
+    skipped = NOT_SHOWN | bare | of_level["call"] | of_level["part"]
+    not_of_row = NOT_SHOWN | bare | of_level["row"]
+    row = {read_as.get(key, key): value for key, value in row.items() if key not in not_of_row}
     columns = next((names for names in CONVERSATIONS if all(row.get(name) for name in names)), ())
     given = [_json(message) for name in columns for message in _json(row[name])]
-    messages = [{read_as.get(key, key): value for key, value in message.items()} for message in given]
+    not_of_message = bare | of_level["message"] | {"name"}
+    messages = [
+        {read_as.get(key, key): value for key, value in message.items() if key not in not_of_message}
+        for message in given
+    ]
     before = _turns_before(messages)
     if before[-1] != turns:
         return None
     lost, done = [], {}  # done: where the messages end that were found behind so many turns
     for position, message in enumerate(messages):
         number, is_turn = before[position], _is_turn(message)
+        if message.get("role") == "developer":  # vLLM moves it to the front
+            number = 0
         later = min((turn for turn in shown if turn >= number), default=None)
         if is_turn:
             number = before[position + 1] - 1
@@ -71,7 +94,7 @@ def lost_texts(row: dict, shown: dict, turns: int, read_as: dict, ignored: tuple
             where, start = f"the prompt of turn {later}", done.get(number, 0)
             text = _behind_turns(shown[later][0], number, later) if later is not None else None
         for unit in _units(message) if text is not None else ():
-            ends = [(_end(one, text, start), key, one) for key, one in _texts(unit, skipped | {"name"})]
+            ends = [(_end(one, text, start), key, one) for key, one in _texts(unit, skipped)]
             lost += [Loss(f"message {position}", key, one, where) for end, key, one in ends if end < 0]
             start = start if is_turn else max([start, *(end for end, _, _ in ends)])
         if not is_turn:
@@ -99,6 +122,10 @@ def _is_output(message: dict) -> bool:
 
 def _units(message: dict) -> list:
     """What stands in order in a message: each part of its content, then the rest of it."""
+    if message.get("from") == "function_call" and isinstance(message.get("value"), str):  # calls behind reasoning
+        thought, _, calls = message["value"].rpartition("</think>")
+        calls = _json(calls.strip())
+        return [{"content": thought, "tool_calls": calls if isinstance(calls, list) else [calls]}]
     if not isinstance(message.get("content"), list):
         return [message]
     parts = [{"content": [part]} for part in message["content"]]
@@ -146,11 +173,11 @@ def _texts(value, skipped: frozenset, key: str = "", keys_too: bool = False):
                 yield from _texts(name, skipped, key, True)
             elif name in skipped:
                 continue
-            if name in TOOLS and not keys_too:
+            if name in TOOLS and not key:
                 yield from _of_tools(_json(item), skipped, key or name)
                 continue
-            if name == "tool_calls" and not keys_too:
-                item = [_json(call) for call in _json(item) or ()]
+            if name == "tool_calls" and not key and isinstance(_json(item), list):
+                item = [_json(call) for call in _json(item)]
             inside = keys_too or name in ARGUMENTS or (name == "content" and isinstance(item, dict))
             if not (inside and isinstance(item, str) and item.strip() == "null"):
                 yield from _texts(_json(item) if inside else item, skipped, key or name, inside)
@@ -158,10 +185,12 @@ def _texts(value, skipped: frozenset, key: str = "", keys_too: bool = False):
 
 def _of_tools(tools, skipped: frozenset, key: str):
     """The same of tools: their names, descriptions, and all texts and keys of their schemas."""
-    for tool in map(_json, tools.values() if isinstance(tools, dict) else tools or ()):
-        function = tool.get("function", tool)
+    tools = list(tools.values()) if isinstance(tools, dict) else tools
+    for tool in map(_json, tools if isinstance(tools, list) else ()):
+        function = tool.get("function", tool) if isinstance(tool, dict) else None
+        function = function if isinstance(function, dict) else {}
         yield from _texts([function.get("name"), function.get("description")], skipped, key)
-        for schema in ("parameters", "input_schema"):
+        for schema in ("parameters", "input_schema", "inputSchema"):
             yield from _texts(_json(function.get(schema)), skipped, key, True)
 
 

@@ -10,6 +10,7 @@ import json
 ROLES = ("system", "user", "assistant", "tool")
 OTHER_COLUMNS = ("conversations", "prompt", "completion", "system", "functions", "tool_defs")
 OF_A_MESSAGE = {"role", "content", "reasoning_content", "tool_calls", "tool_call_id", "name", "weight", "finish_reason"}
+SWITCHES = ("weight", "loss", "train", "loss_mask", "trainable")
 OF_A_TOOL, OF_A_FUNCTION = ["type", "function"], ["name", "description", "parameters"]
 
 
@@ -29,6 +30,33 @@ def plain_reading(row: dict, tools_as_given: bool = True) -> tuple[list, list] |
     if None in read or (tools and not tools_as_given) or not all(map(_is_plain_tool, tools)):
         return None
     return read, [json.dumps(tool) for tool in tools]
+
+
+def raw_row(raw) -> dict:
+    """A row out of the bytes of its line; one that its file held parsed already is left as it is."""
+    return json.loads(raw) if isinstance(raw, bytes) else raw
+
+
+def not_to_be_trained(row: dict) -> set[int]:
+    """The numbers of the turns, counted from 0, that a row says not to train on, in the plainest ways of saying so."""
+    turns = _turns(row)
+    if row.get("enable_thinking") is False:
+        return {*range(len(turns))}
+    in_prompt = 0 if row.get("messages") or row.get("conversations") else len(_turns({"messages": row.get("prompt")}))
+    return {number for number, turn in enumerate(turns) if number < in_prompt or _is_off(turn)}
+
+
+def _turns(row: dict) -> list[dict]:
+    """The assistant messages of a row."""
+    columns = [name for name in ("messages", "conversations") if row.get(name)][:1] or ["prompt", "completion"]
+    given = [message for name in columns for message in _decoded(row.get(name)) or []]
+    is_turn = ("assistant", "gpt", "function_call")
+    return [message for message in map(_decoded, given) if message.get("role", message.get("from")) in is_turn]
+
+
+def _is_off(turn: dict) -> bool:
+    switched_off = any(turn.get(key) in (0, False) and turn[key] is not None for key in SWITCHES if key in turn)
+    return switched_off or turn.get("finish_reason") == "length" or turn.get("stop_reason") == "max_tokens"
 
 
 def _message(message) -> tuple | None:

@@ -80,8 +80,9 @@ def print_findings(found: Findings, max_samples: int | None) -> None:
     same = counts["rows read twice"] - counts["read otherwise"]
     print(f"  {same:>8} of {checked} rows the check reads by its own rules too, with the same result")
     print(f"  the longest sample has {max(found.lengths, default=0)} tokens")
-    if counts["without reasoning"]:
-        print("  " + SOME_REASONING.format(counts["without reasoning"], counts["beside reasoning"]))
+    if counts["with reasoning"] and (without := counts["without reasoning"]):
+        both = without + counts["with reasoning"]
+        print("  " + SOME_REASONING.format(without, both, counts["beside reasoning"]))
     if found.unread:
         print(f"  not trained and not shown: {unread_keys(found)}")
 

@@ -56,7 +56,7 @@ def parts_of_turn(parts: list, reader: Reader) -> Parts:
             name = left.pop("name", None)
             calls.append({**read, "function": {"name": name, "arguments": arguments}})
             del left["type"]
-            reader.closed(left, "call", lacks=None if arguments else "arguments")
+            reader.closed(left, "part")
         else:
             order = 1
             texts.append(_text_part(part, reader))
@@ -78,13 +78,12 @@ def tool_results(parts: list, reader: Reader) -> tuple[list[dict], list[dict]]:
         if texts:
             raise TrajectoryError("a part of type tool_result comes after text")
         left = reader.opened(part, "part")
-        lacks = None if "content" in left else "content"
         content = left.pop("content", None)
         outputs.append({"role": "tool", "content": texts_of(content, reader) if are_texts(content) else content})
         if (identity := left.pop("tool_use_id", None)) is not None:
             outputs[-1]["tool_call_id"] = identity
         del left["type"]
-        reader.closed(left, "part", lacks=lacks)
+        reader.closed(left, "part")
         reader.shapes["content part tool_result"] += 1
     return outputs, texts
 

@@ -23,23 +23,35 @@ KNOWN = {
         "dataset_source split language category license version generator agent episode episode_id run_id "
         "session_id trace_id instance_id example_id sample_id task task_id domain tags info metadata extra "
         "extra_body trajectory_format resolved exit_status termination_reason name turns num_turns call stream "
-        "temperature top_p top_k max_tokens n seed tool_choice parallel_tool_calls traj_type task_info user_messages "
-        "steps".split()
+        "traj_id trajectory_id conversation_id prompt_id hash repo patch model_patch test_result subset "
+        "subset_name question difficulty success pass_rate trial_name result verifier_output model_provider "
+        "subcategory title topic environment base_commit problem_statement stop response_format frequency_penalty "
+        "presence_penalty min_p user repetition_penalty max_completion_tokens service_tier stream_options "
+        "logit_bias done eval_count total_duration temperature top_p top_k max_tokens n seed tool_choice "
+        "parallel_tool_calls traj_type task_info user_messages steps".split()
     ),
     "message": frozenset(
         "id uuid index turn_idx timestamp date created created_at model model_name object provider usage cost "
         "latency duration score reward logprobs refusal name tool_call_id tool_name error is_error signature "
-        "annotations extra response_metadata usage_metadata".split()
+        "annotations extra response_metadata usage_metadata metadata ts time message_id sender agent message_type "
+        "tool_call_ids step turn_id thought_signatures token_count reasoning_tokens parentUuid".split()
     ),
-    "call": frozenset("index signature cache_control caller extra_content".split()),
+    "call": frozenset("index signature cache_control caller extra_content call_id status".split()),
     "part": frozenset("id index cache_control citations signature is_error annotations".split()),
-    "tool": frozenset("cache_control strict defer_loading".split()),
+    "tool": frozenset(
+        "cache_control strict defer_loading annotations title output_schema outputSchema returns examples".split()
+    ),
 }
-ENVSCALER = ("task_info", "user_messages", "steps")  # said of its rows; they repeat messages
+REPEATING = ("task_info", "user_messages", "reward_info")  # columns that repeat messages or calls
 # Keys of shapes that are not read, and what a row that has them must be brought into: {way out: "level.key …"}.
 WAYS_OUT = {
     "it is a system prompt: read it by --read-as {}=system, or put it into messages": "row.instructions "
-    "row.instruction row.system_prompt row.system_message row.system_instruction",
+    "row.system_prompt row.system_message row.system_instruction",
+    "convert the row to messages": "row.instruction",
+    "it may switch training off: read it by --read-as {}=weight, or write weight: 0 at the turn": "message.loss_weight "
+    "message.do_train message.learnable message.is_trained part.weight row.weight row.loss_mask row.train",
+    "a turn that goes on is no whole answer: leave it out by weight: 0": "message.prefix message.partial "
+    "row.continue_final_message",
     "it is the answer: append it to messages as an assistant message": "row.response row.output row.answer "
     "row.choices row.completion",
     "these are preference rows: write a row for each answer that is to be trained": "row.chosen row.rejected "
@@ -52,14 +64,19 @@ WAYS_OUT = {
     "message.recipient",
     "loss is switched for whole turns only: leave the turn out by weight: 0": "message.train_detail message.loss_spans "
     "message.train_spans",
-    "write calls as tool_calls": "message.function_calls",
+    "write calls as tool_calls": "message.function_calls message.tool_invocations message.action message.tool_input",
     "the model wrote calls that are no JSON: leave the turn out by weight: 0": "message.invalid_tool_calls",
 }
 CONVERT = {key: way_out for way_out, keys in WAYS_OUT.items() for key in keys.split()}
 CUT = frozenset(
-    "length max_tokens max_output_tokens content_filter error abort aborted cancelled pause_turn refusal".split()
+    "length max_tokens max_output_tokens model_length model_context_window_exceeded incomplete content_filter safety "
+    "error abort aborted cancelled pause_turn refusal".split()
 )
-ENDS = ("finish_reason", "stop_reason")
+ENDS = ("finish_reason", "stop_reason", "done_reason", "native_finish_reason", "finishReason", "stopReason")
+READ_OF_TURNS = frozenset(  # which --ignore-key, said for another message, would take from turns too
+    "content reasoning_content reasoning thinking thinking_blocks reasoning_details tool_calls function_call token_ids "
+    "prompt_token_ids".split()
+)
 OF_A_MESSAGE = ("reasoning_content", "thinking_blocks", "reasoning_details", "tool_calls", "function_call")
 THOUGHTS = ("reasoning", "thinking")  # also names of switches, which are no texts
 
@@ -111,13 +128,13 @@ class Reader:
             if not says(value):
                 continue
             name = f"{level}.{key}"
-            of_envscaler = level == "row" and key in ENVSCALER
-            cut_here = None if of_envscaler or level not in ("row", "message") else cut_within(value)
+            repeats = level == "row" and key in REPEATING
+            cut_here = None if repeats or level not in ("row", "message") else cut_within(value)
             cut = cut or cut_here
             if cut_here and level == "message":  # the turn is not trained, so it may lack what is there
                 self.known[name] += 1
                 continue
-            holds = None if of_envscaler else held_within(value, turn)
+            holds = None if repeats else held_within(value, turn)
             if name in CONVERT:
                 self.unknown[name] = CONVERT[name].format(key)
             elif holds:
@@ -126,7 +143,9 @@ class Reader:
                 self.unknown[name] = f"it holds {holds}: {way_out}"
             elif key in KNOWN[level] or key in self.ignore_keys:
                 self.known[name] += 1
-            elif lacks and isinstance(value, (str, list, dict)):
+            elif level == "message" and key in READ_OF_TURNS:
+                self.unknown[name] = "it is read of a turn: take it out of the other messages"
+            elif lacks and isinstance(in_json(value), dict if lacks == "arguments" else str) and not turn:
                 self.unknown[name] = f"read it by --read-as {key}={lacks}"
             else:
                 self.unknown.setdefault(name, "")
@@ -174,6 +193,7 @@ def cut_within(value) -> str | None:
 
 def end_of(reason) -> str | None:
     """How an answer ended, as the text in a finish_reason; None where it holds none. SGLang has an object there."""
+    reason = reason[-1] if isinstance(reason, list) and reason else reason
     reason = reason.get("type") if isinstance(reason, dict) else reason
     return reason.lower() if isinstance(reason, str) and reason else None
 
@@ -188,12 +208,13 @@ def held_within(value, turn: dict | None) -> str | None:
         return next(filter(None, (held_within(item, turn) for item in value)), None)
     if not isinstance(value, dict) or not says(value):
         return None
-    thinks = any(isinstance(value.get(key), (str, list)) and says(value[key]) for key in THOUGHTS)
+    thinks = turn and any(isinstance(value.get(key), (str, list)) and says(value[key]) for key in THOUGHTS)
     is_message = "role" in value and says(value.get("content"))
     if is_message or thinks or any(says(value.get(key)) for key in OF_A_MESSAGE):
         return None if _repeats(value, turn) else "a message"
-    if isinstance(value.get("name"), str) and any(says(value.get(key)) for key in ("arguments", "args")):
-        return None if turn and any(value["name"] == name for name, _ in _calls(turn)) else "a tool call"
+    arguments = next((value[key] for key in ("arguments", "args", "input", "params") if says(value.get(key))), None)
+    if isinstance(value.get("name"), str) and arguments is not None:
+        return None if turn and (value["name"], in_json(arguments)) in _calls(turn) else "a tool call"
     function = value.get("function", value)
     if isinstance(function, dict) and "name" in function and ("parameters" in function or "input_schema" in function):
         return "tools"

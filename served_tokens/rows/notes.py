@@ -2,19 +2,22 @@
 
 import hashlib
 import json
+import re
 from array import array
 from collections import Counter
 from dataclasses import dataclass, field
 
 from served_tokens.marks import Counts
-from served_tokens.rows.trajectory import CALL_TEXT, Trajectory
+from served_tokens.rows.trajectory import Trajectory
 
 UNKNOWN_TOOL = "tool calls name a tool that their trajectory does not offer"
-CALL_AS_TEXT = "turns write a call as text, <tool_call>…</tool_call>, and not in tool_calls; it is trained as that text"
+CALL_AS_TEXT = "turns write a call as text, <tool_call>… or the like, and not in tool_calls; it is trained as that text"
 NO_CALL = "tool outputs follow no tool call; where the call is a text in the turn before, it is trained as that text"
 TOOLS_TWICE = "trajectories offer tools both in the system text and beside it, so their prompts hold them twice"
 TWO_ANSWERS = "turns follow right on another turn; where both are parts of one answer, join them"
-SAYS_NONE = 'turns say "None" beside their calls, which is trained as that text; write null'
+SAYS_NONE = 'turns say "None" or the like as their text or reasoning, which is trained as that text; write null'
+SEVERAL_TEXTS = "turns have several text parts; they are trained joined, as the server joins them in the history"
+STRAY_MARKS = "turns hold think marks in their text beside their reasoning, which are trained as that text"
 WRAPPED = "tool outputs are wrapped in <tool_response> already, so their prompts hold it twice"
 NULL_ARGUMENTS = (
     "tool calls have null arguments that the schema of their tool does not allow, as Arrow fills in where objects of "
@@ -29,10 +32,15 @@ NO_REASONING = (
     "by --no-thinking, and leaves turns without reasoning out by --require-reasoning"
 )
 SOME_REASONING = (
-    "{} of {} turns have no reasoning, in trajectories whose other turns have some: trained, they teach the model not "
-    "to think; step 2 --require-reasoning leaves them out, and --turns last trains the last turn of each row only, for "
-    "logs with a row for each call"
+    "{} of {} turns have no reasoning, {} of them in trajectories whose other turns have some: trained, they teach the "
+    "model not to think; step 2 --require-reasoning leaves them out, and --turns last trains the last turn of each row "
+    "only, for logs with a row for each call"
 )
+CALL_LIKE = re.compile(
+    r"<tool_?call|<function_?call|<function=|<invoke|\[TOOL_?CALLS?\]|<\|(?:tool_call|python_tag)|<｜tool|^Action:",
+    re.IGNORECASE | re.MULTILINE,
+)
+SAYS_NOTHING = frozenset(("none", "null", "nan", "(no content)"))
 SHOWN_KEYS = 10
 
 
@@ -40,7 +48,7 @@ SHOWN_KEYS = 10
 class Noted(Counts):
     """What step 1 counts of trajectories.
 
-    without_reasoning, beside_reasoning: turns without reasoning, and all turns, of trajectories in which some have it.
+    beside_reasoning: turns without reasoning of trajectories whose other turns have some.
     not_rendered: turns whose reasoning the chat template does not render.
     left_out: {why: turns}; shapes: {name: how often}; known: {"message.usage": trajectories}, which nobody reads;
     notes: {what may be a mistake: how often}; printed: {how a server prints tools otherwise: trajectories}.
@@ -50,7 +58,6 @@ class Noted(Counts):
     trajectories: int = 0
     turns: int = 0
     with_reasoning: int = 0
-    without_reasoning: int = 0
     beside_reasoning: int = 0
     not_rendered: int = 0
     left_out: Counter = field(default_factory=Counter)
@@ -70,8 +77,8 @@ class Noted(Counts):
             lines.append(f"keys that nobody reads, and in how many rows: {keys}{more}")
         if self.turns and not self.with_reasoning:
             lines.append(NO_REASONING)
-        elif self.without_reasoning:
-            lines.append(SOME_REASONING.format(self.without_reasoning, self.beside_reasoning))
+        elif (without := self.turns - self.with_reasoning) > 0:
+            lines.append(SOME_REASONING.format(without, self.turns, self.beside_reasoning))
         lines += [f"{number} {note}" for note, number in (+self.notes).items()]
         if self.printed:
             ways = ", ".join(f"{way} ({number})" for way, number in self.printed.most_common(SHOWN_KEYS))
@@ -87,11 +94,14 @@ def noted(trajectory: Trajectory) -> Noted:
     turns = [messages[turn] for turn in trajectory.turns]
     thinking = sum(bool(turn.get("reasoning_content", "").strip()) for turn in turns)
     counts = Noted(trajectories=1, turns=len(turns), with_reasoning=thinking)
-    if thinking:
-        counts.without_reasoning, counts.beside_reasoning = len(turns) - thinking, len(turns)
+    counts.beside_reasoning = len(turns) - thinking if thinking else 0
     counts.shapes.update(given.shapes)
     counts.known.update(given.known.keys())
     counts.notes = _mistakes(messages, trajectory.tools) + _nulls(messages, trajectory.tools)
+    for its, served in zip(given.messages, messages):
+        if its["role"] == "assistant":
+            counts.notes[SEVERAL_TEXTS] += _has_several_texts(its)
+            counts.notes[STRAY_MARKS] += "reasoning_content" in its and "think>" in served["content"]
     counts.printed.update(printed_otherwise(given.tools or [], trajectory.tools or []))
     return counts
 
@@ -128,15 +138,21 @@ def _mistakes(messages: list[dict], tools: list[dict] | None) -> Counter:
         else:
             waiting = len(calls) + (waiting if role == role_before == "assistant" else 0)
         if role == "assistant":
-            notes[CALL_AS_TEXT] += CALL_TEXT.search(content) is not None
+            notes[CALL_AS_TEXT] += CALL_LIKE.search(content) is not None
             notes[TWO_ANSWERS] += role_before == "assistant"
-            notes[SAYS_NONE] += bool(calls) and content.strip() in ("None", "null")
+            reasoning = message.get("reasoning_content", "")
+            notes[SAYS_NONE] += any(text.strip().lower() in SAYS_NOTHING for text in (content, reasoning))
         if offered:
             notes[UNKNOWN_TOOL] += sum(call["function"]["name"] not in offered for call in calls)
         if role == "system" and tools and "<tools>" in content:
             notes[TOOLS_TWICE] += 1
         role_before = role
     return notes
+
+
+def _has_several_texts(message: dict) -> bool:
+    parts = message["content"]
+    return isinstance(parts, list) and sum(bool(part["text"]) for part in parts) > 1
 
 
 def _nulls(messages: list[dict], tools: list[dict] | None) -> Counter:

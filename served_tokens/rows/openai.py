@@ -9,13 +9,17 @@ from dataclasses import dataclass
 
 from served_tokens.marks import TrajectoryError, decoded, in_json, is_empty, kind_of, says
 from served_tokens.rows import anthropic
-from served_tokens.rows.keys import CUT, ENDS, Reader, end_of, one_of
+from served_tokens.rows.keys import CUT, ENDS, SAYS_OFF, SAYS_ON, Reader, end_of, one_of
 
 ARGUMENTS = ("arguments", "args", "input", "parameters")
 SHOWN_OF_A_FUNCTION = ("name", "description", "parameters", "strict", "defer_loading")
+SCHEMAS = ("input_schema", "inputSchema")  # of Anthropic and MCP
 RECORDED = ("prompt_token_ids", "token_ids")  # what a server was given and what the model wrote, as vLLM returns them
 SWITCHES = ("weight", "loss", "train", "loss_mask", "trainable")  # of OpenAI, ms-swift, axolotl and others
-FINISHED = frozenset("stop tool_calls function_call end_turn tool_use stop_sequence eos".split())
+FINISHED = frozenset(
+    "stop tool_calls tool_call tool-calls function_call end_turn tool_use stop_sequence eos eos_token stop_token end "
+    "complete completed".split()
+)
 CUT_FLAGS = ("truncated", "is_truncated", "interrupted", "incomplete", "is_partial")
 # Why a turn is context only.
 SWITCHED_OFF = "their weight, loss or train says not to train on them"
@@ -54,8 +58,11 @@ def tools_of(tools, name: str, reader: Reader) -> list[dict]:
     for position, given in enumerate(tools):
         if not isinstance(tool := in_json(given), dict):
             raise TrajectoryError(f"tool {position} is not an object but {kind_of(tool)}")
+        tool = reader.opened(tool, "tool")
         if "function" not in tool:
             tool = _wrapped(tool, reader)
+        elif isinstance(tool["function"], dict):
+            tool["function"] = reader.opened(tool["function"], "tool")
         if not isinstance(tool["function"], dict):
             raise TrajectoryError(f"tool {position} has a `function` that is no object, so a server refuses it")
         if not reader.prints_tools_as_sent:
@@ -68,15 +75,15 @@ def tools_of(tools, name: str, reader: Reader) -> list[dict]:
 def _wrapped(tool: dict, reader: Reader) -> dict:
     """A flat tool with its function around it; Anthropic's has its schema under another key."""
     function = dict(tool)
-    if "input_schema" in function:
-        schemas = {key: function.pop(key, None) for key in ("input_schema", "parameters")}
+    if given := [key for key in SCHEMAS if key in function]:
+        schemas = {key: function.pop(key, None) for key in (*given, "parameters")}
         agreed = one_of(schemas, "the schema of a tool")
-        function["parameters"] = schemas["input_schema"] if agreed is None else agreed
+        function["parameters"] = schemas[given[0]] if agreed is None else agreed
         reader.shapes["Anthropic tools"] += 1
     else:
         reader.shapes["flat tools"] += 1
     kind = function.pop("type", None)
-    if not isinstance(function.get("name"), str) or (kind == "custom" and "input_schema" not in tool):
+    if not isinstance(function.get("name"), str) or (kind == "custom" and not given):
         raise TrajectoryError(
             'a tool has no `function`, so a server refuses it; write {"type": "function", "function": {"name": …}}'
         )
@@ -94,7 +101,7 @@ def message_of(left: dict, reader: Reader) -> Read:
         reader.shapes[f"role {role}"] += 1
         role = role if role == "developer" else "tool"
     if isinstance(left.get("provider_specific_fields"), dict):  # LiteLLM's
-        left = left.pop("provider_specific_fields") | left
+        left = reader.opened(left.pop("provider_specific_fields") | left, "message")
     has_content = "content" in left
     message = {"role": role, "content": left.pop("content", None)}
     message |= {key: left.pop(key) for key in ("name", "tool_call_id") if left.get(key) is not None}
@@ -106,9 +113,8 @@ def message_of(left: dict, reader: Reader) -> Read:
     else:
         if says(decoded(left.pop("tool_calls", None), "tool_calls")):
             raise TrajectoryError(f"a {role} message has tool_calls: they are of a simulated user, not of the model")
-        for key in SWITCHES:
-            if left.get(key) in (0, 1):  # there is no loss there anyway
-                del left[key]
+        for key in (*SWITCHES, *ENDS, *CUT_FLAGS, "prefix", "partial"):
+            left.pop(key, None)  # there is no loss there anyway
         if role == "user" and isinstance(message["content"], list):
             before, message["content"] = anthropic.tool_results(message["content"], reader)
         elif isinstance(message["content"], list) and (role != "tool" or anthropic.are_texts(message["content"])):
@@ -152,6 +158,8 @@ def _reasoning(left: dict, key: str) -> str | None:
     left.pop(key, None)
     if not isinstance(value, (str, type(None))):
         raise TrajectoryError(f"reasoning is not a string but {kind_of(value)}")
+    if value and value.strip().lower() in SAYS_ON | SAYS_OFF:
+        raise TrajectoryError(f"{key} is {value!r}, which is a switch and no reasoning; take it out of the message")
     return value
 
 
@@ -166,8 +174,11 @@ def _reasoning_of_details(left: dict, readings: dict) -> str | None:
     texts = [detail.get("text") or detail.get("summary") for detail in readable]
     if not all(isinstance(text, str) for text in texts):
         raise TrajectoryError("reasoning_details holds more than texts")
-    if len(texts) < len(details) and not any(readings.values()):
-        raise TrajectoryError("reasoning_details holds reasoning that is encrypted, and none stands beside it")
+    whole = len(texts) == len(details) and not any(detail.get("summary") for detail in details)
+    if not whole and not any(readings.values()):
+        raise TrajectoryError(
+            "reasoning_details holds a summary or what is encrypted, and no reasoning stands beside it"
+        )
     return "".join(texts)
 
 
@@ -226,7 +237,7 @@ def why_cut(left: dict) -> str | None:
         if end in CUT:
             return NOT_FINISHED.format(end)
         raise TrajectoryError(
-            f"{key} is {reason!r}, which says neither that the answer is whole nor that it was cut off; leave it out "
-            f"by --ignore-key message.{key}"
+            f"{key} is {reason!r}, which says neither that the answer is whole nor that it was cut off; write stop or "
+            "length in its place"
         )
     return None

@@ -121,11 +121,15 @@ def _joined(reads: list[Read], first_trained: int, reader: Reader) -> tuple[list
     """
     messages, not_trained, last, answer = [], {}, None, None
     not_of_answers = [None, *(read.answer for read in reads if read.messages[-1]["role"] != "assistant")]
+    answers = [read.answer for read in reads if read.messages[-1]["role"] == "assistant"]
+    several = any(answer != answers[0] for answer in answers)
     for position, read in enumerate(reads):
         turn = read.messages[-1]
         if turn["role"] == "assistant":
             only_outputs = last is not None and all(message["role"] == "tool" for message in messages[last + 1 :])
             if only_outputs and read.answer == answer and read.answer not in not_of_answers:
+                if messages[last + 1 :] and not several:
+                    raise TrajectoryError("all its answers have one id, so which messages are one answer is not known")
                 _join(messages[last], turn)
                 reader.shapes["answers cut into several messages"] += 1
                 if read.not_trained:
@@ -151,7 +155,7 @@ def _join(turn: dict, part: dict) -> None:
     if late or (says(turn["content"]) and part.get("reasoning_content")):
         raise TrajectoryError("an answer is cut into messages of one id, in another order than reasoning, text, calls")
     for key, empty in (("content", ""), ("reasoning_content", ""), ("tool_calls", [])):
-        if says(part.get(key)):
+        if says(part.get(key)) and not (key == "content" and part[key] == turn.get(key)):
             before = turn.get(key) or empty
             if key == "content" and isinstance(before or part[key], list) != isinstance(part[key], list):
                 raise TrajectoryError("an answer is cut into messages of one id, some of texts and some of lists")

@@ -15,10 +15,11 @@ from served_tokens.rows.servers import STYLES, joined, refuse_changed_arguments,
 ROLES = ("system", "user", "assistant", "tool")
 CALL_TEXT = re.compile("<tool_call>(.*?)</tool_call>", re.DOTALL)
 OTHER_THINKING = re.compile(  # reasoning at the start of an answer under marks that are not Qwen's
-    r"\s*(?:<(?:thinking|thoughts?|reasoning|reflection|scratchpad|analysis|rationale|antthinking|seed:think|THINK)\b[^>]*>"
-    r"|\[(?:THINK|THINKING|REASONING)\]|◁think▷|<\|(?:begin_of_thought|start_of_thought|thinking|channel|START_THINKING)\|>)",
+    r"\s*(?:(?:<|&lt;)\|?[a-z_:]*(?:think|thought|reason|reflect|scratchpad|analys|rationale|monolog|cot\b)[a-z_:]*[^>]*?"
+    r"(?:>|&gt;)|\[[a-z_]*(?:think|thought|reason)[a-z_]*\]|\*\*think|◁think▷|<\|(?:channel|start)\|>)",
     re.IGNORECASE,
 )
+PARTS = ("text", "thinking", "reasoning", "redacted_thinking", "tool_use", "tool_result", "output_text", "input_text")
 # Why a turn is context only, beside what the row says itself (see `openai`).
 UNCLOSED = "they open a <think> and do not close it, so they were cut off"
 EMPTY = "they have neither text nor calls"
@@ -175,7 +176,7 @@ def _served_message(message: dict, style: str) -> dict:
         reasoning, served["content"] = _reasoning_and_answer(message.get("reasoning_content") or "", served["content"])
         if reasoning:
             served["reasoning_content"] = reasoning
-        if "<tool_response>" in served["content"]:
+        if "<tool_response>" in served["content"] or "<tool_response>" in reasoning:
             raise TrajectoryError(
                 "has the output of a tool inside the answer (<tool_response>), which would be trained as the model's "
                 "own words; convert it to messages"
@@ -225,9 +226,14 @@ def _inline_reasoning(content: str) -> tuple[str | None, str]:
 
 def _refuse_written_out_parts(content: str) -> None:
     """Raise TrajectoryError for a text that is the JSON of content parts."""
-    parts = in_json(content) if content.lstrip().startswith("[") else None
-    if isinstance(parts, list) and parts and all(isinstance(part, dict) and "type" in part for part in parts):
+    parts = in_json(content) if content.lstrip()[:1] in ("[", "{") else None
+    parts = [parts] if isinstance(parts, dict) else parts
+    if isinstance(parts, list) and parts and all(map(_is_part, parts)):
         raise TrajectoryError("content is a text that holds the JSON of content parts; write the list itself")
+
+
+def _is_part(part) -> bool:
+    return isinstance(part, dict) and (part.get("type") in PARTS or part.keys() >= {"role", "content"})
 
 
 def _refuse_twice(turn: dict) -> None:

@@ -44,8 +44,8 @@ class Selected(Counts):
 
     without_samples: trajectories of which all turns are left out; supervised: turns that a sample trains.
     with_reasoning, not_thinking: of the targets that can be trained, those with reasoning and those that open no think
-    block. without_reasoning, beside_reasoning: turns without reasoning that samples train, and all turns that they
-    train, of trajectories in which some have it.
+    block. without_reasoning: turns without reasoning that samples train; beside_reasoning: those of trajectories in
+    which others have some.
     unmerged, merged: characters of the samples, one by one and by --merge-turns.
     given: {what the generation prompt holds of a target: trajectories}; left_out: {why: turns}; held_out: {by what:
     trajectories}; validation: samples of these.
@@ -154,9 +154,9 @@ def _counted(messages: list, served: dict, samples: list, options: Options) -> S
         not_thinking=sum(not target.startswith("<think>") for target in targets),
         given=Counter([served["given"]]),
     )
-    if thinking and options.served_as != "no-thinking":
+    if options.served_as != "no-thinking":
         counts.without_reasoning = sum(not reasoning_of(target_of[turn]) for turn in once)
-        counts.beside_reasoning = len(once)
+        counts.beside_reasoning = counts.without_reasoning if thinking else 0
     if options.merge_turns:
         unmerged, _ = to_samples(messages, served, options.served_as)
         counts.unmerged = sum(_characters(sample) for sample in unmerged if sample["turns"][0] in once)

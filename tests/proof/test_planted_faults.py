@@ -5,6 +5,7 @@ A fault stays planted while the check runs, so what the check shares with the st
 
 import copy
 import functools
+import json
 
 import pytest
 from conftest import assistant, call, tool, user
@@ -33,7 +34,10 @@ PLAIN = [
     assistant(None, "move it now", [call("move", {"to": "Umeå", "a": "A"})]),
     tool("moved"),
     assistant("Moved.", "say that it is done"),
+    user("Twice?  No."),
+    {**assistant("Yes.", "guess"), "weight": 0},
     user("Thanks."),
+    assistant("You are welcome.", "end it"),
 ]
 IN_BLOCKS = [
     user("Where is parcel C?"),
@@ -177,6 +181,30 @@ def outputs_of_blocks_lost(given):
     return given
 
 
+@around(reading, "in_one_shape")
+def turns_that_are_switched_off_trained(given):
+    given.not_trained = {}
+    return given
+
+
+@around(reading, "in_one_shape")
+def the_turn_after_one_that_is_switched_off_left_out(given):
+    turns = [k for k, message in enumerate(given.messages) if message["role"] == "assistant"]
+    given.not_trained = {turns[turns.index(turn) + 1]: why for turn, why in given.not_trained.items()}
+    return given
+
+
+def rows_parsed_otherwise(monkeypatch) -> None:
+    from served_tokens.files import processes
+    from served_tokens.proof import compare
+
+    def parsed(raw, *_):
+        return json.loads(raw.replace(b"  ", b" "))
+
+    monkeypatch.setattr(processes, "parse_row", parsed)
+    monkeypatch.setattr(compare, "parse_row", parsed)
+
+
 # ---------------------------------------------------------------- in the rendering
 
 
@@ -252,14 +280,19 @@ def a_sample_lost(result):
 @around(step2, "convert_row")
 def an_escaped_character(result):
     counts, made = result
-    return counts, [(stream, {**row, "output": row["output"].replace("å", "\\u00e5")}) for stream, row in made]
+    for _, row in made:
+        if "output" in row:
+            row["output"] = row["output"].replace("å", "\\u00e5")
+    return counts, made
 
 
 @around(step2, "convert_row")
 def samples_under_the_wrong_turn(result):
     counts, made = result
-    turns_of = [row["turns"] for _, row in made]
-    return counts, [(stream, {**row, "turns": its}) for (stream, row), its in zip(made, reversed(turns_of))]
+    samples = [row for _, row in made if "output" in row]
+    for row, turns_of_another in zip(samples, [row["turns"] for row in reversed(samples)]):
+        row["turns"] = turns_of_another
+    return counts, made
 
 
 def a_shifted_mask(monkeypatch) -> None:
@@ -279,6 +312,7 @@ FAULTS = [
     *(strip_of_every_content, last_line_of_a_text_lost, accents_lost, outputs_as_user_messages, reasoning_stripped),
     *(reasoning_lost, arguments_sorted, numbers_of_arguments_as_texts, an_argument_lost),
     *(keys_of_tools_in_another_order, descriptions_of_tools_cut, two_tool_outputs_swapped, a_tool_lost),
+    *(turns_that_are_switched_off_trained, the_turn_after_one_that_is_switched_off_left_out, rows_parsed_otherwise),
     *(system_message_lost, the_second_call_of_a_turn_lost, thoughts_of_two_turns_swapped, outputs_of_blocks_lost),
     *(a_forgotten_edit, an_edit_of_one_turn_too_late, newlines_of_blocks_cut, a_pair_of_the_history_lost),
     *(targets_stripped, targets_of_two_turns_swapped, the_first_character_of_the_prompt_lost),
@@ -290,7 +324,7 @@ FAULTS = [
 @pytest.mark.parametrize("history", HISTORIES)
 def test_the_same_rows_pass_without_a_fault(history, checked):
     output = checked(ROWS, *HISTORIES[history]).stdout
-    assert "PASSED: 6 of 6 samples are exact" in output
+    assert "PASSED: 7 of 7 samples are exact" in output
     assert "1 of 2 rows the check reads by its own rules too" in output
 
 

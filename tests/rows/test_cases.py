@@ -137,11 +137,11 @@ EXPECTED = {  # {file.row: roles, with marks for reasoning, calls and context, a
     "p17.0": "u a:R:C:C t t a, tools",
     "p18.0": "aside: message 1: content has a part of type redacted_thinking, which nobody reads; its reasoning "
     "is not to be had: take the part out, and leave the turn out by weight: 0",
-    "p20.0": "s u a:R t a:R, tools, NO_CALL",
+    "p20.0": "s u a:R t a:R, tools, CALL_AS_TEXT, NO_CALL",
     "p20.1": "s u a:R t a:R, tools, NO_CALL",
     "p20.2": "s u a:R t a:R, tools, CALL_AS_TEXT, NO_CALL",
     "p21.0": "aside: nobody reads its keys message.function_calls (write calls as tool_calls)",
-    "p22.0": "s u a:R:off u a:R",
+    "p22.0": "s u a:R:off u a:R, CALL_AS_TEXT 2",
     "p23.0": "aside: message 3: unknown role 'tool-call'; convert it to one of system, user, assistant, tool",
     "p24.0": "u a:C t a, tools",
     "p24.1": "u a:C t a, tools",
@@ -204,7 +204,8 @@ EXPECTED = {  # {file.row: roles, with marks for reasoning, calls and context, a
     "p64.1": "u a, thinking off",
     "p65.0": "u a:R a:C t a:R, tools, TWO_ANSWERS",
     "p66.0": "u a:R:C a:C t t a:R, tools, TWO_ANSWERS",
-    "p68.0": "aside: message 3: reasoning_details holds reasoning that is encrypted, and none stands beside it",
+    "p68.0": "aside: message 3: reasoning_details holds a summary or what is encrypted, and no reasoning "
+    "stands beside it",
     "p68.1": "u a:R:C t a, tools",
     "p69.0": "aside: the row has no column messages; it has instance_id, resolved, exit_status, tools, "
     "trajectory; read the one that holds them by --read-as trajectory=messages",

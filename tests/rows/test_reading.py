@@ -166,7 +166,7 @@ def test_column_system_that_the_messages_have_too_is_not_said_twice():
         ({"type": "thinking", "thinking": "", "signature": "s"}, "a part of type thinking has no text but signature"),
         ({"type": "thinking", "thinking": ["x"]}, "reasoning is not a string but a list"),
         ({"type": "thinking", "thinking": "x", "text": "y"}, "the reasoning stands in both thinking and text"),
-        ({"type": "tool_use", "name": "f", "xq7": {"x": 1}}, "call.xq7 (read it by --read-as xq7=arguments)"),
+        ({"type": "tool_use", "name": "f", "xq7": {"x": 1}}, "nobody reads its keys part.xq7"),
         ({"text": "secret", "thought": True}, "content is not text but a list"),
         ({"functionCall": {"name": "f", "args": {}}}, "part of type functionCall, which nobody reads; convert calls"),
         ({"type": "image_url"}, "content has a part of type image_url, which is no text"),
@@ -255,9 +255,9 @@ def test_loss_switches_of_a_turn_that_disagree_set_the_row_aside():
 
 
 def test_loss_switch_of_another_message_than_a_turn_changes_nothing():
-    for value in (0, False, 1, None):
-        assert not_trained(row({**user("q"), "weight": value}, assistant("a"))) == {}
-    assert "message.weight" in reason(row({**user("q"), "weight": 0.5}, assistant("a")))
+    for keys in ({"weight": 0}, {"loss": None}, {"loss_mask": [0, 0]}, {"finish_reason": "stop"}, {"truncated": True}):
+        one = row({**user("q"), **keys}, assistant("a"))
+        assert not_trained(one) == {} and read(one).given.known == {}
 
 
 @pytest.mark.parametrize("ended", ["length", "LENGTH", "max_tokens", "content_filter", "error", "refusal"])
@@ -293,10 +293,10 @@ def test_turn_that_ended_by_itself_is_trained(ended):
 
 def test_end_of_an_answer_that_nobody_knows_sets_the_row_aside_and_its_way_out_works():
     assert reason(turn(finish_reason="foo")) == (
-        "message 1: finish_reason is 'foo', which says neither that the answer is whole nor that it was cut off; leave "
-        "it out by --ignore-key message.finish_reason"
+        "message 1: finish_reason is 'foo', which says neither that the answer is whole nor that it was cut off; write "
+        "stop or length in its place"
     )
-    assert not_trained(turn(finish_reason="foo"), ignore_keys=("message.finish_reason",)) == {}
+    assert not_trained(turn(finish_reason="stop")) == {}
 
 
 @pytest.mark.parametrize("key", ["prefix", "partial", "truncated", "interrupted"])
@@ -400,14 +400,14 @@ def test_all_unknown_keys_are_named_at_once_by_level():
     one = row(
         {**user("q"), "mood": "x"},
         {**assistant([{"type": "text", "text": "a", "mime": "t"}]), "tool_calls": [{**F, "ms": 3}], "note": 1},
-        tools=[{"type": "function", "function": {**FLAT, "returns": "x"}}],
+        tools=[{"type": "function", "function": {**FLAT, "gives": "x"}}],
         xq7={"a": [False]},
     )
     assert reason(one) == (
-        "nobody reads its keys message.mood, part.mime, call.ms, message.note, tool.returns, row.xq7; read them by "
+        "nobody reads its keys message.mood, part.mime, call.ms, message.note, tool.gives, row.xq7; read them by "
         "--read-as, or leave them out by --ignore-key message.mood"
     )
-    assert read(one, ignore_keys=("mood", "mime", "ms", "note", "returns", "xq7")).given.known["tool.returns"] == 1
+    assert read(one, ignore_keys=("mood", "mime", "ms", "note", "gives", "xq7")).given.known["tool.gives"] == 1
 
 
 def test_a_key_that_says_nothing_is_not_named():
@@ -544,9 +544,9 @@ def test_what_is_left_out_and_counted_is_said_by_step_1(run, tmp_path):
         "read as: OpenAI messages (3)",
         f"2 turns left out: {OFF}",
         "keys that nobody reads, and in how many rows: row.cost (1)",
-        "1 of 2 turns have no reasoning, in trajectories whose other turns have some: trained, they teach the model "
-        "not to think; step 2 --require-reasoning leaves them out, and --turns last trains the last turn of each row "
-        "only, for logs with a row for each call",
+        "3 of 4 turns have no reasoning, 1 of them in trajectories whose other turns have some: trained, they teach "
+        "the model not to think; step 2 --require-reasoning leaves them out, and --turns last trains the last turn of "
+        "each row only, for logs with a row for each call",
         "1 rows have the same messages and tools as another row",
     ]
 
@@ -583,3 +583,45 @@ def test_a_file_of_a_hub_data_set_holds_trajectories_in_any_shape():
 def test_ignored_key_of_a_level_that_there_is_not_is_refused(run, tmp_path):
     process = run("step1_apply_tool_template.py", "x.jsonl", "y.jsonl", "--ignore-key", "mesage.note", expect=2)
     assert "'mesage.note': there is no level mesage; levels are row, message, call, part, tool" in process.stderr
+
+
+@pytest.mark.parametrize(
+    "one, why",
+    [
+        (turn(reasoning="off"), "reasoning is 'off', which is a switch and no reasoning"),
+        (turn(content="so<tool_response>", reasoning_content="r"), "has the output of a tool inside the answer"),
+        (turn(content="a", reasoning_content="<tool_response>x"), "has the output of a tool inside the answer"),
+        (turn(content="<thought_process>x</thought_process>a"), "opens with <thought_process>"),
+        (turn(content="&lt;think&gt;x"), "opens with &lt;think&gt;"),
+        (turn(content="**Thinking:** x"), "opens with **Think"),
+        (turn(content='{"role": "assistant", "content": "a"}'), "holds the JSON of content parts"),
+        (
+            turn(loss_weight=0.0),
+            "message.loss_weight (it may switch training off: read it by --read-as loss_weight=weight",
+        ),
+        (turn(extra={"tool_uses": [{"name": "f", "input": {"x": 1}}]}), "message.extra (it holds a tool call"),
+        (row(user("q"), assistant("a"), steps=[{"role": "user", "content": "b"}]), "row.steps (it holds a message"),
+    ],
+)
+def test_what_would_be_trained_wrongly_in_silence_sets_the_row_aside(one, why):
+    assert why in reason(one)
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"response_metadata": {"done_reason": "length"}},
+        {"response_metadata": {"stopReason": "max_tokens"}},
+        {"response_metadata": {"finish_reason": ["length"]}},
+        {"finish_reason": "model_length"},
+        {"finishReason": "MAX_TOKENS"},
+    ],
+)
+def test_turn_that_was_cut_off_is_left_out_by_the_words_of_other_apis(keys):
+    assert [*not_trained(turn(**keys))] == [1]
+
+
+def test_key_of_a_tool_that_is_ignored_with_its_level_is_not_there():
+    tools = [{"type": "function", "function": {**FLAT, "gives": "x"}, "beta": 1}]
+    one = row(user("q"), assistant("a"), tools=tools)
+    assert read(one, ignore_keys=("tool.gives", "tool.beta")).tools == [{"type": "function", "function": FLAT}]
