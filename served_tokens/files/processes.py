@@ -164,6 +164,8 @@ def print_reasons(totals: Totals, path: Path | str | None, of_several_files: boo
     for number, place, reason in sorted(totals.reasons.values(), key=lambda kind: -kind[0])[:SHOWN_REASONS]:
         file = f" of {place.source}" * of_several_files
         print(f"  {number} like row {place.row}{file}: {reason}", file=sys.stderr)
+    if len(totals.reasons) > SHOWN_REASONS:
+        print(f"  and {len(totals.reasons) - SHOWN_REASONS} more kinds of reasons, in the file", file=sys.stderr)
 
 
 def _convert(work: Work, numbered: tuple[int, Shard]) -> tuple[Totals, int]:

@@ -160,7 +160,8 @@ class Reader:
             by_way_out.setdefault(way_out, []).append(name if name.isprintable() else repr(name))
         nameless = tuple(by_way_out.get("", ()))
         told = [", ".join(names) + (f" ({way_out})" if way_out else "") for way_out, names in by_way_out.items()]
-        ways = f"; read them by --read-as, or leave them out by --ignore-key {nameless[0]}" if nameless else ""
+        options = " ".join(f"--ignore-key {name}" for name in nameless)
+        ways = f"; read them by --read-as, or leave them out by {options}" if nameless else ""
         raise TrajectoryError(f"nobody reads its keys {', '.join(told)}{ways}", nameless)
 
 

@@ -165,7 +165,7 @@ EXPECTED = {  # {file.row: roles, with marks for reasoning, calls and context, a
     "p32.2": "s u a:C t a:C t a:R, tools",
     "p33.0": "aside: nobody reads its keys row.context_window, row.kwargs, row.response (it is the answer: append "
     "it to messages as an assistant message); read them by --read-as, or leave them out by --ignore-key "
-    "row.context_window",
+    "row.context_window --ignore-key row.kwargs",
     "p34.0": "u a:R:C t a:R, tools",
     "p35.0": "aside: nobody reads its keys row.chosen, row.rejected (these are preference rows: write a row for "
     "each answer that is to be trained)",
