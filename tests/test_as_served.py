@@ -23,7 +23,7 @@ SET_ASIDE = {  # by step 1, although the server answered
     "arguments doubly encoded": "message 1: tool call arguments are not a JSON object but a string",
     "arguments broken JSON": "message 1: tool call arguments are not valid JSON",
     "reasoning_content and reasoning differ": "message 1: the reasoning stands in both reasoning_content and reasoning",
-    "tool custom key in function": "nobody reads its keys tool.returns, tool.response",
+    "tool custom key in function": "nobody reads its keys tool.response",
     "tool custom key beside function": "nobody reads its keys tool.x",
     "unknown keys in messages": "nobody reads its keys message.x",
     "call with extra key in function": "nobody reads its keys call.x",
