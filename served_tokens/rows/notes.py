@@ -40,6 +40,7 @@ CALL_LIKE = re.compile(
     r"<tool_?call|<function_?call|<function=|<invoke|\[TOOL_?CALLS?\]|<\|(?:tool_call|python_tag)|<｜tool|^Action:",
     re.IGNORECASE | re.MULTILINE,
 )
+LONGEST_NOTHING = 20  # characters
 SAYS_NOTHING = frozenset(("none", "null", "nan", "(no content)"))
 SHOWN_KEYS = 10
 
@@ -141,7 +142,9 @@ def _mistakes(messages: list[dict], tools: list[dict] | None) -> Counter:
             notes[CALL_AS_TEXT] += CALL_LIKE.search(content) is not None
             notes[TWO_ANSWERS] += role_before == "assistant"
             reasoning = message.get("reasoning_content", "")
-            notes[SAYS_NONE] += any(text.strip().lower() in SAYS_NOTHING for text in (content, reasoning))
+            notes[SAYS_NONE] += any(
+                len(text) < LONGEST_NOTHING and text.strip().lower() in SAYS_NOTHING for text in (content, reasoning)
+            )
         if offered:
             notes[UNKNOWN_TOOL] += sum(call["function"]["name"] not in offered for call in calls)
         if role == "system" and tools and "<tools>" in content:

@@ -13,6 +13,7 @@ from served_tokens.rows.keys import CUT, ENDS, SAYS_OFF, SAYS_ON, Reader, end_of
 
 ARGUMENTS = ("arguments", "args", "input", "parameters")
 SHOWN_OF_A_FUNCTION = ("name", "description", "parameters", "strict", "defer_loading")
+LONGEST_SWITCH = 20  # characters
 SCHEMAS = ("input_schema", "inputSchema")  # of Anthropic and MCP
 RECORDED = ("prompt_token_ids", "token_ids")  # what a server was given and what the model wrote, as vLLM returns them
 SWITCHES = ("weight", "loss", "train", "loss_mask", "trainable")  # of OpenAI, ms-swift, axolotl and others
@@ -21,6 +22,7 @@ FINISHED = frozenset(
     "complete completed".split()
 )
 CUT_FLAGS = ("truncated", "is_truncated", "interrupted", "incomplete", "is_partial")
+OF_TURNS = frozenset((*SWITCHES, *ENDS, *CUT_FLAGS, "prefix", "partial"))
 # Why a turn is context only.
 SWITCHED_OFF = "their weight, loss or train says not to train on them"
 CUT_BY_FLAG = "they say that they are {}"
@@ -113,8 +115,7 @@ def message_of(left: dict, reader: Reader) -> Read:
     else:
         if says(decoded(left.pop("tool_calls", None), "tool_calls")):
             raise TrajectoryError(f"a {role} message has tool_calls: they are of a simulated user, not of the model")
-        for key in (*SWITCHES, *ENDS, *CUT_FLAGS, "prefix", "partial"):
-            left.pop(key, None)  # there is no loss there anyway
+        left = {key: value for key, value in left.items() if key not in OF_TURNS}  # there is no loss there anyway
         if role == "user" and isinstance(message["content"], list):
             before, message["content"] = anthropic.tool_results(message["content"], reader)
         elif isinstance(message["content"], list) and (role != "tool" or anthropic.are_texts(message["content"])):
@@ -158,7 +159,7 @@ def _reasoning(left: dict, key: str) -> str | None:
     left.pop(key, None)
     if not isinstance(value, (str, type(None))):
         raise TrajectoryError(f"reasoning is not a string but {kind_of(value)}")
-    if value and value.strip().lower() in SAYS_ON | SAYS_OFF:
+    if value and len(value) < LONGEST_SWITCH and value.strip().lower() in SAYS_ON | SAYS_OFF:
         raise TrajectoryError(f"{key} is {value!r}, which is a switch and no reasoning; take it out of the message")
     return value
 
