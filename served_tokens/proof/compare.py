@@ -198,7 +198,7 @@ def _check_rows(found: Findings, samples: Samples, truth: Truth, batch: tuple) -
             shown = _check_samples(checked, place, trajectory, its_samples, samples.built, truth, reading.echo)
             _check_reading(found, place, raw_row(raw), reading, trajectory, shown)
             thinks = any(served_as != "no-thinking" for *_, served_as in its_samples)
-            if thinks and not reading.read_as and not_to_be_trained(raw_row(raw)) & shown.keys():
+            if thinks and not reading.read_as and not_to_be_trained(raw_row(raw), len(trajectory.turns)) & shown.keys():
                 found.lose("read otherwise", f"{named(place)}: turns are trained that the row says not to train on")
     return checked
 

@@ -37,9 +37,14 @@ def raw_row(raw) -> dict:
     return json.loads(raw) if isinstance(raw, bytes) else raw
 
 
-def not_to_be_trained(row: dict) -> set[int]:
-    """The numbers of the turns, counted from 0, that a row says not to train on, in the plainest ways of saying so."""
+def not_to_be_trained(row: dict, number_of_turns: int) -> set[int]:
+    """The numbers of the turns, counted from 0, that a row says not to train on, in the plainest ways of saying so.
+
+    None where the row has another number of turns than were read, as where messages are parts of one turn.
+    """
     turns = _turns(row)
+    if len(turns) != number_of_turns:
+        return set()
     if row.get("enable_thinking") is False:
         return {*range(len(turns))}
     in_prompt = 0 if row.get("messages") or row.get("conversations") else len(_turns({"messages": row.get("prompt")}))
