@@ -187,13 +187,14 @@ def main() -> None:
         totals = convert_files(paths, (system, output_system), work, convert)
         print_reasons(totals, args.address + REJECTS if totals.set_aside else None, len(paths) > 1)
         step1.print_unread(totals)
-        rows, totals.counts = totals.counts and totals.counts.rows, totals.counts and totals.counts.samples
+        counts = totals.counts
+        totals.counts = counts and counts.samples
         step2.refuse_nothing(args, totals)
         collect(output_system, work, output)
     finally:
         output_system.delete_dir(work)
     step2.print_counts(totals)
-    print("\n".join(rows.lines()))
+    print("\n".join(counts.rows.lines()))
     if "://" in args.address:
         print(f"{args.address}: copy it to a folder that each machine of the training can reach, and register it there")
         return

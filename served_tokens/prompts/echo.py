@@ -12,7 +12,7 @@ import re
 from served_tokens.marks import BLOCK_END, TrajectoryError
 
 ECHOES = ("none", "vllm", "vllm-stream")
-CALL, CALL_END = "<tool_call>", "</tool_call>"
+CALL = "<tool_call>"
 REASONING_ENDS = re.compile("</think>|(?=<tool_call>)")
 CALLS = re.compile("<tool_call>(.*?)(?:</tool_call>|\\Z)", re.DOTALL)
 NAME = re.compile(r'"name"\s*:\s*"([^"]+)"')

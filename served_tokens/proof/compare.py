@@ -75,8 +75,8 @@ class Answer:
     target: int
     answer: int
     thinks: bool
-    ends_row: bool
-    place: str
+    ends_row: bool  # the turn is the last of its row
+    place: str  # its trajectory and turn, for people
 
 
 @dataclass
@@ -196,9 +196,10 @@ def _check_rows(found: Findings, samples: Samples, truth: Truth, batch: tuple) -
             checked.supervised += [(*place, turn) for _, turns, _ in its_samples for turn in turns]
             checked.tasks.add(task_of(row.get("task_info"), trajectory.messages, trajectory.tools))
             shown = _check_samples(checked, place, trajectory, its_samples, samples.built, truth, reading.echo)
-            _check_reading(found, place, raw_row(raw), reading, trajectory, shown)
+            own = raw_row(raw)
+            _check_reading(found, place, own, reading, trajectory, shown)
             thinks = any(served_as != "no-thinking" for *_, served_as in its_samples)
-            if thinks and not reading.read_as and not_to_be_trained(raw_row(raw), len(trajectory.turns)) & shown.keys():
+            if thinks and not reading.read_as and not_to_be_trained(own, len(trajectory.turns)) & shown.keys():
                 found.lose("read otherwise", f"{named(place)}: turns are trained that the row says not to train on")
     return checked
 
@@ -274,7 +275,7 @@ def _check_samples(
 
 
 def _note_reasoning(found: Findings, trajectory: Trajectory, samples: list, shown: dict) -> None:
-    """Count trained turns without reasoning where others of the trajectory have some."""
+    """Count trained turns with reasoning, those without, and those without beside others that have some."""
     if any(served_as == "no-thinking" for *_, served_as in samples):
         return
     thinks = [bool(trajectory.messages[k].get("reasoning_content", "").strip()) for k in trajectory.turns]

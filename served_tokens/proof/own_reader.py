@@ -60,7 +60,7 @@ def _turns(row: dict) -> list[dict]:
 
 
 def _is_off(turn: dict) -> bool:
-    switched_off = any(turn.get(key) in (0, False) and turn[key] is not None for key in SWITCHES if key in turn)
+    switched_off = any(turn.get(key) == 0 for key in SWITCHES)  # 0 or False
     return switched_off or turn.get("finish_reason") == "length" or turn.get("stop_reason") == "max_tokens"
 
 

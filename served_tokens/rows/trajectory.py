@@ -190,10 +190,10 @@ def _served_message(message: dict, style: str) -> dict:
 def _reasoning_and_answer(reasoning: str, content: str) -> tuple[str, str]:
     """Reasoning from its own field or inline, and the answer without it; raises TrajectoryError where marks lie."""
     if not reasoning:
-        if OTHER_THINKING.match(content) and not content.lstrip().startswith("<think>"):
-            mark = OTHER_THINKING.match(content)[0].strip()
+        other = OTHER_THINKING.match(content)
+        if other and not content.lstrip().startswith("<think>"):
             raise TrajectoryError(
-                f"its answer opens with {mark}: reasoning that would be trained as text; convert it "
+                f"its answer opens with {other[0].strip()}: reasoning that would be trained as text; convert it "
                 "to reasoning_content"
             )
         inline, answer = _inline_reasoning(content)

@@ -29,9 +29,8 @@ class SelfCheck(TrainerCallback):
         kv_heads = getattr(config, "num_key_value_heads", None) or heads
         width = getattr(config, "head_dim", None) or config.hidden_size // heads
         mixed = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
-        autocast = (
-            mixed is not None and not args.deepspeed
-        )  # as the Trainer calls the model: kernels are compiled for it
+        # as the Trainer calls the model: kernels are compiled for it
+        autocast = mixed is not None and not args.deepspeed
         line = checked(heads, kv_heads, width, args.device, mixed or model.dtype, autocast)
         if args.local_process_index == 0:
             print(line, flush=True)
