@@ -231,15 +231,10 @@ def _held(its: dict, turn: dict) -> str | None:
 
 def _repeats(message: dict, turn: dict) -> bool:
     """Whether a turn says all that a message says."""
-    if not turn or any(message.get(key) for key in ("thinking_blocks", "reasoning_details", "function_call")):
-        return False
-    reasoning = next(filter(None, map(message.get, REASONING)), "")
-    calls = calls_in(message.get("tool_calls"))
-    return (
-        (not says(message.get("content")) or message["content"] == turn.get("content"))
-        and (not reasoning or _agree(reasoning, turn.get("reasoning_content")))
-        and (not says(message.get("tool_calls")) or calls == calls_in(turn.get("tool_calls")))
-    )
+    reasoning = next((message[key] for key in REASONING if message.get(key)), None)
+    said = {**message, "reasoning_content": reasoning, "tool_calls": calls_in(message.get("tool_calls"))}
+    of_turn = {**turn, "tool_calls": calls_in(turn.get("tool_calls"))}
+    return all(not says(said.get(key)) or _agree(said[key], of_turn.get(key)) for key in ("content", *OF_A_MESSAGE))
 
 
 def calls_in(calls) -> list[tuple]:
@@ -251,11 +246,13 @@ def calls_in(calls) -> list[tuple]:
 
 # ---------------------------------------------------------------- thinking
 
-SAYS_ON = frozenset("on true yes enabled enable adaptive auto default minimal low medium high xhigh max".split())
-SAYS_OFF = frozenset("off false no none disabled disable".split())
-BUDGETS = ("thinking_budget", "budget_tokens", "max_thinking_tokens", "reasoning_budget")
-SWITCHES = ("enable_thinking", "think", "thinking", "reasoning", "reasoning_effort", *BUDGETS)
-OF_A_SWITCH = ("type", "enabled", "effort", "max_tokens", "summary", "display", "exclude")
+SAYS_ON = "on true yes enabled enable adaptive auto default minimal low medium high xhigh max"
+SAYS_OFF = "off false no none disabled disable"
+WORDS = {**dict.fromkeys(SAYS_ON.split(), True), **dict.fromkeys(SAYS_OFF.split(), False)}
+LONGEST_WORD = 10  # characters and a little more: of a long text this much is looked at
+BUDGETS = ("thinking_budget", "budget_tokens", "max_thinking_tokens", "reasoning_budget", "max_tokens")
+SWITCHES = ("enable_thinking", "think", "thinking", "reasoning", "reasoning_effort", *BUDGETS[:-1])
+OF_A_SWITCH = {"type", "enabled", "effort", "summary", "display", "exclude", *BUDGETS}
 PLACES = ("metadata", "extra_body", "chat_template_kwargs")
 
 
@@ -291,10 +288,9 @@ def switch_of(value, key: str) -> bool | None:
         return value
     if isinstance(value, (int, float)) and key in BUDGETS:
         return value != 0
-    if isinstance(value, str) and value.lower() in SAYS_ON | SAYS_OFF:
-        return value.lower() in SAYS_ON
-    if isinstance(value, dict) and value.keys() <= {*OF_A_SWITCH, *BUDGETS}:
-        inner = [switch_of(item, "budget_tokens" if its == "max_tokens" else its) for its, item in value.items()]
-        said = [switch for switch in inner if switch is not None]
-        return False not in said if said else None
+    if isinstance(value, str):
+        return WORDS.get(value[:LONGEST_WORD].lower())
+    if isinstance(value, dict) and value.keys() <= OF_A_SWITCH:
+        said = {switch_of(item, its) for its, item in value.items()} - {None}
+        return all(said) if said else None
     return None

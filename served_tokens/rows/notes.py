@@ -131,14 +131,14 @@ def _mistakes(messages: list[dict], functions: list[dict]) -> Counter:
     for message in messages:
         role, content, calls = message["role"], message["content"], message.get("tool_calls", [])
         if role == "assistant":
-            texts = {content.strip().lower(), message.get("reasoning_content", "").strip().lower()}
-            notes[SAYS_NONE] += not texts.isdisjoint(SAYS_NOTHING)
+            starts = {text.strip()[:20].lower() for text in (content, message.get("reasoning_content", ""))}
+            notes[SAYS_NONE] += not starts.isdisjoint(SAYS_NOTHING)
             notes[CALL_AS_TEXT] += CALL_LIKE.search(content) is not None
             notes[TWO_ANSWERS] += role_before == "assistant"
             waiting += len(calls)
         elif role == "tool":
-            notes[WRAPPED] += content.lstrip().startswith("<tool_response>")
             notes[NO_CALL] += not waiting
+            notes[WRAPPED] += content.lstrip().startswith("<tool_response>")
             waiting = max(0, waiting - 1)
         elif role == "system" and functions:
             notes[TOOLS_TWICE] += "<tools>" in content
