@@ -85,10 +85,9 @@ def thought_of(part, reader: Reader) -> str | None:
     thought = one_of({kind: its.get(kind), "text": its.get("text")}, "the reasoning")
     if are_texts(thought):  # Magistral's list
         thought = "".join(text["text"] for text in thought)
-    if not isinstance(thought or "", str) or its.get("closed") is False:
+    is_hidden = not thought and part.keys() != its.keys()  # all that there is of it is a signature
+    if is_hidden or not isinstance(thought or "", str) or its.get("closed") is False:
         raise TrajectoryError(f"a part of type {kind} holds no whole text; leave the turn out by weight: 0")
-    if not thought and (others := part.keys() - its.keys()):
-        raise TrajectoryError(f"a part of type {kind} has no text but {', '.join(sorted(others))}")
     return thought
 
 

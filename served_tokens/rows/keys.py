@@ -37,7 +37,7 @@ KNOWN = {
         "annotations extra response_metadata usage_metadata metadata ts time message_id sender agent message_type "
         "tool_call_ids step turn_id thought_signatures token_count reasoning_tokens parentUuid".split()
     ),
-    "call": frozenset("index signature cache_control caller extra_content call_id status".split()),
+    "call": frozenset("index signature cache_control caller extra_content call_id status requestor".split()),
     "part": frozenset("id index cache_control citations signature is_error annotations".split()),
     "tool": frozenset(
         "cache_control strict defer_loading annotations title output_schema outputSchema returns examples".split()
@@ -172,7 +172,7 @@ class Reader:
 
 def one_of(readings: dict, what: str):
     """The one value that readings of one thing, {where: value}, agree on; None where all are empty."""
-    said = {where: value for where, value in readings.items() if says(value)}
+    said = {where: value for where, value in readings.items() if says(in_json(value))}
     (first, value), *others = said.items() or [("", None)]
     for other, its_value in others:
         if not _agree(its_value, value):
@@ -251,7 +251,7 @@ SAYS_OFF = "off false no none disabled disable"
 WORDS = {**dict.fromkeys(SAYS_ON.split(), True), **dict.fromkeys(SAYS_OFF.split(), False)}
 LONGEST_WORD = 10  # characters and a little more: of a long text this much is looked at
 BUDGETS = ("thinking_budget", "budget_tokens", "max_thinking_tokens", "reasoning_budget", "max_tokens")
-SWITCHES = ("enable_thinking", "think", "thinking", "reasoning", "reasoning_effort", *BUDGETS[:-1])
+SWITCHES = {"enable_thinking", "think", "thinking", "reasoning", "reasoning_effort", *BUDGETS[:-1]}
 OF_A_SWITCH = {"type", "enabled", "effort", "summary", "display", "exclude", *BUDGETS}
 PLACES = ("metadata", "extra_body", "chat_template_kwargs")
 
@@ -259,27 +259,24 @@ PLACES = ("metadata", "extra_body", "chat_template_kwargs")
 def thinking_of(left: dict) -> bool | None:
     """What a row says of thinking, under any name that requests have for it; None where it says nothing.
 
-    Takes what it understands out of the row. Raises TrajectoryError where two places differ, or chat_template_kwargs
-    holds what step 1 does not pass to the chat template.
+    Takes the columns that it understands out of the row. Raises TrajectoryError where two places differ, or
+    chat_template_kwargs holds what step 1 does not pass to the chat template.
     """
-    said = {}
-    for key in SWITCHES:
-        if (switch := switch_of(left.get(key), key)) is not None:
-            said[key] = switch
-            del left[key]
-    for place in PLACES:
-        inner = in_json(left.get(place))
-        if not isinstance(inner, dict):
-            continue
-        left[place] = inner = dict(inner)
-        if (switch := thinking_of(inner)) is not None:
-            said[place] = switch
-        others = [key for key, value in inner.items() if value is not None]
-        if others and place == "chat_template_kwargs":
-            raise TrajectoryError(f"{place} has {others[0]}, which step 1 does not pass to the chat template")
-    if len({*said.values()}) > 1:
-        raise TrajectoryError(f"{' and '.join(said)} differ about whether the model is to think")
-    return next(iter(said.values()), None)
+    objects = [left, *objects_in([left.get(place) for place in PLACES])]
+    said = {switch_of(its.get(key), key) for its in objects for key in SWITCHES} - {None}
+    if len(said) > 1:
+        raise TrajectoryError("its switches differ about whether the model is to think; take the wrong one out")
+    for kwargs in (in_json(its.get("chat_template_kwargs")) for its in objects):
+        for key, value in kwargs.items() if isinstance(kwargs, dict) else ():
+            if value is not None and (key not in SWITCHES or switch_of(value, key) is None):
+                raise TrajectoryError(
+                    f"chat_template_kwargs has {key}, which step 1 does not pass to the chat template"
+                )
+    for key in [key for key in SWITCHES if switch_of(left.get(key), key) is not None]:
+        del left[key]
+    if isinstance(in_json(left.get("chat_template_kwargs")), dict):
+        del left["chat_template_kwargs"]
+    return said.pop() if said else None
 
 
 def switch_of(value, key: str) -> bool | None:

@@ -113,8 +113,6 @@ def printed_otherwise(given: list[dict], served: list[dict]) -> set[str]:
     """The ways in which a server prints tools otherwise than they are given."""
     ways = set()
     for tool, shown in zip(given, served):
-        if tool == shown and list(tool["function"]) == list(shown["function"]) and list(tool) == list(shown):
-            continue
         for old, new in ((tool, shown), (tool["function"], shown["function"])):
             ways |= {f"without {key}" for key in old if key not in new}
             ways |= {f"with {key}: {json.dumps(new[key])}" for key in new if key not in old}

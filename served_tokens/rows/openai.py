@@ -87,8 +87,6 @@ def message_of(left: dict, reader: Reader) -> list[Read]:
     Raises TrajectoryError.
     """
     role = left.pop("role", None)
-    if role is None and isinstance(left.get("type"), str):  # LangChain's messages, OpenAI's Responses
-        raise TrajectoryError(f"has no role but the type {left['type']}; convert it to a message with a role")
     if left.pop("requestor", "assistant") == "user":
         raise TrajectoryError("is a call, or its output, of a simulated user; convert it to what the model was shown")
     if role == "observation" or (role == "function" and isinstance(left.get("name"), str)):
@@ -97,6 +95,7 @@ def message_of(left: dict, reader: Reader) -> list[Read]:
         left = reader.opened(left.pop("provider_specific_fields") | left, "message")
     message = {"role": role, "content": left.pop("content", None)}
     message |= {key: left.pop(key) for key in ("name", "tool_call_id") if left.get(key) is not None}
+    read = Read(message, answer=left["id"] if isinstance(left.get("id"), str) else None)
     parts = anthropic.Parts()
     if role == "tool":
         message["content"] = anthropic.output_of(message["content"], reader)
@@ -104,10 +103,10 @@ def message_of(left: dict, reader: Reader) -> list[Read]:
         parts = anthropic.parts_of(message["content"], role, reader)
         message["content"] = parts.texts
     if role == "assistant":
-        return [_turn(message, left, parts, reader)]
+        _complete_turn(read, left, parts, reader)
+        return [read]
     if decoded(left.pop("tool_calls", None), "tool_calls is"):
         raise TrajectoryError(f"a {role} message has tool_calls: they are of a simulated user, not of the model")
-    read = Read(message, answer=_answer(left))
     if role in ("system", "developer") and (given := left.pop("tools", None) or left.pop("functions", None)):
         read.tools = tools_of(given, "tools", reader)
     # How an answer ended says nothing here, where there is no loss.
@@ -116,14 +115,9 @@ def message_of(left: dict, reader: Reader) -> list[Read]:
     return outputs if outputs and not parts.texts else [*outputs, read]
 
 
-def _answer(left: dict) -> str | None:
-    """The id that a message has of the answer which it is a part of."""
-    return left["id"] if isinstance(left.get("id"), str) else None
-
-
-def _turn(message: dict, left: dict, parts: anthropic.Parts, reader: Reader) -> Read:
-    """Read what is left of an assistant message whose role and content are read."""
-    read = Read(message, answer=_answer(left))
+def _complete_turn(read: Read, left: dict, parts: anthropic.Parts, reader: Reader) -> None:
+    """Read what is left of an assistant message, of which role and content are read: the latter's parts, if any."""
+    message = read.message
     read.recorded = {key: left.pop(key) for key in keys.RECORDED if left.get(key) is not None}
     if (reasoning := one_of(_reasoning(left, parts, reader), "the reasoning")) is not None:
         message["reasoning_content"] = reasoning
@@ -136,22 +130,19 @@ def _turn(message: dict, left: dict, parts: anthropic.Parts, reader: Reader) -> 
     why = _why_not_trained(left)
     cut = reader.closed(left, "message", message)
     read.not_trained = why or cut
-    return read
 
 
 def _reasoning(left: dict, parts: anthropic.Parts, reader: Reader) -> dict:
     """{key: the reasoning of a turn under this key}, taken out of it; raises TrajectoryError."""
-    texts = (*keys.REASONING, "reasoning_details")
-    readings = {key: left.pop(key) for key in texts if isinstance(left.get(key), str)}
-    for key, value in readings.items():
-        if keys.switch_of(value, key) is not None:
-            raise TrajectoryError(f"{key} is {value!r}, which is a switch and no reasoning; take it out of the message")
+    names = (*keys.REASONING, "reasoning_details")
+    texts = [key for key in names if isinstance(left.get(key), str) and keys.switch_of(left[key], key) is None]
+    readings = {key: left.pop(key) for key in texts}
     blocks = decoded(left.pop("thinking_blocks", None), "thinking_blocks is")  # of LiteLLM
     thoughts = {"thinking_blocks": [anthropic.thought_of(block, reader) for block in blocks], "content": parts.thoughts}
     readings |= {key: "\n".join(filter(None, its)) for key, its in thoughts.items()}
     details = decoded(left.pop("reasoning_details", None), "reasoning_details is")  # of OpenRouter
     details = [detail.get("text") if isinstance(detail, dict) else None for detail in details]
-    if None not in details:
+    if all(isinstance(text, str) for text in details):
         readings["its details"] = "".join(details)
     elif not any(readings.values()):
         raise TrajectoryError(
@@ -166,7 +157,7 @@ def call_of(call, reader: Reader) -> dict:
     if isinstance(left.get("function"), dict):
         body = reader.opened(left.pop("function"), "call")
         for key in body.keys() & left.keys():
-            one_of({key: body[key], f"{key} beside the function": left[key]}, f"a call's {key}")
+            body[key] = one_of({key: body[key], f"{key} beside the function": left[key]}, f"a call's {key}")
         left |= body
     for key in ARGUMENTS:
         keys.rename(left, key, "arguments")
@@ -174,8 +165,6 @@ def call_of(call, reader: Reader) -> dict:
     name, arguments = left.pop("name", None), left.pop("arguments", None)
     if not isinstance(name, str):
         raise TrajectoryError("a tool call has no function name")
-    if left.pop("requestor", "assistant") == "user":
-        raise TrajectoryError("a tool call is of a simulated user")
     reader.closed(left, "call")
     return {**read, "function": {"name": name, "arguments": arguments}}
 
@@ -188,19 +177,18 @@ def _why_not_trained(left: dict) -> str | None:
             raise TrajectoryError(
                 f"{key} is {value!r}; a turn is trained whole (1 or true) or it is not (0 or false): write one of these"
             )
-    if len(set(map(bool, said.values()))) > 1:
-        raise TrajectoryError(f"{' and '.join(said)} differ about whether the turn is trained")
+    trained = one_of(said, "whether the turn is trained")
     flags = [key for key in NOT_WHOLE if isinstance(left.get(key), bool) and left.pop(key)]
     cut = why_cut(left)
-    if said and not all(said.values()):
+    if said and not trained:
         return SWITCHED_OFF
     return cut or next(map(NOT_WHOLE.get, flags), None)
 
 
 def why_cut(left: dict) -> str | None:
     """By what an API says of the end of an answer; raises TrajectoryError for a reason that is not known."""
-    for key in keys.ENDS:
-        reason = left.pop(key, None)
+    for key in [key for key in keys.ENDS if key in left]:
+        reason = left.pop(key)
         end = keys.end_of(reason)
         if not says(reason) or end in FINISHED:
             continue

@@ -3,10 +3,10 @@
 from collections import Counter
 from dataclasses import dataclass, field
 
-from served_tokens.marks import TrajectoryError, decoded, in_json, says
+from served_tokens.marks import TrajectoryError, decoded, says
 from served_tokens.rows import sharegpt
 from served_tokens.rows.anthropic import text_of
-from served_tokens.rows.keys import CONVERT, RECORDED, Reader, one_of, thinking_of
+from served_tokens.rows.keys import CONVERT, RECORDED, Reader, objects_in, one_of, thinking_of
 from served_tokens.rows.openai import Read, message_of, tools_of, why_cut
 
 CONVERSATIONS, TOOLS = ("messages", "conversations"), ("tools", "functions", "tool_defs")
@@ -103,14 +103,11 @@ def _conversation(left: dict, reader: Reader) -> tuple[list, int]:
     column = found[0] if found else "messages"
     if column not in left:
         has = [f"{key} ({CONVERT[f'row.{key}'].format(key)})" for key in left if f"row.{key}" in CONVERT]
-        holds = next((key for key in left if _are_messages(in_json(left[key]))), "KEY")
+        roles = {key: any(its.keys() & {"role", "from"} for its in objects_in(value)) for key, value in left.items()}
+        holds = next((key for key in left if roles[key]), "KEY")
         way_out = "" if has else f"; read the one that holds them by --read-as {holds}=messages"
         raise TrajectoryError(f"the row has no column messages; it has {', '.join(has or left) or 'none'}{way_out}")
     return decoded(left.pop(column), f"column {column} is"), 0
-
-
-def _are_messages(value) -> bool:
-    return isinstance(value, list) and any(isinstance(item, dict) and item.keys() & {"role", "from"} for item in value)
 
 
 def _joined(reads: list[Read], reader: Reader) -> list[Read]:
@@ -147,10 +144,9 @@ def _is_no_chat(role) -> bool:
 def _join(turn: dict, part: dict) -> None:
     """Add a further part of an answer to a turn; raises TrajectoryError where the parts are not in order."""
     late = turn.get("tool_calls") and (part["content"] or part.get("reasoning_content"))
-    if late or (turn["content"] and part.get("reasoning_content")):
+    mixed = turn["content"] and part["content"] and type(turn["content"]) is not type(part["content"])
+    if late or mixed or (turn["content"] and part.get("reasoning_content")):
         raise TrajectoryError("an answer is cut into messages of one id, in another order than reasoning, text, calls")
-    if turn["content"] and part["content"] and type(turn["content"]) is not type(part["content"]):
-        raise TrajectoryError("an answer is cut into messages of one id, some of texts and some of lists")
     for key in ("reasoning_content", "content", "tool_calls"):
         if part.get(key) and not (key == "content" and part[key] == turn[key]):
             turn[key] = turn[key] + part[key] if turn.get(key) else part[key]

@@ -177,8 +177,7 @@ def _reasoning_and_answer(reasoning: str, content: str) -> tuple[str, str]:
     if content.lstrip().startswith(("<think>", "</think>")):
         inline, content = _inline_reasoning(content)
         if inline.strip() != reasoning.strip():
-            what = "other reasoning" if inline.strip() else "stray think marks"
-            raise TrajectoryError(f"has {what} in content beside its reasoning field; take one of them out")
+            raise TrajectoryError("has stray think marks in content beside its reasoning field; take one of them out")
     return reasoning, content
 
 
