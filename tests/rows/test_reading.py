@@ -175,7 +175,7 @@ def test_row_without_messages_says_which_column_holds_them():
         (row(enable_thinking=True, metadata={"enable_thinking": False}), "its switches differ about whether the model"),
         (row(extra_body={"chat_template_kwargs": {"custom": 1}}), "chat_template_kwargs has custom, which step 1 does"),
         (
-            turn(thinking_blocks=BLOCKS, reasoning_content="x"),
+            turn(thinking_blocks=BLOCKS, reasoning_content="y"),
             "stands in both reasoning_content and thinking_blocks, and",
         ),
         (row({"from": "human", "role": "system", "value": "q"}), "the role stands in both role and from, and they"),
@@ -380,10 +380,6 @@ def test_all_unknown_keys_are_named_at_once_by_level():
     assert read(one, ignore_keys=("mood", "mime", "ms", "note", "gives", "xq7")).given.known["tool.gives"] == 1
 
 
-def test_a_key_that_says_nothing_is_not_named():
-    assert read(row(xq7=None, xq8="", xq9=[{"a": None}], cost=0)).given.known == {"row.cost": 1}
-
-
 @pytest.mark.parametrize("level", KNOWN)
 def test_known_keys_are_kept_and_counted_at_their_level_alone(level):
     key = min(KNOWN[level])
@@ -396,6 +392,7 @@ def test_known_keys_are_kept_and_counted_at_their_level_alone(level):
     }[level]
     assert read(made(key)).given.known == {f"{level}.{key}": 1}
     assert f"nobody reads its keys {level}.xq7;" in reason(made("xq7"))
+    assert read(row(xq7=None, xq8="", xq9=[{"a": None}])).given.known == {}  # they say nothing
 
 
 @pytest.mark.parametrize(
@@ -437,6 +434,8 @@ def test_a_key_that_is_ignored_at_its_level_is_kept_at_others():
     assert "tools stands in both tools and tools of message 0" in reason(one, ignore_keys=("tools",))
     assert read(one, ignore_keys=("row.tools",)).tools == TOOLS
     assert [it["function"]["name"] for it in read(one, ignore_keys=("message.tools",)).tools] == ["g"]
+    tools = [{"type": "function", "function": {**FLAT, "gives": "x"}, "beta": 1}]
+    assert read(row(tools=tools), ignore_keys=("tool.gives", "tool.beta")).tools == TOOLS
 
 
 @pytest.mark.parametrize(
@@ -468,23 +467,10 @@ def test_keys_of_read_as_are_read_at_the_level_of_their_field():
     trajectory = read(one, read_as=tuple(tuple(pair.split("=")) for pair in pairs.split()))
     assert trajectory.messages == [{"role": "system", "content": "s"}, user("q"), assistant("a", "r")]
     assert (trajectory.tools, trajectory.not_trained) == (TOOLS, {2: OFF})
-
-
-def test_key_that_is_read_as_a_field_which_says_something_else_sets_the_row_aside():
     options = {"read_as": (("thought", "reasoning_content"),)}
-    assert "reasoning_content stands in both reasoning_content and thought, and they differ" in reason(
-        turn(thought="x", reasoning_content="y"), **options
-    )
     assert read(turn(thought="x", reasoning_content="x"), **options).messages[1] == assistant("a", "x")
-
-
-@pytest.mark.parametrize("option", ["thought", "=content", "thought=", "thought=thinking", "a=b=content"])
-def test_wrong_read_as_is_a_clear_error(run, option):
-    process = run("step1_apply_tool_template.py", "x.jsonl", "--read-as", option, expect=2)
-    assert (
-        f"{option!r} is not KEY=FIELD with a FIELD of messages, tools, system, role, content, reasoning_content, "
-        "tool_calls, weight, arguments" in process.stderr
-    )
+    why = "reasoning_content stands in both reasoning_content and thought, and they differ"
+    assert why in reason(turn(thought="x", reasoning_content="y"), **options)
 
 
 # ---------------------------------------------------------------- through the scripts
@@ -551,12 +537,18 @@ def test_a_file_of_a_hub_data_set_holds_trajectories_in_any_shape():
         assert not holds_conversation(columns)
 
 
-def test_ignored_key_of_a_level_that_there_is_not_is_refused(run, tmp_path):
-    process = run("step1_apply_tool_template.py", "x.jsonl", "y.jsonl", "--ignore-key", "mesage.note", expect=2)
-    assert "'mesage.note': there is no level mesage; levels are row, message, call, part, tool" in process.stderr
-
-
-def test_key_of_a_tool_that_is_ignored_with_its_level_is_not_there():
-    tools = [{"type": "function", "function": {**FLAT, "gives": "x"}, "beta": 1}]
-    one = row(user("q"), assistant("a"), tools=tools)
-    assert read(one, ignore_keys=("tool.gives", "tool.beta")).tools == [{"type": "function", "function": FLAT}]
+@pytest.mark.parametrize(
+    "option, wrong, why",
+    [
+        *(
+            ("--read-as", wrong, "is not KEY=FIELD with a FIELD of messages")
+            for wrong in ("thought", "=content", "a=b=c")
+        ),
+        ("--ignore-key", "mesage.note", "there is no level mesage; levels are row, message, call, part, tool"),
+    ],
+)
+def test_option_that_cannot_be_read_is_refused_and_says_why(option, wrong, why, in_process, capsys):
+    with pytest.raises(SystemExit):
+        in_process("step1_apply_tool_template.py", "x.jsonl", "y.jsonl", option, wrong)
+    said = capsys.readouterr().err
+    assert repr(wrong) in said and why in said
