@@ -103,9 +103,8 @@ def _conversation(left: dict, reader: Reader) -> tuple[list, int]:
     column = found[0] if found else "messages"
     if column not in left:
         has = [f"{key} ({CONVERT[f'row.{key}'].format(key)})" for key in left if f"row.{key}" in CONVERT]
-        roles = {key: any(its.keys() & {"role", "from"} for its in objects_in(value)) for key, value in left.items()}
-        holds = next((key for key in left if roles[key]), "KEY")
-        way_out = "" if has else f"; read the one that holds them by --read-as {holds}=messages"
+        holding = (key for key in left if any(its.keys() & {"role", "from"} for its in objects_in(left[key])))
+        way_out = "" if has else f"; read the one that holds them by --read-as {next(holding, 'KEY')}=messages"
         raise TrajectoryError(f"the row has no column messages; it has {', '.join(has or left) or 'none'}{way_out}")
     return decoded(left.pop(column), f"column {column} is"), 0
 
@@ -168,17 +167,15 @@ def _developer_at_the_front(reads: list[Read], reader: Reader) -> list[Read]:
 
     Seen on 0.32.0. Where one comes after a turn, the prompts before it are without it, so no place is right for all.
     """
-    instructions = [read for read in reads if read.message["role"] in ("system", "developer")]
-    if not any(read.message["role"] == "developer" for read in instructions):
+    if not any(read.message["role"] == "developer" for read in reads):
         return reads
-    after_a_turn = any(read.is_turn for read in reads[: reads.index(instructions[-1])])
+    places = [place for place, read in enumerate(reads) if read.message["role"] in ("system", "developer")]
+    after_a_turn = any(read.is_turn for read in reads[: places[-1]])
     if not reader.style.developer_is_system or after_a_turn:
         raise TrajectoryError("a developer message is not shown in its place; send it with the role system")
-    texts = [text_of(read.message["content"], reader.style) for read in instructions]
-    return [
-        Read({"role": "system", "content": "\n\n".join(texts)}),
-        *(read for read in reads if read not in instructions),
-    ]
+    texts = [text_of(reads[place].message["content"], reader.style) for place in places]
+    others = [read for place, read in enumerate(reads) if place not in places]
+    return [Read({"role": "system", "content": "\n\n".join(texts)}), *others]
 
 
 def _add_records(left: dict, turns: list[Read]) -> None:
