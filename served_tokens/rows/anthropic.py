@@ -31,7 +31,7 @@ def parts_of(content: list, role: str, reader: Reader) -> Parts:
     """Read a content list; raises TrajectoryError, also where reasoning, text and calls stand in another order."""
     parts, last = Parts(), 0
     for part in content:
-        kind = _type_of(part) if _type_of(part) in PARTS_OF.get(role, ()) else "text"
+        kind = _type_of(part) if _type_of(part) in PARTS_OF.get(str(role), ()) else "text"
         if ORDER[kind] < last:
             raise TrajectoryError(f"a part of type {kind} comes after others that belong behind it")
         last = ORDER[kind]
@@ -86,7 +86,7 @@ def thought_of(part, reader: Reader) -> str | None:
     if are_texts(thought):  # Magistral's list
         thought = "".join(text["text"] for text in thought)
     is_hidden = not thought and part.keys() != its.keys()  # all that there is of it is a signature
-    if is_hidden or not isinstance(thought or "", str) or its.get("closed") is False:
+    if is_hidden or not isinstance(thought or "", str) or its.get("closed", True) is not True:
         raise TrajectoryError(f"a part of type {kind} holds no whole text; leave the turn out by weight: 0")
     return thought
 

@@ -124,7 +124,7 @@ def printed_otherwise(given: list[dict], served: list[dict]) -> set[str]:
 def _mistakes(messages: list[dict], functions: list[dict]) -> Counter:
     """{what may be a mistake in messages, and in the functions of tools: how often}"""
     notes, waiting, role_before = Counter(), 0, None  # waiting: calls whose output is still to come
-    schemas = {function.get("name"): _properties(function) for function in functions}
+    schemas = {str(function.get("name")): _properties(function) for function in functions}
     notes[NULL_SCHEMAS] += any(None in properties.values() for properties in schemas.values())
     for message in messages:
         role, content, calls = message["role"], message["content"], message.get("tool_calls", [])
