@@ -198,9 +198,10 @@ def objects_in(value):
     value = in_json(value)
     if isinstance(value, dict):
         yield value
-    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    for item in items:
-        yield from objects_in(item)
+        value = list(value.values())
+    if isinstance(value, list):
+        for item in value:
+            yield from objects_in(item)
 
 
 def cut_off(objects: list[dict]) -> str | None:

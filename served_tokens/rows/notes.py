@@ -38,6 +38,7 @@ CALL_LIKE = re.compile(
     r"<tool_?call|<function_?call|<function=|<invoke|\[TOOL_?CALLS?\]|<\|(?:tool_call|python_tag)|<｜tool|^Action:",
     re.IGNORECASE | re.MULTILINE,
 )
+LONGEST_NOTHING = 20  # characters and a little more: of a long text this much is looked at
 SAYS_NOTHING = frozenset(("none", "null", "nan", "(no content)"))
 SHOWN_KEYS = 10
 
@@ -129,7 +130,9 @@ def _mistakes(messages: list[dict], functions: list[dict]) -> Counter:
     for message in messages:
         role, content, calls = message["role"], message["content"], message.get("tool_calls", [])
         if role == "assistant":
-            starts = {text.strip()[:20].lower() for text in (content, message.get("reasoning_content", ""))}
+            starts = {
+                text.strip()[:LONGEST_NOTHING].lower() for text in (content, message.get("reasoning_content", ""))
+            }
             notes[SAYS_NONE] += not starts.isdisjoint(SAYS_NOTHING)
             notes[CALL_AS_TEXT] += CALL_LIKE.search(content) is not None
             notes[TWO_ANSWERS] += role_before == "assistant"

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from served_tokens.marks import TrajectoryError, decoded, says
 from served_tokens.rows import anthropic, keys
 from served_tokens.rows.keys import Reader, one_of
+from served_tokens.rows.servers import FUNCTION_KEYS
 
 SHOWN_OF_A_TOOL = ("type", "function")
-SHOWN_OF_A_FUNCTION = ("name", "description", "parameters", "strict", "defer_loading")
 ARGUMENTS = ("args", "input", "parameters")  # other names of them
 SCHEMAS = ("input_schema", "inputSchema")  # of Anthropic and MCP
 SWITCHES = ("weight", "loss", "train", "loss_mask", "trainable")  # of OpenAI, ms-swift, axolotl and others
@@ -67,7 +67,7 @@ def tools_of(tools, name: str, reader: Reader) -> list[dict]:
         else:
             tool = {"type": "function", "function": _of_flat_tool(tool)}
         if not reader.style.prints_tools_as_sent:
-            for its, shown in ((tool, SHOWN_OF_A_TOOL), (tool["function"], SHOWN_OF_A_FUNCTION)):
+            for its, shown in ((tool, SHOWN_OF_A_TOOL), (tool["function"], FUNCTION_KEYS)):
                 reader.closed({key: value for key, value in its.items() if key not in shown}, "tool")
         read.append(tool)
     return read
@@ -82,7 +82,7 @@ def _of_flat_tool(tool: dict) -> dict:
 
 
 def message_of(left: dict, reader: Reader) -> list[Read]:
-    """Read a message that was opened: as one, behind the outputs of tools that a user message of Anthropic's holds.
+    """A message that was opened, behind those outputs of tools that Anthropic's user message has in its content.
 
     Raises TrajectoryError.
     """
@@ -116,7 +116,7 @@ def message_of(left: dict, reader: Reader) -> list[Read]:
 
 
 def _complete_turn(read: Read, left: dict, parts: anthropic.Parts, reader: Reader) -> None:
-    """Read what is left of an assistant message, of which role and content are read: the latter's parts, if any."""
+    """Read the rest of an assistant message, of which role and content are read already; parts: those of a list."""
     message = read.message
     read.recorded = {key: left.pop(key) for key in keys.RECORDED if left.get(key) is not None}
     if (reasoning := one_of(_reasoning(left, parts, reader), "the reasoning")) is not None:

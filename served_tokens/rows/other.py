@@ -82,12 +82,13 @@ def _all_read(left: dict, reader: Reader) -> list[Read]:
     for position, raw in enumerate(given):
         try:
             message = reader.opened(raw, "message")
-            read = message_of(sharegpt.as_openai(message) if from_sharegpt else message, reader)
+            its_reads = message_of(sharegpt.as_openai(message) if from_sharegpt else message, reader)
         except TrajectoryError as error:
             raise TrajectoryError(f"message {position}: {error}") from None
-        if position < in_prompt and read[-1].is_turn:
-            read[-1].not_trained = read[-1].not_trained or IN_PROMPT
-        reads += read
+        for read in its_reads:
+            if position < in_prompt and read.is_turn:
+                read.not_trained = read.not_trained or IN_PROMPT
+        reads += its_reads
     return reads
 
 
