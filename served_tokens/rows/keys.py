@@ -172,7 +172,7 @@ class Reader:
 
 def one_of(readings: dict, what: str):
     """The one value that readings of one thing, {where: value}, agree on; None where all are empty."""
-    said = {where: value for where, value in readings.items() if says(in_json(value))}
+    said = {where: value for where, value in readings.items() if says(value)}
     (first, value), *others = said.items() or [("", None)]
     for other, its_value in others:
         if not _agree(its_value, value):
@@ -183,9 +183,9 @@ def one_of(readings: dict, what: str):
 def rename(left: dict, key: str, its_field: str) -> None:
     """Move what stands under a key to a field; raises TrajectoryError where something else stands there."""
     if key in left:
-        value = left.pop(key)
-        readings = {its_field: left.get(its_field), key: value}
-        left[its_field] = one_of(readings, f"the {its_field}") if its_field in left else value
+        value, there = left.pop(key), left.get(its_field)
+        is_empty = not says(in_json(there))
+        left[its_field] = value if is_empty else one_of({its_field: there, key: value}, f"the {its_field}")
 
 
 def _agree(one, other) -> bool:

@@ -58,7 +58,7 @@ def tools_of(tools, name: str, reader: Reader) -> list[dict]:
         tools: a list or an object of tools by name, of objects or JSON strings; or a JSON string of it.
     Raises TrajectoryError, which calls the tools by this name.
     """
-    tools = decoded(tools, f"{name} is", (list, dict))
+    tools = decoded(tools if says(tools) else None, f"{name} is", (list, dict))
     read = []
     for given in tools.values() if isinstance(tools, dict) else tools:
         tool = reader.opened(given, "tool")
