@@ -44,20 +44,20 @@ class Counts:
 
 
 def decoded(value, name: str, kind=list):
-    """A list, or a value of another kind, whether it is one or a JSON string of one; an empty list where it is null.
+    """A list, an object (kind: dict) or either, also out of a JSON string of one; an empty one for null or nothing.
 
-    Raises TrajectoryError, which calls the value by its name.
+    Raises TrajectoryError, which begins with the name of the value and its verb, as "tools is".
     """
     if isinstance(value, str) and value.strip():
         try:
             value = json.loads(value)
         except (ValueError, RecursionError) as error:
-            raise TrajectoryError(f"{name} is not valid JSON ({error})") from None
-    if kind is list and (value is None or value == ""):
-        return []
+            raise TrajectoryError(f"{name} not valid JSON ({error})") from None
+    if value in (None, "", [], {}):
+        return {} if kind is dict else []
     if not isinstance(value, kind):
-        expected = {list: "a list", dict: "an object"}.get(kind, "a list or an object")
-        raise TrajectoryError(f"{name} is not {expected} but {kind_of(value)}")
+        expected = {list: "a list", dict: "a JSON object"}.get(kind, "a list or an object")
+        raise TrajectoryError(f"{name} not {expected} but {kind_of(value)}")
     return value
 
 
@@ -75,11 +75,6 @@ def kind_of(value) -> str:
     """What JSON calls a value."""
     names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
     return names.get(type(value), "a number" if isinstance(value, (int, float)) else type(value).__name__)
-
-
-def is_empty(value) -> bool:
-    """Whether it is null, or a text, list or object of nothing."""
-    return value is None or (isinstance(value, (str, list, dict)) and not value)
 
 
 def says(value) -> bool:

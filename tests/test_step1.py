@@ -96,16 +96,16 @@ def test_messages_after_the_last_turn_stay():
 @pytest.mark.parametrize(
     "row, reason",
     [
-        ({"messages": []}, "no messages"),
-        ({"messages": None}, "no messages"),
+        ({"messages": []}, "no assistant message"),
+        ({"messages": None}, "no assistant message"),
         ({"conversations": 1, "id": 2}, "column conversations is not a list but a number"),
         ({"messages": "[{"}, "column messages is not valid JSON"),
         ({"messages": {"role": "user"}}, "column messages is not a list but an object"),
         ({"messages": [user("q")]}, "no assistant message"),
-        ({"messages": [user("q"), "hi"]}, "message 1: is not an object but a string"),
+        ({"messages": [user("q"), "hi"]}, "message 1: a message is not an object but a string"),
         ({"messages": [user(3)]}, "message 0: content is not text but a number"),
         ({"messages": [user("q"), assistant("so <think>x</think>a")]}, "message 1: has text before an inline <think>"),
-        ({"messages": [user("q"), assistant("a")], "tools": ["f"]}, "tool 0 is not an object but a string"),
+        ({"messages": [user("q"), assistant("a")], "tools": ["f"]}, "a tool is not an object but a string"),
     ],
 )
 def test_bad_trajectory_is_named_with_message_and_reason(row, reason):

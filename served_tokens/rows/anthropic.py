@@ -1,9 +1,10 @@
 """Content lists: Anthropic's blocks of reasoning, text, calls and tool results, and the text parts of all APIs."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from served_tokens.marks import TrajectoryError, kind_of
 from served_tokens.rows.keys import Reader, one_of
+from served_tokens.rows.servers import Style
 
 MEDIA = frozenset("image image_url input_image video video_url audio audio_url input_audio file document".split())
 CONVERTED = {  # parts of shapes that are not read: what they must be converted to
@@ -12,15 +13,39 @@ CONVERTED = {  # parts of shapes that are not read: what they must be converted 
     "redacted_thinking": "its reasoning is not to be had: take the part out, and leave the turn out by weight: 0",
     "reasoningContent": "convert reasoning to reasoning_content",
 }
+ORDER = {"tool_result": 0, "thinking": 0, "reasoning": 0, "text": 1, "tool_use": 2}  # in which they come in a message
+PARTS_OF = {"assistant": ("thinking", "reasoning", "tool_use"), "user": ("tool_result",)}  # beside texts
 
 
 @dataclass
 class Parts:
-    """The content of a turn: text parts (None where it has calls or reasoning alone), reasoning, calls as given."""
+    """The parts of a content: texts, reasoning and calls of a turn, and outputs of tools as messages of role tool."""
 
-    texts: list | None
-    reasoning: str | None
-    calls: list[dict]
+    texts: list[dict] = field(default_factory=list)
+    thoughts: list[str | None] = field(default_factory=list)
+    calls: list[dict] = field(default_factory=list)
+    outputs: list[dict] = field(default_factory=list)
+
+
+def parts_of(content: list, role: str, reader: Reader) -> Parts:
+    """Read a content list; raises TrajectoryError, also where reasoning, text and calls stand in another order."""
+    parts, last = Parts(), 0
+    for part in content:
+        kind = _type_of(part) if _type_of(part) in PARTS_OF.get(str(role), ()) else "text"
+        if ORDER[kind] < last:
+            raise TrajectoryError(f"a part of type {kind} comes after others that belong behind it")
+        last = ORDER[kind]
+        if kind == "text":
+            parts.texts.append(_text_part(part, reader))
+        elif kind == "tool_use":
+            parts.calls.append({**part, "type": "function"})
+        elif kind == "tool_result":
+            its = reader.read(part, "part", ("type", "content", "tool_use_id"))
+            output = {"role": "tool", "content": output_of(its.get("content"), reader)}
+            parts.outputs.append(output | {"tool_call_id": its["tool_use_id"]} if its.get("tool_use_id") else output)
+        else:
+            parts.thoughts.append(thought_of(part, reader))
+    return parts
 
 
 def are_texts(parts) -> bool:
@@ -33,95 +58,43 @@ def are_texts(parts) -> bool:
     )
 
 
-def texts_of(parts: list, reader: Reader) -> list[dict]:
-    """The parts of a message that is no turn: texts alone; raises TrajectoryError."""
-    return [_text_part(part, reader) for part in parts]
+def text_of(content, style: Style) -> str:
+    """The text that a server makes of a content; raises TrajectoryError where it is none."""
+    if content is None:
+        return ""
+    if are_texts(content):
+        return style.joined([part["text"] for part in content])
+    if not isinstance(content, str):
+        raise TrajectoryError(f"content is not text but {kind_of(content)}")
+    return content
 
 
-def parts_of_turn(parts: list, reader: Reader) -> Parts:
-    """The parts of a turn, in the order in which the model writes them: reasoning, text, calls.
-
-    Raises TrajectoryError where they come in another order.
-    """
-    texts, thoughts, calls, last = [], [], [], 0
-    for part in parts:
-        kind = _type_of(part)
-        if kind in ("thinking", "reasoning"):
-            order = 0
-            thoughts.append(_thought(part, kind, reader))
-        elif kind == "tool_use":
-            order, left = 2, reader.opened(part, "part")
-            arguments = one_of({key: left.pop(key, None) for key in ("input", "arguments")}, "a call's arguments")
-            read = {"id": left.pop("id", None), "type": "function"}
-            name = left.pop("name", None)
-            calls.append({**read, "function": {"name": name, "arguments": arguments}})
-            del left["type"]
-            reader.closed(left, "part")
-        else:
-            order = 1
-            texts.append(_text_part(part, reader))
-        if order < last:
-            raise TrajectoryError(f"a part of type {kind} comes after others that the model writes later")
-        last = order
-        reader.shapes[f"content part {kind}"] += order != 1
-    none = not texts and (thoughts or calls)
-    return Parts(None if none else texts, "\n".join(filter(None, thoughts)) or None, calls)
+def output_of(content, reader: Reader):
+    """What a tool returned, of which text parts are read; raises TrajectoryError for parts that are pictures or so."""
+    if are_texts(content) or (isinstance(content, list) and any(_type_of(part) in MEDIA for part in content)):
+        return [_text_part(part, reader) for part in content]
+    return content
 
 
-def tool_results(parts: list, reader: Reader) -> tuple[list[dict], list[dict]]:
-    """(messages of role tool, the text parts behind them) of a user message's content; raises TrajectoryError."""
-    outputs, texts = [], []
-    for part in parts:
-        if _type_of(part) != "tool_result":
-            texts.append(_text_part(part, reader))
-            continue
-        if texts:
-            raise TrajectoryError("a part of type tool_result comes after text")
-        left = reader.opened(part, "part")
-        content = left.pop("content", None)
-        outputs.append({"role": "tool", "content": texts_of(content, reader) if are_texts(content) else content})
-        if (identity := left.pop("tool_use_id", None)) is not None:
-            outputs[-1]["tool_call_id"] = identity
-        del left["type"]
-        reader.closed(left, "part")
-        reader.shapes["content part tool_result"] += 1
-    return outputs, texts
-
-
-def reasoning_of_blocks(blocks, reader: Reader) -> str | None:
-    """The reasoning of a list of thinking blocks that stands beside the content (LiteLLM); raises TrajectoryError."""
-    if blocks is None:
-        return None
-    if not isinstance(blocks, list):
-        raise TrajectoryError(f"thinking_blocks is not a list but {kind_of(blocks)}")
-    if any(_type_of(block) != "thinking" for block in blocks):
-        raise _unread(next(block for block in blocks if _type_of(block) != "thinking"))
-    return "\n".join(_thought(block, "thinking", reader) or "" for block in blocks)
-
-
-def _thought(part: dict, kind: str, reader: Reader) -> str | None:
-    left = reader.opened(part, "part")
-    thought = one_of({key: left.pop(key, None) for key in (kind, "text")}, "the reasoning")
+def thought_of(part, reader: Reader) -> str | None:
+    """The reasoning of a part of a turn; raises TrajectoryError."""
+    kind = _type_of(part)
+    if kind not in ("thinking", "reasoning"):
+        raise _unread(part)
+    its = reader.read(part, "part", ("type", kind, "text", "closed"))
+    thought = one_of({kind: its.get(kind), "text": its.get("text")}, "the reasoning")
     if are_texts(thought):  # Magistral's list
         thought = "".join(text["text"] for text in thought)
-    if not isinstance(thought or "", str):
-        raise TrajectoryError(f"reasoning is not a string but {kind_of(thought)}")
-    del left["type"]
-    if left.get("closed") is True:
-        del left["closed"]
-    if not thought and left:
-        raise TrajectoryError(f"a part of type {kind} has no text but {', '.join(left)}")
-    reader.closed(left, "part")
+    is_hidden = not thought and part.keys() != its.keys()  # all that there is of it is a signature
+    if is_hidden or not isinstance(thought or "", str) or its.get("closed", True) is not True:
+        raise TrajectoryError(f"a part of type {kind} holds no whole text; leave the turn out by weight: 0")
     return thought
 
 
 def _text_part(part, reader: Reader) -> dict:
-    if not are_texts([part]) and not (_type_of(part) == "text" and isinstance(part.get("text"), str)):
+    if not are_texts([part]):
         raise _unread(part)
-    left = reader.opened(part, "part")
-    kept = {key: left.pop(key) for key in ("type", "text") if key in left}
-    reader.closed(left, "part")
-    return kept
+    return reader.read(part, "part", ("type", "text"))
 
 
 def _type_of(part) -> str | None:
@@ -132,9 +105,8 @@ def _type_of(part) -> str | None:
 def _unread(part) -> TrajectoryError:
     """The error of a part that is no text, and what to do about it."""
     kind = _type_of(part)
-    kind = next((key for key in CONVERTED if isinstance(part, dict) and key in part), None) if kind is None else kind
-    if kind in MEDIA:
-        return TrajectoryError(f"content has a part of type {kind}, which is no text; leave it out of the row")
+    if kind is None and isinstance(part, dict):
+        kind = next((key for key in CONVERTED if key in part), None)
     if kind is None:
         return TrajectoryError("content is not text but a list")
     way_out = CONVERTED.get(kind, "write what it says as text, or leave it out of the row")

@@ -7,7 +7,8 @@ copy, takes out of it what it reads, and closes it. Nothing is guessed by the wo
 from collections import Counter
 from dataclasses import dataclass, field
 
-from served_tokens.marks import TrajectoryError, in_json, is_empty, kind_of, says
+from served_tokens.marks import TrajectoryError, in_json, kind_of, says
+from served_tokens.rows.servers import Style
 
 # What --read-as can give another key to: {field: the level of the objects that have it}.
 FIELDS = {
@@ -36,13 +37,13 @@ KNOWN = {
         "annotations extra response_metadata usage_metadata metadata ts time message_id sender agent message_type "
         "tool_call_ids step turn_id thought_signatures token_count reasoning_tokens parentUuid".split()
     ),
-    "call": frozenset("index signature cache_control caller extra_content call_id status".split()),
+    "call": frozenset("index signature cache_control caller extra_content call_id status requestor".split()),
     "part": frozenset("id index cache_control citations signature is_error annotations".split()),
     "tool": frozenset(
         "cache_control strict defer_loading annotations title output_schema outputSchema returns examples".split()
     ),
 }
-REPEATING = ("task_info", "user_messages", "reward_info")  # columns that repeat messages or calls
+REPEATING = ("row.task_info", "row.user_messages", "row.reward_info")  # they repeat messages or calls
 # Keys of shapes that are not read, and what a row that has them must be brought into: {way out: "level.key …"}.
 WAYS_OUT = {
     "it is a system prompt: read it by --read-as {}=system, or put it into messages": "row.instructions "
@@ -73,12 +74,11 @@ CUT = frozenset(
     "error abort aborted cancelled pause_turn refusal".split()
 )
 ENDS = ("finish_reason", "stop_reason", "done_reason", "native_finish_reason", "finishReason", "stopReason")
-READ_OF_TURNS = frozenset(  # which --ignore-key, said for another message, would take from turns too
-    "content reasoning_content reasoning thinking thinking_blocks reasoning_details tool_calls function_call token_ids "
-    "prompt_token_ids".split()
-)
+REASONING = ("reasoning_content", "reasoning", "thinking")  # the last two are names of switches too
 OF_A_MESSAGE = ("reasoning_content", "thinking_blocks", "reasoning_details", "tool_calls", "function_call")
-THOUGHTS = ("reasoning", "thinking")  # also names of switches, which are no texts
+RECORDED = ("prompt_token_ids", "token_ids")  # what a server was given and what the model wrote, as vLLM returns them
+READ_OF_TURNS = frozenset(("content", *REASONING, *OF_A_MESSAGE, *RECORDED))
+NOT_FINISHED = "their finish_reason is {}, so they were cut off"
 
 
 @dataclass
@@ -88,15 +88,15 @@ class Reader:
     read_as: (key, field) pairs of --read-as.
     ignore_keys: those of --ignore-key, "note" or "message.note". One that is named with its level is as if it were not
         there; one without is never taken from what is read.
-    prints_tools_as_sent: whether all keys of a tool are in the prompt, so that none is left over.
+    style: the server's; whether it prints all keys of a tool decides whether one can be left over.
     shapes: {name: how often it was met}.
     known: {"message.usage": how often}, left over and harmless or ignored.
     unknown: {"message.note": what to do about it, or nothing where all that is known of it is its name}.
     """
 
-    read_as: tuple = ()
-    ignore_keys: tuple = ()
-    prints_tools_as_sent: bool = False
+    read_as: tuple
+    ignore_keys: tuple
+    style: Style
     shapes: Counter = field(default_factory=Counter)
     known: Counter = field(default_factory=Counter)
     unknown: dict = field(default_factory=dict)
@@ -104,51 +104,56 @@ class Reader:
     def opened(self, value, level: str) -> dict:
         """A copy to take out of, with the keys of --read-as renamed; raises TrajectoryError where it is no object."""
         if not isinstance(value := in_json(value), dict):
-            raise TrajectoryError(f"is not an object but {kind_of(value)}")
+            raise TrajectoryError(f"a {level} is not an object but {kind_of(value)}")
         left = dict(value)
         for key in self.ignore_keys:
-            its_level, named, bare = key.partition(".")
-            if named and its_level == level:
-                left.pop(bare, None)
+            if key.startswith(f"{level}."):
+                left.pop(key.removeprefix(f"{level}."), None)
         for key, its_field in self.read_as:
-            if FIELDS[its_field] == level and key in left:
-                there = None if is_empty(in_json(left.get(its_field))) else left[its_field]
-                left[its_field] = one_of({its_field: there, key: left.pop(key)}, its_field)
+            if FIELDS[its_field] == level:
+                rename(left, key, its_field)
         return left
 
-    def closed(self, left: dict, level: str, turn: dict | None = None, lacks: str | None = None) -> str | None:
-        """Note what is left over of an object; returns how it says that its answer was cut off, or None.
+    def read(self, value, level: str, keys: tuple) -> dict:
+        """Those of the keys that an object has; what else it has is left over."""
+        left = self.opened(value, level)
+        its = {key: left.pop(key) for key in keys if key in left}
+        self.closed(left, level)
+        return its
 
-        Args:
-            turn: what was read of the object, if it is a turn: an API's answer that repeats it is no loss.
-            lacks: the field of --read-as that the object has nothing for.
+    def closed(self, left: dict, level: str, turn: dict | None = None) -> str | None:
+        """Note what is left over of an object; returns why its answer is no whole one, where it says so.
+
+        turn: what was read of the object, if it is a turn: an API's answer that repeats it is no loss.
         """
         cut = None
         for key, value in left.items():
             if not says(value):
                 continue
             name = f"{level}.{key}"
-            repeats = level == "row" and key in REPEATING
-            cut_here = None if repeats or level not in ("row", "message") else cut_within(value)
+            inside = [] if name in REPEATING else list(objects_in(value))
+            cut_here = cut_off(inside) if level in ("row", "message") else None
             cut = cut or cut_here
             if cut_here and level == "message":  # the turn is not trained, so it may lack what is there
                 self.known[name] += 1
                 continue
-            holds = None if repeats else held_within(value, turn)
+            holds = next(filter(None, (_held(its, turn or {}) for its in inside)), None)
             if name in CONVERT:
-                self.unknown[name] = CONVERT[name].format(key)
+                way_out = CONVERT[name].format(key)
+            elif holds == "tools" and level == "row" and isinstance(in_json(value), list):
+                way_out = f"it holds tools: read them by --read-as {key}=tools"
             elif holds:
-                is_column = level == "row" and holds == "tools" and isinstance(in_json(value), list)
-                way_out = f"read them by --read-as {key}=tools" if is_column else "bring that into messages and tools"
-                self.unknown[name] = f"it holds {holds}: {way_out}"
+                way_out = f"it holds {holds}: bring that into messages and tools"
             elif key in KNOWN[level] or key in self.ignore_keys:
                 self.known[name] += 1
+                continue
             elif level == "message" and key in READ_OF_TURNS:
-                self.unknown[name] = "it is read of a turn: take it out of the other messages"
-            elif lacks and isinstance(in_json(value), dict if lacks == "arguments" else str) and not turn:
-                self.unknown[name] = f"read it by --read-as {key}={lacks}"
+                way_out = "it is read as a text of a turn: make it one, or take it out of the message"
+            elif level == "call" and isinstance(in_json(value), dict):
+                way_out = f"read it by --read-as {key}=arguments, or leave it out by --ignore-key {name}"
             else:
-                self.unknown.setdefault(name, "")
+                way_out = ""
+            self.unknown[name] = way_out or self.unknown.get(name, "")
         return cut
 
     def refuse_unknown(self) -> None:
@@ -167,29 +172,42 @@ class Reader:
 
 def one_of(readings: dict, what: str):
     """The one value that readings of one thing, {where: value}, agree on; None where all are empty."""
-    said = {where: value for where, value in readings.items() if not is_empty(value)}
+    said = {where: value for where, value in readings.items() if says(value)}
     (first, value), *others = said.items() or [("", None)]
     for other, its_value in others:
-        if _stripped(its_value) != _stripped(value):
+        if not _agree(its_value, value):
             raise TrajectoryError(f"{what} stands in both {first} and {other}, and they differ")
     return value
 
 
-def _stripped(value):
-    return value.strip() if isinstance(value, str) else value
+def rename(left: dict, key: str, its_field: str) -> None:
+    """Move what stands under a key to a field; raises TrajectoryError where something else stands there."""
+    if key in left:
+        value, there = left.pop(key), left.get(its_field)
+        is_empty = not says(in_json(there))
+        left[its_field] = value if is_empty else one_of({its_field: there, key: value}, f"the {its_field}")
 
 
-def cut_within(value) -> str | None:
-    """Why an answer was cut off, by a finish_reason or stop_reason at any depth; None where there is none."""
+def _agree(one, other) -> bool:
+    one, other = in_json(one), in_json(other)
+    return one == other or (isinstance(one, str) and isinstance(other, str) and one.strip() == other.strip())
+
+
+def objects_in(value):
+    """Yield every object in a value, at any depth, also out of JSON strings."""
     value = in_json(value)
+    if isinstance(value, dict):
+        yield value
+        value = list(value.values())
     if isinstance(value, list):
-        return next(filter(None, map(cut_within, value)), None)
-    if not isinstance(value, dict):
-        return None
-    for key in ENDS:
-        if (reason := end_of(value.get(key))) in CUT:
-            return reason
-    return cut_within(list(value.values()))
+        for item in value:
+            yield from objects_in(item)
+
+
+def cut_off(objects: list[dict]) -> str | None:
+    """Why an answer is no whole one, as a finish_reason or stop_reason in any of the objects says, or None."""
+    ends = (end_of(its[key]) for its in objects for key in ENDS if key in its)
+    return next((NOT_FINISHED.format(end) for end in ends if end in CUT), None)
 
 
 def end_of(reason) -> str | None:
@@ -199,100 +217,78 @@ def end_of(reason) -> str | None:
     return reason.lower() if isinstance(reason, str) and reason else None
 
 
-def held_within(value, turn: dict | None) -> str | None:
-    """What of a conversation a value holds at any depth: a message, calls or tools; None where there is nothing.
-
-    A message, or reasoning or calls without one, that a turn says as well is not meant.
-    """
-    value = in_json(value)
-    if isinstance(value, list):
-        return next(filter(None, (held_within(item, turn) for item in value)), None)
-    if not isinstance(value, dict) or not says(value):
+def _held(its: dict, turn: dict) -> str | None:
+    """What of a conversation an object is that is not said by the turn too: a message, a call or a tool; else None."""
+    thinks = turn and any(isinstance(its.get(key), (str, list)) and says(its[key]) for key in REASONING)
+    if thinks or ("role" in its and says(its.get("content"))) or any(says(its.get(key)) for key in OF_A_MESSAGE):
+        return None if _repeats(its, turn) else "a message"
+    if not isinstance(name := its.get("name"), str):
         return None
-    thinks = turn and any(isinstance(value.get(key), (str, list)) and says(value[key]) for key in THOUGHTS)
-    is_message = "role" in value and says(value.get("content"))
-    if is_message or thinks or any(says(value.get(key)) for key in OF_A_MESSAGE):
-        return None if _repeats(value, turn) else "a message"
-    arguments = next((value[key] for key in ("arguments", "args", "input", "params") if says(value.get(key))), None)
-    if isinstance(value.get("name"), str) and arguments is not None:
-        return None if turn and (value["name"], in_json(arguments)) in _calls(turn) else "a tool call"
-    function = value.get("function", value)
-    if isinstance(function, dict) and "name" in function and ("parameters" in function or "input_schema" in function):
-        return "tools"
-    choices = value.get("choices")
-    if isinstance(choices, list) and any(isinstance(choice, dict) and says(choice.get("text")) for choice in choices):
-        return "an answer"
-    return held_within(list(value.values()), turn)
+    arguments = next((its[key] for key in ("arguments", "args", "input", "params") if says(its.get(key))), None)
+    if arguments is not None:
+        return None if (name, in_json(arguments)) in calls_in(turn.get("tool_calls")) else "a tool call"
+    return "tools" if "parameters" in its or "input_schema" in its else None
 
 
-def _repeats(message: dict, turn: dict | None) -> bool:
+def _repeats(message: dict, turn: dict) -> bool:
     """Whether a turn says all that a message says."""
-    if not turn:
-        return False
-    if any(message.get(key) for key in ("thinking_blocks", "reasoning_details", "function_call")):
-        return False
-    reasoning = next(filter(None, map(message.get, ("reasoning_content", *THOUGHTS))), None)
-    same_text = is_empty(message.get("content")) or message["content"] == turn.get("content")
-    same_reasoning = is_empty(reasoning) or _stripped(reasoning) == _stripped(turn.get("reasoning_content"))
-    calls = _calls(message)
-    return same_text and same_reasoning and (is_empty(message.get("tool_calls")) or calls == _calls(turn))
+    reasoning = next((message[key] for key in REASONING if message.get(key)), None)
+    said = {**message, "reasoning_content": reasoning, "tool_calls": calls_in(message.get("tool_calls"))}
+    of_turn = {**turn, "tool_calls": calls_in(turn.get("tool_calls"))}
+    return all(not says(said.get(key)) or _agree(said[key], of_turn.get(key)) for key in ("content", *OF_A_MESSAGE))
 
 
-def _calls(message: dict) -> list[tuple]:
-    """(name, arguments) of the calls of a message."""
-    calls = message.get("tool_calls") if isinstance(message.get("tool_calls"), list) else []
-    functions = [call.get("function", call) for call in calls if isinstance(call, dict)]
-    functions = [function for function in functions if isinstance(function, dict)]
+def calls_in(calls) -> list[tuple]:
+    """(name, arguments) of each call in a list of calls, which may be anything."""
+    calls = [call for call in (calls if isinstance(calls, list) else []) if isinstance(call, dict)]
+    functions = [call["function"] if isinstance(call.get("function"), dict) else call for call in calls]
     return [(function.get("name"), in_json(function.get("arguments"))) for function in functions]
 
 
 # ---------------------------------------------------------------- thinking
 
-SAYS_ON = frozenset("on true yes enabled enable adaptive auto default minimal low medium high xhigh max".split())
-SAYS_OFF = frozenset("off false no none disabled disable".split())
-BUDGETS = ("thinking_budget", "budget_tokens", "max_thinking_tokens", "reasoning_budget")
-SWITCHES = ("enable_thinking", "think", "thinking", "reasoning", "reasoning_effort", *BUDGETS)
-OF_A_SWITCH = ("type", "enabled", "effort", "max_tokens", "summary", "display", "exclude")
+SAYS_ON = "on true yes enabled enable adaptive auto default minimal low medium high xhigh max"
+SAYS_OFF = "off false no none disabled disable"
+WORDS = {**dict.fromkeys(SAYS_ON.split(), True), **dict.fromkeys(SAYS_OFF.split(), False)}
+LONGEST_WORD = 10  # characters and a little more: of a long text this much is looked at
+BUDGETS = ("thinking_budget", "budget_tokens", "max_thinking_tokens", "reasoning_budget", "max_tokens")
+SWITCHES = {"enable_thinking", "think", "thinking", "reasoning", "reasoning_effort", *BUDGETS[:-1]}
+OF_A_SWITCH = {"type", "enabled", "effort", "summary", "display", "exclude", *BUDGETS}
 PLACES = ("metadata", "extra_body", "chat_template_kwargs")
 
 
 def thinking_of(left: dict) -> bool | None:
     """What a row says of thinking, under any name that requests have for it; None where it says nothing.
 
-    Takes what it understands out of the row. Raises TrajectoryError where two places differ, or chat_template_kwargs
-    holds what step 1 does not pass to the chat template.
+    Takes the columns that it understands out of the row. Raises TrajectoryError where two places differ, or
+    chat_template_kwargs holds what step 1 does not pass to the chat template.
     """
-    said = {}
-    for key in SWITCHES:
-        if (switch := _switch(left.get(key), key)) is not None:
-            said[key] = switch
-            del left[key]
-    for place in PLACES:
-        inner = in_json(left.get(place))
-        if not isinstance(inner, dict):
-            continue
-        inner = dict(inner)
-        for other in () if place != "chat_template_kwargs" else inner.keys() - {*SWITCHES}:
-            if inner[other] is not None:
-                raise TrajectoryError(f"{place} has {other}, which step 1 does not pass to the chat template")
-        if (switch := thinking_of(inner)) is not None:
-            said[place] = switch
-        left[place] = inner
-    if len({*said.values()}) > 1:
-        raise TrajectoryError(f"{' and '.join(said)} differ about whether the model is to think")
-    return next(iter(said.values()), None)
+    objects = [left, *objects_in([left.get(place) for place in PLACES])]
+    said = {switch_of(its.get(key), key) for its in objects for key in SWITCHES} - {None}
+    if len(said) > 1:
+        raise TrajectoryError("its switches differ about whether the model is to think; take the wrong one out")
+    for kwargs in (in_json(its.get("chat_template_kwargs")) for its in objects):
+        for key, value in kwargs.items() if isinstance(kwargs, dict) else ():
+            if value is not None and (key not in SWITCHES or switch_of(value, key) is None):
+                raise TrajectoryError(
+                    f"chat_template_kwargs has {key}, which step 1 does not pass to the chat template"
+                )
+    for key in [key for key in SWITCHES if switch_of(left.get(key), key) is not None]:
+        del left[key]
+    if isinstance(in_json(left.get("chat_template_kwargs")), dict):
+        del left["chat_template_kwargs"]
+    return said.pop() if said else None
 
 
-def _switch(value, key: str) -> bool | None:
+def switch_of(value, key: str) -> bool | None:
     """Whether a switch is on; None where it is no switch, or says nothing."""
     if isinstance(value, bool):
         return value
     if isinstance(value, (int, float)) and key in BUDGETS:
         return value != 0
-    if isinstance(value, str) and value.lower() in SAYS_ON | SAYS_OFF:
-        return value.lower() in SAYS_ON
-    if isinstance(value, dict) and value.keys() <= {*OF_A_SWITCH, *BUDGETS}:
-        inner = [_switch(item, "budget_tokens" if its == "max_tokens" else its) for its, item in value.items()]
-        said = [switch for switch in inner if switch is not None]
-        return False not in said if said else None
+    if isinstance(value, str):
+        return WORDS.get(value[:LONGEST_WORD].lower())
+    if isinstance(value, dict) and value.keys() <= OF_A_SWITCH:
+        said = {switch_of(item, its) for its, item in value.items()} - {None}
+        return all(said) if said else None
     return None

@@ -16,8 +16,6 @@ NO_CALL = "tool outputs follow no tool call; where the call is a text in the tur
 TOOLS_TWICE = "trajectories offer tools both in the system text and beside it, so their prompts hold them twice"
 TWO_ANSWERS = "turns follow right on another turn; where both are parts of one answer, join them"
 SAYS_NONE = 'turns say "None" or the like as their text or reasoning, which is trained as that text; write null'
-SEVERAL_TEXTS = "turns have several text parts; they are trained joined, as the server joins them in the history"
-STRAY_MARKS = "turns hold think marks in their text beside their reasoning, which are trained as that text"
 WRAPPED = "tool outputs are wrapped in <tool_response> already, so their prompts hold it twice"
 NULL_ARGUMENTS = (
     "tool calls have null arguments that the schema of their tool does not allow, as Arrow fills in where objects of "
@@ -40,7 +38,7 @@ CALL_LIKE = re.compile(
     r"<tool_?call|<function_?call|<function=|<invoke|\[TOOL_?CALLS?\]|<\|(?:tool_call|python_tag)|<｜tool|^Action:",
     re.IGNORECASE | re.MULTILINE,
 )
-LONGEST_NOTHING = 20  # characters
+LONGEST_NOTHING = 20  # characters and a little more: of a long text this much is looked at
 SAYS_NOTHING = frozenset(("none", "null", "nan", "(no content)"))
 SHOWN_KEYS = 10
 
@@ -91,20 +89,19 @@ class Noted(Counts):
 
 def noted(trajectory: Trajectory) -> Noted:
     """What is to be known of a trajectory before it is rendered."""
-    messages, given = trajectory.messages, trajectory.given
+    messages, tools, given = trajectory.messages, trajectory.tools or [], trajectory.given
     turns = [messages[turn] for turn in trajectory.turns]
     thinking = sum(bool(turn.get("reasoning_content", "").strip()) for turn in turns)
-    counts = Noted(trajectories=1, turns=len(turns), with_reasoning=thinking)
-    counts.beside_reasoning = len(turns) - thinking if thinking else 0
-    counts.shapes.update(given.shapes)
-    counts.known.update(given.known.keys())
-    counts.notes = _mistakes(messages, trajectory.tools) + _nulls(messages, trajectory.tools)
-    for its, served in zip(given.messages, messages):
-        if its["role"] == "assistant":
-            counts.notes[SEVERAL_TEXTS] += _has_several_texts(its)
-            counts.notes[STRAY_MARKS] += "reasoning_content" in its and "think>" in served["content"]
-    counts.printed.update(printed_otherwise(given.tools or [], trajectory.tools or []))
-    return counts
+    return Noted(
+        trajectories=1,
+        turns=len(turns),
+        with_reasoning=thinking,
+        beside_reasoning=len(turns) - thinking if thinking else 0,
+        shapes=Counter(given.shapes),
+        known=Counter(given.known.keys()),
+        notes=_mistakes(messages, [tool["function"] for tool in tools]),
+        printed=Counter(printed_otherwise(given.tools or [], tools)),
+    )
 
 
 def digest(plain: list[dict]) -> int:
@@ -117,8 +114,6 @@ def printed_otherwise(given: list[dict], served: list[dict]) -> set[str]:
     """The ways in which a server prints tools otherwise than they are given."""
     ways = set()
     for tool, shown in zip(given, served):
-        if tool == shown and list(tool["function"]) == list(shown["function"]) and list(tool) == list(shown):
-            continue
         for old, new in ((tool, shown), (tool["function"], shown["function"])):
             ways |= {f"without {key}" for key in old if key not in new}
             ways |= {f"with {key}: {json.dumps(new[key])}" for key in new if key not in old}
@@ -127,55 +122,45 @@ def printed_otherwise(given: list[dict], served: list[dict]) -> set[str]:
     return ways
 
 
-def _mistakes(messages: list[dict], tools: list[dict] | None) -> Counter:
-    notes, offered = Counter(), [tool["function"].get("name") for tool in tools or []]
-    waiting, role_before = 0, None  # calls whose output is still to come
+def _mistakes(messages: list[dict], functions: list[dict]) -> Counter:
+    """{what may be a mistake in messages, and in the functions of tools: how often}"""
+    notes, waiting, role_before = Counter(), 0, None  # waiting: calls whose output is still to come
+    schemas = {str(function.get("name")): _properties(function) for function in functions}
+    notes[NULL_SCHEMAS] += any(None in properties.values() for properties in schemas.values())
     for message in messages:
         role, content, calls = message["role"], message["content"], message.get("tool_calls", [])
-        if role == "tool":
+        if role == "assistant":
+            starts = {
+                text.strip()[:LONGEST_NOTHING].lower() for text in (content, message.get("reasoning_content", ""))
+            }
+            notes[SAYS_NONE] += not starts.isdisjoint(SAYS_NOTHING)
+            notes[CALL_AS_TEXT] += CALL_LIKE.search(content) is not None
+            notes[TWO_ANSWERS] += role_before == "assistant"
+            waiting += len(calls)
+        elif role == "tool":
             notes[NO_CALL] += not waiting
             notes[WRAPPED] += content.lstrip().startswith("<tool_response>")
             waiting = max(0, waiting - 1)
-        else:
-            waiting = len(calls) + (waiting if role == role_before == "assistant" else 0)
-        if role == "assistant":
-            notes[CALL_AS_TEXT] += CALL_LIKE.search(content) is not None
-            notes[TWO_ANSWERS] += role_before == "assistant"
-            reasoning = message.get("reasoning_content", "")
-            notes[SAYS_NONE] += any(
-                len(text) < LONGEST_NOTHING and text.strip().lower() in SAYS_NOTHING for text in (content, reasoning)
-            )
-        if offered:
-            notes[UNKNOWN_TOOL] += sum(call["function"]["name"] not in offered for call in calls)
-        if role == "system" and tools and "<tools>" in content:
-            notes[TOOLS_TWICE] += 1
+        elif role == "system" and functions:
+            notes[TOOLS_TWICE] += "<tools>" in content
+        for name, arguments in ((call["function"]["name"], call["function"]["arguments"]) for call in calls):
+            notes[UNKNOWN_TOOL] += bool(functions) and name not in schemas
+            notes[NULL_ARGUMENTS] += bool(schemas.get(name)) and _has_filled_nulls(arguments, schemas[name])
         role_before = role
     return notes
 
 
-def _has_several_texts(message: dict) -> bool:
-    parts = message["content"]
-    return isinstance(parts, list) and sum(bool(part["text"]) for part in parts) > 1
+def _properties(function: dict) -> dict:
+    """{name of a parameter: its schema}"""
+    parameters = function.get("parameters")
+    properties = parameters.get("properties") if isinstance(parameters, dict) else None
+    return properties if isinstance(properties, dict) else {}
 
 
-def _nulls(messages: list[dict], tools: list[dict] | None) -> Counter:
-    """Nulls that nobody wrote: a JSON file made from an Arrow table has them for all keys of other rows."""
-    notes, properties = Counter(), {}
-    for function in (tool["function"] for tool in tools or []):
-        schema = function.get("parameters")
-        if isinstance(schema, dict) and isinstance(schema.get("properties"), dict):
-            properties[str(function.get("name"))] = schema["properties"]
-    notes[NULL_SCHEMAS] += any(None in its.values() for its in properties.values())
-    for message in messages:
-        for function in (call["function"] for call in message.get("tool_calls", [])):
-            its = properties.get(function["name"], {})
-            nulls = [key for key, value in function["arguments"].items() if value is None]
-            notes[NULL_ARGUMENTS] += bool(its) and not all(_allows_null(its.get(key)) for key in nulls)
-    return notes
-
-
-def _allows_null(schema) -> bool:
-    if not isinstance(schema, dict):
-        return False
-    kinds = schema.get("type", "null")
-    return "null" in (kinds if isinstance(kinds, list) else [kinds]) or schema.get("nullable") is True
+def _has_filled_nulls(arguments: dict, properties: dict) -> bool:
+    """Whether arguments are null that must not be: JSON made from an Arrow table has a null for each key of others."""
+    schemas = [properties.get(key) for key, value in arguments.items() if value is None]
+    return not all(
+        isinstance(schema, dict) and ("null" in str(schema.get("type", "null")) or schema.get("nullable") is True)
+        for schema in schemas
+    )

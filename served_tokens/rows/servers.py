@@ -1,4 +1,4 @@
-"""Where servers differ in what they make of a request before the chat template sees it: one table.
+"""Where servers differ in what they make of a request before the chat template sees it: one table, `STYLES`.
 
 Sources: vLLM 0.32.0 (ChatCompletionToolsParam, renderers/chat_utils.py, renderers/hf.py), asked as well as read; SGLang
 0.5.23 (entrypoints/openai/protocol.py and serving_chat.py, parser/jinja_template_utils.py), read. `template` is the
@@ -6,82 +6,48 @@ chat template alone, as transformers applies it.
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import orjson
 
 from served_tokens.marks import TrajectoryError
 
-
-@dataclass(frozen=True)
-class Style:
-    """What one server does.
-
-    between: what joins the text parts of a message.
-    joins_empty_parts: whether a part without text is joined too.
-    function_keys: the keys of a tool's function that the server knows, in the order of its class.
-    keeps_key_order: whether known keys stay in the order of the request, and missing ones follow.
-    ends_tools_with_defer_loading: whether each tool ends so, be it null.
-    prints_tools_as_sent: whether tools are printed with all their keys.
-    strict_arguments: whether arguments in the history are read by orjson, which refuses NaN, and what is no object.
-    strict_parameters: whether a tool is refused whose parameters are no object.
-    developer_is_system: whether a developer message is served as system message.
-    """
-
-    between: str
-    joins_empty_parts: bool = True
-    function_keys: tuple = ("name", "description", "parameters", "strict", "defer_loading")
-    keeps_key_order: bool = False
-    ends_tools_with_defer_loading: bool = False
-    prints_tools_as_sent: bool = False
-    strict_arguments: bool = False
-    strict_parameters: bool = False
-    developer_is_system: bool = False
-
-
-STYLES = {
-    "vllm": Style(between="\n", joins_empty_parts=False, strict_parameters=True, developer_is_system=True),
-    "sglang": Style(
-        between=" ",
-        function_keys=("description", "name", "parameters", "strict", "defer_loading"),
-        keeps_key_order=True,
-        ends_tools_with_defer_loading=True,
-        strict_arguments=True,
-    ),
-    "template": Style(between="", prints_tools_as_sent=True),  # Qwen3's renders nothing for a list, so the join is ours
-}
-SHOWN_AS_NULL = ("description", "parameters")  # of a function, where they are missing
 NULL = type(None)
 FUNCTION_KINDS = {"name": str, "description": (str, NULL), "strict": (bool, NULL), "defer_loading": (bool, NULL)}
+FUNCTION_KEYS = ("name", "description", "parameters", "strict", "defer_loading")  # that servers know, in vLLM's order
+SHOWN_AS_NULL = ("description", "parameters")  # where they are missing
 
 
 def served_tool(tool: dict, style: str) -> dict:
-    """A tool as the chat template prints it, {"type", "function": {…}}; the tool itself is left alone.
+    """A tool, {"type", "function": {…}}, as the chat template prints it; the inside of `parameters` is left as it is.
 
-    vLLM and SGLang print what their own classes dump: unknown keys are dropped, a missing description or parameters is
-    null. The inside of `parameters` stays as it is.
     Raises TrajectoryError where the server would refuse the request.
     """
-    server = STYLES[style]
-    if server.prints_tools_as_sent:
-        return tool
-    function, later = _known_function(tool, server), tool.get("defer_loading")
-    keys = server.function_keys
-    if server.keeps_key_order:
-        keys = [key for key in {**function, **dict.fromkeys(keys)} if key in keys]
-    if function.get("defer_loading") is None:
-        function = {**function, "defer_loading": later}
-    shown = {key: function.get(key) for key in keys if key in SHOWN_AS_NULL or function.get(key) is not None}
-    served = {"type": tool.get("type", "function"), "function": shown}
-    if later is None and not server.ends_tools_with_defer_loading:
-        return served
-    return {**served, "defer_loading": later}
+    return STYLES[style].tool(tool)
 
 
-def _known_function(tool: dict, server: Style) -> dict:
-    """The function of a tool that the server takes."""
+def _tool_of_vllm(tool: dict) -> dict:
+    """As vLLM's own class dumps it: in the order of the class, without unknown keys."""
+    function = _known_function(tool, parameters=(dict, NULL))
+    served = {"type": "function", "function": _shown(function, FUNCTION_KEYS)}
+    return served if tool.get("defer_loading") is None else {**served, "defer_loading": tool["defer_loading"]}
+
+
+def _tool_of_sglang(tool: dict) -> dict:
+    """As SGLang's own class dumps it: in the order of the request, missing keys behind it, `defer_loading` always."""
+    function = _known_function(tool, parameters=object)
+    shown = _shown(function, (*tool["function"], *FUNCTION_KEYS))
+    return {"type": "function", "function": shown, "defer_loading": tool.get("defer_loading")}
+
+
+def _known_function(tool: dict, parameters) -> dict:
+    """The function of a tool, loaded later if the tool is; raises TrajectoryError where a server refuses the tool.
+
+    parameters: the kinds that the server takes there.
+    """
     function = tool["function"]
-    kinds = FUNCTION_KINDS | ({"parameters": (dict, NULL)} if server.strict_parameters else {})
+    kinds = {**FUNCTION_KINDS, "parameters": parameters}
     wrong = [f"function.{key}" for key, kind in kinds.items() if not isinstance(function.get(key), kind)]
     if not isinstance(tool.get("defer_loading"), (bool, NULL)):
         wrong.append("defer_loading")
@@ -92,21 +58,20 @@ def _known_function(tool: dict, server: Style) -> dict:
             f"tool {function.get('name')!r}: a server refuses its {', '.join(wrong)}; name and description are texts, "
             "parameters an object, strict a boolean, type `function`"
         )
+    if function.get("defer_loading") is None:
+        return {**function, "defer_loading": tool.get("defer_loading")}
     return function
 
 
-def joined(texts: list[str], style: str) -> str:
-    """The text parts of a message as one text."""
-    return STYLES[style].between.join(text for text in texts if text or STYLES[style].joins_empty_parts)
+def _shown(function: dict, keys) -> dict:
+    """What a server prints of a function, in the order of these keys."""
+    known = [key for key in dict.fromkeys(keys) if key in FUNCTION_KEYS]
+    return {key: function.get(key) for key in known if key in SHOWN_AS_NULL or function.get(key) is not None}
 
 
-def refuse_changed_arguments(given, arguments: dict, style: str) -> None:
-    """Raise TrajectoryError where the server would refuse the arguments of a call in the history, or change them.
-
-    Args:
-        given: as the row has them, an object or its JSON; arguments: the object that they are.
-    """
-    if given is None or not STYLES[style].strict_arguments:
+def _refuse_arguments_of_sglang(given, arguments: dict) -> None:
+    """SGLang reads arguments by orjson, which refuses NaN and half a character and makes floats of long integers."""
+    if given is None:
         return
     text = given if isinstance(given, str) else json.dumps(given, ensure_ascii=False, default=str)
     try:
@@ -117,3 +82,30 @@ def refuse_changed_arguments(given, arguments: dict, style: str) -> None:
         raise TrajectoryError(f"tool call arguments are not a JSON object: {text[:40]}")
     if json.dumps(read) != json.dumps(arguments):
         raise TrajectoryError("tool call arguments hold an integer over 64 bits, which SGLang shows as a float later")
+
+
+@dataclass(frozen=True)
+class Style:
+    """What one server does.
+
+    tool: (tool) -> the tool as the chat template prints it; raises TrajectoryError where the server refuses it.
+    joined: (the text parts of a message) -> its text.
+    refuse_arguments: (the arguments of a call in the history as the row has them, the object that they are) -> None;
+        raises TrajectoryError where the server would refuse them, or change them.
+    prints_tools_as_sent: whether tools are printed with all their keys.
+    developer_is_system: whether a developer message is served as system message.
+    """
+
+    tool: Callable
+    joined: Callable
+    refuse_arguments: Callable = lambda given, arguments: None
+    prints_tools_as_sent: bool = False
+    developer_is_system: bool = False
+
+
+STYLES = {
+    "vllm": Style(tool=_tool_of_vllm, joined=lambda texts: "\n".join(filter(None, texts)), developer_is_system=True),
+    "sglang": Style(tool=_tool_of_sglang, joined=" ".join, refuse_arguments=_refuse_arguments_of_sglang),
+    # Qwen3's template renders nothing for a list of parts, so their join is ours.
+    "template": Style(tool=lambda tool: tool, joined="".join, prints_tools_as_sent=True),
+}

@@ -1,16 +1,15 @@
 """A trajectory as served: what an OpenAI-compatible server hands to the chat template for the messages of a row."""
 
 import functools
-import itertools
 import json
 import re
 from dataclasses import asdict, dataclass, field
 
-from served_tokens.marks import CONTROL_TOKENS, TrajectoryError, in_json, kind_of
-from served_tokens.rows.anthropic import MEDIA, are_texts
+from served_tokens.marks import CONTROL_TOKENS, TrajectoryError, decoded, in_json
+from served_tokens.rows.anthropic import are_texts, text_of
 from served_tokens.rows.keys import Reader
 from served_tokens.rows.other import Shaped, in_one_shape
-from served_tokens.rows.servers import STYLES, joined, refuse_changed_arguments, served_tool
+from served_tokens.rows.servers import STYLES, Style, served_tool
 
 ROLES = ("system", "user", "assistant", "tool")
 CALL_TEXT = re.compile("<tool_call>(.*?)</tool_call>", re.DOTALL)
@@ -23,6 +22,7 @@ PARTS = ("text", "thinking", "reasoning", "redacted_thinking", "tool_use", "tool
 # Why a turn is context only, beside what the row says itself (see `openai`).
 UNCLOSED = "they open a <think> and do not close it, so they were cut off"
 EMPTY = "they have neither text nor calls"
+EMPTY_BEFORE_ANOTHER = "has neither text nor calls, and another answer follows it; join the two"
 NO_TOOLS = (
     "calls tools and offers none, so it was served with others; add them to the row, or keep it by "
     "--allow-calls-without-tools where the system text holds them"
@@ -84,49 +84,29 @@ def read_trajectory(row: dict, reading: Reading = AS_IT_IS, control_tokens: tupl
     inline in the content, comes out in `reasoning_content`.
     Raises TrajectoryError where the row is to be set aside, also where a text holds one of the control tokens.
     """
-    style = reading.server_style
-    reader = Reader(reading.read_as, reading.ignore_keys, STYLES[style].prints_tools_as_sent)
-    given = _developer_as_system(in_one_shape(row, reader), style)
-    if not given.messages:
-        raise TrajectoryError("the trajectory has no messages")
+    style = STYLES[reading.server_style]
+    given = in_one_shape(row, Reader(reading.read_as, reading.ignore_keys, style))
     tokens = () if reading.allow_control_tokens else control_tokens
     _refuse_control_tokens(given.tools or [], tokens)
-    messages = []
+    messages, not_trained = [], {}
     for position, message in enumerate(given.messages):
         try:
             messages.append(_served_message(message, style))
             _refuse_control_tokens(messages[-1].values(), tokens)
         except TrajectoryError as error:
             raise TrajectoryError(f"message {position}: {error}") from None
-    turns = [message for message in messages if message["role"] == "assistant"]
+        if why := _unfinished(messages[-1]):
+            not_trained[position] = why
+    turns = [position for position, message in enumerate(messages) if message["role"] == "assistant"]
     if not turns:
         raise TrajectoryError("the trajectory has no assistant message, so there is nothing to train on")
-    _refuse_empty_answers(messages)
-    tools = [served_tool(tool, style) for tool in given.tools or ()] or None
-    if not (tools or reading.allow_calls_without_tools) and any(turn.get("tool_calls") for turn in turns):
+    for position in turns:
+        if not_trained.get(position) == EMPTY and position + 1 in turns:  # no server made such a prompt
+            raise TrajectoryError(f"message {position}: {EMPTY_BEFORE_ANOTHER}")
+    tools = [served_tool(tool, reading.server_style) for tool in given.tools or ()] or None
+    if not (tools or reading.allow_calls_without_tools) and any("tool_calls" in message for message in messages):
         raise TrajectoryError(f"the trajectory {NO_TOOLS}")
-    not_trained = {position: why for position, message in enumerate(messages) if (why := _unfinished(message))}
     return Trajectory(messages=messages, tools=tools, given=given, not_trained=not_trained | given.not_trained)
-
-
-def _developer_as_system(given: Shaped, style: str) -> Shaped:
-    """vLLM puts all system and developer messages into one at the front where there is a developer message.
-
-    Seen on 0.32.0. Where one comes after a turn, the prompts before it are without it, so no place is right for all.
-    """
-    instructions = [k for k, message in enumerate(given.messages) if message["role"] in ("system", "developer")]
-    if not any(given.messages[k]["role"] == "developer" for k in instructions):
-        return given
-    after_a_turn = any(message["role"] == "assistant" for message in given.messages[: instructions[-1]])
-    if not STYLES[style].developer_is_system or after_a_turn:
-        raise TrajectoryError("a developer message is not shown in its place; send it with the role system")
-    texts = [_text(given.messages[k]["content"], "system", style) for k in instructions]
-    others = [message for message in given.messages if message["role"] not in ("system", "developer")]
-    earlier = len(instructions) - 1
-    given.messages = [{"role": "system", "content": "\n\n".join(texts)}, *others]
-    given.not_trained = {k - earlier: why for k, why in given.not_trained.items()}
-    given.recorded = {k - earlier: ids for k, ids in given.recorded.items()}
-    return given
 
 
 def _unfinished(message: dict) -> str | None:
@@ -138,24 +118,12 @@ def _unfinished(message: dict) -> str | None:
     return None if content or message.get("tool_calls") else EMPTY
 
 
-def _refuse_empty_answers(messages: list[dict]) -> None:
-    """Raise TrajectoryError for an answer of nothing that another one follows: no server made such a prompt."""
-    for position, (message, following) in enumerate(itertools.pairwise(messages)):
-        empty = _unfinished(message) == EMPTY
-        if empty and following["role"] == "assistant":
-            raise TrajectoryError(
-                f"message {position}: has neither text nor calls, and another answer follows it; join the two"
-            )
-
-
 def _refuse_control_tokens(values, control_tokens: tuple) -> None:
-    dump = functools.partial(json.dumps, ensure_ascii=False, default=str)
-    text = "\n".join(value if isinstance(value, str) else dump(value) for value in values)
-    if control_tokens and _any_of(control_tokens).search(text):
-        found = next(token for token in control_tokens if token in text)
+    text = "\n".join(value if isinstance(value, str) else _json(value) for value in values)
+    if control_tokens and (found := _any_of(control_tokens).search(text)):
         raise TrajectoryError(
-            f"the text holds the control token {found}, which could forge a message; take it out of the row, or keep "
-            "it by --allow-control-tokens of step 1"
+            f"the text holds the control token {found[0]}, which could forge a message; take it out of the row, or "
+            "keep it by --allow-control-tokens of step 1"
         )
 
 
@@ -164,24 +132,31 @@ def _any_of(tokens: tuple) -> re.Pattern:
     return re.compile("|".join(map(re.escape, tokens)))
 
 
-def _served_message(message: dict, style: str) -> dict:
-    role = message["role"]
+def _json(value) -> str:
+    return json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _served_message(message: dict, style: Style) -> dict:
+    role, content = message["role"], message["content"]
     if role not in ROLES:
         raise TrajectoryError(f"unknown role {role!r}; convert it to one of {', '.join(ROLES)}")
-    served = {key: value for key, value in message.items() if key not in ("reasoning_content", "tool_calls")}
-    served["content"] = _text(message["content"], role, style)
+    if role == "tool" and isinstance(content, (dict, list)) and not are_texts(content):
+        content = _json(content)  # what a client sends; a template would render nothing
+    served = {**message, "content": text_of(content, style)}
     if role in ("user", "assistant"):
         _refuse_written_out_parts(served["content"])
     if role == "assistant":
-        reasoning, served["content"] = _reasoning_and_answer(message.get("reasoning_content") or "", served["content"])
-        if reasoning:
-            served["reasoning_content"] = reasoning
+        reasoning = served.pop("reasoning_content", None) or ""
+        reasoning, served["content"] = _reasoning_and_answer(reasoning, served["content"])
         if "<tool_response>" in served["content"] or "<tool_response>" in reasoning:
             raise TrajectoryError(
                 "has the output of a tool inside the answer (<tool_response>), which would be trained as the model's "
                 "own words; convert it to messages"
             )
-        if calls := message.get("tool_calls"):
+        calls = served.pop("tool_calls", [])
+        if reasoning:
+            served["reasoning_content"] = reasoning
+        if calls:
             served["tool_calls"] = [_served_call(call, style) for call in calls]
             _refuse_twice(served)
     return served
@@ -196,28 +171,25 @@ def _reasoning_and_answer(reasoning: str, content: str) -> tuple[str, str]:
                 f"its answer opens with {other[0].strip()}: reasoning that would be trained as text; convert it "
                 "to reasoning_content"
             )
-        inline, answer = _inline_reasoning(content)
-        return inline or "", answer
+        return _inline_reasoning(content)
     if "</think>" in reasoning or reasoning.lstrip().startswith("<think>"):
         raise TrajectoryError("has think marks inside its reasoning field; take <think> and </think> out of it")
     if content.lstrip().startswith(("<think>", "</think>")):
-        inline, answer = _inline_reasoning(content)
-        if inline is None or inline.strip() != reasoning.strip():
-            what = "stray think marks" if not (inline or "").strip() else "other reasoning"
-            raise TrajectoryError(f"has {what} in content beside its reasoning field; take one of them out")
-        content = answer
+        inline, content = _inline_reasoning(content)
+        if inline.strip() != reasoning.strip():
+            raise TrajectoryError("has stray think marks in content beside its reasoning field; take one of them out")
     return reasoning, content
 
 
-def _inline_reasoning(content: str) -> tuple[str | None, str]:
-    """Split `<think>…</think>answer` into (reasoning, answer); (None, content) without one.
+def _inline_reasoning(content: str) -> tuple[str, str]:
+    """Split `<think>…</think>answer` into (reasoning, answer); ("", content) without one.
 
     The edges are cut as in Qwen3's template. That would lose what stands before the first `<think>` or between two
     `</think>`: the first is an error here, the second stays in the answer.
     """
     before, close, answer = content.partition("</think>")
     if not close:
-        return None, content
+        return "", content
     lead, opened, reasoning = before.partition("<think>")
     if opened and lead.strip():
         raise TrajectoryError("has text before an inline <think> block, which the chat template would lose")
@@ -226,7 +198,7 @@ def _inline_reasoning(content: str) -> tuple[str | None, str]:
 
 def _refuse_written_out_parts(content: str) -> None:
     """Raise TrajectoryError for a text that is the JSON of content parts."""
-    parts = in_json(content) if content.lstrip()[:1] in ("[", "{") else None
+    parts = in_json(content)
     parts = [parts] if isinstance(parts, dict) else parts
     if isinstance(parts, list) and parts and all(map(_is_part, parts)):
         raise TrajectoryError("content is a text that holds the JSON of content parts; write the list itself")
@@ -238,38 +210,15 @@ def _is_part(part) -> bool:
 
 def _refuse_twice(turn: dict) -> None:
     """A call in the text and in the field would be made twice."""
+    names = [call["function"]["name"] for call in turn["tool_calls"]]
     for text in CALL_TEXT.findall(turn["content"]):
-        for function in (call["function"] for call in turn["tool_calls"]):
-            if json.dumps(function["name"]) in text:
-                raise TrajectoryError(f"has a call of {function['name']} both as text and in tool_calls")
+        for name in names:
+            if json.dumps(name) in text:
+                raise TrajectoryError(f"has a call of {name} both as text and in tool_calls")
 
 
-def _served_call(call: dict, style: str) -> dict:
-    arguments = given = call["function"]["arguments"]
-    if isinstance(arguments, str) and arguments.strip():
-        try:
-            arguments = json.loads(arguments)
-        except (ValueError, RecursionError) as error:
-            raise TrajectoryError(f"tool call arguments are not valid JSON ({error})") from None
-    if not arguments and not isinstance(arguments, (bool, int, float)):  # missing, null, "" and [] are no arguments
-        arguments = {}
-    if not isinstance(arguments, dict):
-        raise TrajectoryError(f"tool call arguments are not a JSON object but {kind_of(arguments)}")
-    refuse_changed_arguments(given, arguments, style)
+def _served_call(call: dict, style: Style) -> dict:
+    given = call["function"]["arguments"]
+    arguments = decoded(given, "tool call arguments are", dict)
+    style.refuse_arguments(given, arguments)
     return {**call, "function": {**call["function"], "arguments": arguments}}
-
-
-def _text(content, role: str, style: str) -> str:
-    if content is None:
-        return ""
-    if isinstance(content, str):
-        return content
-    parts = content if isinstance(content, list) else []
-    for kind in (part.get("type") for part in parts if isinstance(part, dict)):
-        if isinstance(kind, str) and kind in MEDIA:
-            raise TrajectoryError(f"content has a part of type {kind}, which is no text; leave it out of the row")
-    if are_texts(content):
-        return joined([part["text"] for part in content], style)
-    if role == "tool" and isinstance(content, (dict, list)):  # what a client sends; a template would render nothing
-        return json.dumps(content, ensure_ascii=False, default=str)
-    raise TrajectoryError(f"content is not text but {kind_of(content)}")

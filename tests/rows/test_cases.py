@@ -261,11 +261,6 @@ def bare(name: str, arguments: dict, **more) -> dict:
 
 
 MESSAGES = {
-    "01.0": [
-        {"role": "system", "content": "Be brief."},
-        user("weather in Oslo?"),
-        assistant("", None, [bare("get_weather", OSLO)]),
-    ],
     "04.1": [user("weather in Oslo?"), assistant("3 degrees.", "SECRET REASONING. ")],
     "15.0": [
         {"role": "system", "content": "Be brief."},
@@ -274,9 +269,6 @@ MESSAGES = {
         {**tool("3 C"), "tool_call_id": "t1"},
         assistant("3 degrees."),
     ],
-    "15b.0": [{"role": "system", "content": "ANSWER IN FRENCH."}, user("weather?"), assistant("3 degres.")],
-    "26.1": [user("hi"), assistant("", None, [bare("get_weather", OSLO, id="1")]), tool("3"), assistant("3")],
-    "30.0": [user("2+2?"), assistant("The answer is 4.", "2+2 equals 4.")],
     "p03.0": [
         {"role": "system", "content": "Track parcels."},
         user("Where is Q7?"),
@@ -304,7 +296,6 @@ MESSAGES = {
         },
         assistant("In Lund.", "Found."),
     ],
-    "p51.0": [user("Where is Q7?"), assistant("In Lund.", "I know.")],
     "p71.0": [
         user("Where is Q7?"),
         assistant("I search.<think>Use the tool.</think>", "Look.", [call("find_parcel", Q7, id="c1")]),

@@ -16,6 +16,7 @@ from served_tokens.rows.trajectory import EMPTY, UNCLOSED, Reading, read_traject
 FLAT = {"name": "f", "description": "d", "parameters": {}}
 TOOLS = [{"type": "function", "function": FLAT}]
 F = {"name": "f", "arguments": {"x": 1}}
+BLOCKS = [{"type": "thinking", "thinking": "x", "signature": "s"}]
 OFF = "their weight, loss or train says not to train on them"
 
 
@@ -67,13 +68,12 @@ def test_reasoning_before_a_sharegpt_call_is_the_reasoning_of_that_turn():
     assert messages == [user("q"), assistant("", "r", [{"function": F}])]
 
 
-def test_only_turns_of_a_completion_are_trained():
-    prompt = [{"role": "system", "content": "s"}, user("q"), assistant("old"), user("q2")]
-    trajectory = read({"prompt": prompt, "completion": [assistant("a"), user("q3"), assistant("b")]})
+def test_only_turns_of_a_completion_are_trained_also_behind_a_system_column():
+    prompt = [user("q"), assistant("old"), user("q2")]
+    trajectory = read({"prompt": json.dumps(prompt), "completion": [assistant("a"), user("q3"), assistant("b")]})
     assert trajectory.messages == [*prompt, assistant("a"), user("q3"), assistant("b")]
-    assert trajectory.not_trained == {2: IN_PROMPT}
-    columns = {"prompt": json.dumps(prompt[1:]), "completion": [assistant("a")], "system": "s"}
-    assert not_trained(columns) == {2: IN_PROMPT}  # the column moves it by one
+    assert trajectory.not_trained == {1: IN_PROMPT}
+    assert not_trained({"prompt": prompt, "completion": [assistant("a")], "system": "s"}) == {2: IN_PROMPT}
 
 
 def test_anthropic_content_is_read_in_the_order_in_which_the_model_writes_it():
@@ -81,13 +81,16 @@ def test_anthropic_content_is_read_in_the_order_in_which_the_model_writes_it():
     text, thought = {"type": "text", "text": "a"}, {"type": "thinking", "thinking": "r", "signature": "s"}
     expected = assistant("a", "r", [{"id": "t", "type": "function", "function": F}])
     assert read(turn(content=[thought, text, use])).messages[1] == expected
-    for parts, kind in (([text, thought], "thinking"), ([use, text], "text")):
-        assert f"message 1: a part of type {kind} comes after others" in reason(turn(content=parts))
     outputs = [{"type": "tool_result", "tool_use_id": "t", "content": [text]}, {"type": "tool_result", "content": "3"}]
     messages = read(row(user("q"), assistant("", None, [F]), user([*outputs, text]), assistant("b"))).messages
     assert messages[2:] == [{**tool("a"), "tool_call_id": "t"}, tool("3"), user("a"), assistant("b")]
-    late = row(user("q"), user([text, *outputs]), assistant("b"))
-    assert reason(late) == "message 1: a part of type tool_result comes after text"
+    for message, kind in (
+        (assistant([text, thought]), "thinking"),
+        (assistant([use, text]), "text"),
+        (user([text, *outputs]), "tool_result"),
+    ):
+        why = f"message 1: a part of type {kind} comes after others that belong behind it"
+        assert reason(row(user("q"), message, assistant("b"))) == why
 
 
 @pytest.mark.parametrize(
@@ -99,19 +102,6 @@ def test_flat_tools_are_wrapped_also_in_a_json_string_an_object_or_a_system_mess
         assert read(row(tools=tools)).tools == TOOLS
         in_message = [{"role": "system", "content": "s", "tools": tools}, user("q"), assistant("a")]
         assert read({"messages": in_message}).tools == TOOLS
-
-
-def test_thinking_blocks_of_litellm_are_reasoning_beside_or_in_place_of_its_own_field():
-    blocks = [{"type": "thinking", "thinking": "r", "signature": "s"}]
-    for one in (
-        turn(thinking_blocks=blocks),
-        turn(thinking_blocks=blocks, reasoning_content="r"),
-        turn(provider_specific_fields={"thinking_blocks": blocks, "citations": None}),
-    ):
-        assert read(one).messages[1] == assistant("a", "r")
-    assert "stands in both reasoning_content and thinking_blocks, and they differ" in reason(
-        turn(thinking_blocks=blocks, reasoning_content="x")
-    )
 
 
 def part(identity: str, content=None, **more) -> dict:
@@ -126,9 +116,16 @@ def test_messages_of_one_id_are_one_answer_also_around_the_outputs_of_its_calls(
     assert trajectory.given.shapes["answers cut into several messages"] == 3
 
 
-def test_messages_of_one_id_in_another_order_than_the_model_writes_them_set_the_row_aside():
-    late = row(user("q"), part("m", "a"), part("m", "b", reasoning_content="r"))
-    assert "cut into messages of one id, in another order than reasoning, text, calls" in reason(late)
+@pytest.mark.parametrize(
+    "parts, why",
+    [
+        ([part("m", "a"), part("m", "b", reasoning_content="r")], "in another order than reasoning, text, calls"),
+        ([part("m", "a"), part("m", [{"type": "text", "text": "b"}])], "in another order than reasoning, text, calls"),
+        ([part("m", tool_calls=[F]), tool("3"), part("m", "b")], "all its answers have one id"),
+    ],
+)
+def test_messages_of_one_id_that_make_no_answer_for_sure_set_the_row_aside(parts, why):
+    assert why in reason(row(user("q"), *parts))
 
 
 @pytest.mark.parametrize(
@@ -143,51 +140,13 @@ def test_turns_whose_id_is_not_that_of_one_answer_stay_apart(messages):
     assert sum(message["role"] == "assistant" for message in read(row(*messages)).messages) == 2
 
 
-@pytest.mark.parametrize("role, kept", [("exit", 2), ("Reward", 2), ("tool", 3), ("user", 3)])
-def test_only_messages_of_no_chat_role_behind_the_last_turn_are_dropped(role, kept):
-    assert len(read(row(user("q"), assistant("a"), {"role": role, "content": "x"})).messages) == kept
-
-
-@pytest.mark.parametrize("role", ["ai", "model", "gpt", "function_call", "Tool", "environment-tool"])
-def test_a_role_behind_the_last_turn_that_may_be_a_turn_or_an_output_sets_the_row_aside(role):
-    assert reason(row(user("q"), assistant("a"), {"role": role, "content": "x"})) == (
-        f"message 2: unknown role {role!r}; convert it to one of system, user, assistant, tool"
-    )
-
-
-def test_column_system_that_the_messages_have_too_is_not_said_twice():
-    messages = [{"role": "system", "content": "x"}, user("q"), assistant("a")]
-    assert read({"system": "x ", "messages": messages}).messages == messages
-
-
-@pytest.mark.parametrize(
-    "part, why",
-    [
-        ({"type": "thinking", "thinking": "", "signature": "s"}, "a part of type thinking has no text but signature"),
-        ({"type": "thinking", "thinking": ["x"]}, "reasoning is not a string but a list"),
-        ({"type": "thinking", "thinking": "x", "text": "y"}, "the reasoning stands in both thinking and text"),
-        ({"type": "tool_use", "name": "f", "xq7": {"x": 1}}, "nobody reads its keys part.xq7"),
-        ({"text": "secret", "thought": True}, "content is not text but a list"),
-        ({"functionCall": {"name": "f", "args": {}}}, "part of type functionCall, which nobody reads; convert calls"),
-        ({"type": "image_url"}, "content has a part of type image_url, which is no text"),
-    ],
-)
-def test_part_that_cannot_be_read_whole_sets_the_row_aside(part, why):
-    assert why in reason(turn(content=[part]))
-
-
-@pytest.mark.parametrize(
-    "message, why",
-    [
-        ({"type": "function_call", "name": "f"}, "message 1: has no role but the type function_call"),
-        ({"role": "assistant", "content": "a", "tool_calls": [{"custom": F}]}, "a tool call has no function name"),
-        (assistant("", None, [{**F, "requestor": "user"}]), "a tool call is of a simulated user"),
-        ({**assistant("a"), "parts": [{"text": "x"}]}, "message.parts (convert Gemini's contents"),
-        ({**assistant("a"), "provider_specific_fields": ["x"]}, "provider_specific_fields"),
-    ],
-)
-def test_messages_of_other_libraries_are_set_aside_with_a_reason(message, why):
-    assert why in reason(row(user("q"), message))
+@pytest.mark.parametrize("role", ["exit", "tool", "gpt", "environment-tool"])
+def test_a_role_behind_the_last_turn_is_dropped_where_it_is_no_chat_and_set_aside_where_it_may_be(role):
+    one = row(user("q"), assistant("a"), {"role": role, "content": "x"})
+    if role in ("exit", "tool"):
+        assert len(read(one).messages) == (2 if role == "exit" else 3)
+    else:
+        assert reason(one) == f"message 2: unknown role {role!r}; convert it to one of system, user, assistant, tool"
 
 
 def test_row_without_messages_says_which_column_holds_them():
@@ -207,12 +166,19 @@ def test_row_without_messages_says_which_column_holds_them():
     [
         (turn(reasoning_content="x", thinking="y"), "the reasoning stands in both reasoning_content and thinking"),
         (row(functions=[{"name": "g"}]), "tools stands in both tools and functions, and they differ"),
-        (of_call(function={**F, "args": {"x": 2}}), "a call's arguments stands in both arguments and args, and they"),
+        (of_call(function={**F, "args": {"x": 2}}), "the arguments stands in both arguments and args, and they"),
         (of_call(function=F, arguments={"x": 2}), "stands in both arguments and arguments beside the function"),
         (turn(tool_calls=[F], function_call={"name": "f", "arguments": "{}"}), "a call stands in both tool_calls and"),
         (row({"role": "system", "content": "x"}, assistant("a"), system="y"), "stands in both column system and the"),
-        (row({"from": "gpt", "value": "a", "content": "b"}), "the text stands in both value and content, and they"),
-        (row({"from": "human", "role": "system", "value": "q"}), "the role stands in both from and role, and they"),
+        (row({"from": "gpt", "value": "a", "content": "b"}), "the content stands in both content and value, and they"),
+        (turn(weight=1, train=False), "whether the turn is trained stands in both weight and train, and they differ"),
+        (row(enable_thinking=True, metadata={"enable_thinking": False}), "its switches differ about whether the model"),
+        (row(extra_body={"chat_template_kwargs": {"custom": 1}}), "chat_template_kwargs has custom, which step 1 does"),
+        (
+            turn(thinking_blocks=BLOCKS, reasoning_content="y"),
+            "stands in both reasoning_content and thinking_blocks, and",
+        ),
+        (row({"from": "human", "role": "system", "value": "q"}), "the role stands in both role and from, and they"),
     ],
 )
 def test_two_readings_that_disagree_set_the_row_aside(one, why):
@@ -225,6 +191,10 @@ def test_two_readings_that_disagree_set_the_row_aside(one, why):
         (turn(reasoning_content="x", thinking="x", reasoning="x"), turn(reasoning_content="x")),
         (turn(reasoning_details=[{"type": "reasoning.text", "text": "x"}, {"text": "y"}]), turn(reasoning="xy")),
         (turn(reasoning="x", reasoning_details=[{"type": "reasoning.encrypted"}]), turn(reasoning="x")),
+        (turn(thinking_blocks=BLOCKS, reasoning_content="x"), turn(reasoning_content="x")),
+        (turn(provider_specific_fields={"thinking_blocks": BLOCKS, "citations": None}), turn(reasoning_content="x")),
+        (turn(reasoning="x", content="<think>\nx\n</think>\n\na"), turn(reasoning="x")),
+        (row({"role": "system", "content": "s"}, assistant("a"), system="s "), row(assistant("a"), system="s")),
         (row(functions=[FLAT], tool_defs=json.dumps([FLAT]), system="", conversations=[], completion=None), row()),
         (of_call(function={"name": "f", "arguments": '{"x":1}', "args": {"x": 1}}), of_call(function=F)),
     ],
@@ -249,41 +219,27 @@ def test_loss_switch_leaves_its_turn_out_or_says_nothing(key):
         )
 
 
-def test_loss_switches_of_a_turn_that_disagree_set_the_row_aside():
-    assert "weight and train differ about whether the turn is trained" in reason(turn(weight=1, train=False))
-    assert not_trained(turn(weight=0, train=False, loss=None)) == {1: OFF}
-
-
 def test_loss_switch_of_another_message_than_a_turn_changes_nothing():
     for keys in ({"weight": 0}, {"loss": None}, {"loss_mask": [0, 0]}, {"finish_reason": "stop"}, {"truncated": True}):
         one = row({**user("q"), **keys}, assistant("a"))
         assert not_trained(one) == {} and read(one).given.known == {}
 
 
-@pytest.mark.parametrize("ended", ["length", "LENGTH", "max_tokens", "content_filter", "error", "refusal"])
+@pytest.mark.parametrize("ended", ["length", "MAX_TOKENS", "content_filter", "model_length"])
 def test_turn_that_was_cut_off_is_left_out_wherever_that_is_said(ended):
-    why = {1: f"their finish_reason is {ended.lower()}, so they were cut off"}
     for one in (
         turn(finish_reason=ended),
         turn(stop_reason=ended),
-        row(finish_reason=ended),
-        turn(response_metadata={"finish_reason": ended}),
+        turn(finishReason={"type": ended, "length": 16}),  # SGLang's
+        turn(response_metadata={"done_reason": [ended]}),
         turn(extra={"response": {"choices": [{"finish_reason": ended, "index": 0}]}}),
         turn(extra=json.dumps({"stop_reason": ended})),
+        row(finish_reason=ended),
+        row(metadata={"finish_reason": ended}),
     ):
-        assert not_trained(one) == why
+        assert not_trained(one) == {1: f"their finish_reason is {ended.lower()}, so they were cut off"}
     later = row(user("q"), {**assistant("a"), "finish_reason": ended}, user("q2"), assistant("b"))
     assert read(later).messages == [user("q"), assistant("a"), user("q2"), assistant("b")]
-
-
-@pytest.mark.parametrize(
-    "one", [turn(finish_reason={"type": "length", "length": 16}), row(metadata={"finish_reason": "length"})]
-)
-def test_turn_that_was_cut_off_is_not_trained_where_that_is_an_object_as_sglang_has_it_or_within_the_row(one):
-    try:
-        assert [*not_trained(one)] == [1]
-    except TrajectoryError as error:
-        assert "finish_reason" in str(error)
 
 
 @pytest.mark.parametrize("ended", ["stop", "STOP", "tool_calls", "end_turn", "stop_sequence", "", None])
@@ -291,20 +247,16 @@ def test_turn_that_ended_by_itself_is_trained(ended):
     assert not_trained(turn(finish_reason=ended)) == {} == not_trained(row(stop_reason=ended))
 
 
-def test_end_of_an_answer_that_nobody_knows_sets_the_row_aside_and_its_way_out_works():
+def test_end_of_an_answer_that_nobody_knows_sets_the_row_aside():
     assert reason(turn(finish_reason="foo")) == (
         "message 1: finish_reason is 'foo', which says neither that the answer is whole nor that it was cut off; write "
         "stop or length in its place"
     )
-    assert not_trained(turn(finish_reason="stop")) == {}
-
-
-@pytest.mark.parametrize("key", ["prefix", "partial", "truncated", "interrupted"])
-def test_turn_that_says_that_it_is_no_whole_answer_is_left_out(key):
-    assert [*not_trained(turn(**{key: True}))] == [1] and not_trained(turn(**{key: False})) == {}
 
 
 def test_turn_that_is_no_whole_answer_is_left_out():
+    for key in ("prefix", "partial", "truncated", "interrupted"):
+        assert [*not_trained(turn(**{key: True}))] == [1] and not_trained(turn(**{key: False})) == {}
     assert not_trained(turn(content="<think>\nso", tool_calls=[F])) == {1: UNCLOSED}
     for content in ("<think>so</think>", "  \n"):
         assert not_trained(turn(content=content)) == {1: EMPTY}
@@ -312,13 +264,7 @@ def test_turn_that_is_no_whole_answer_is_left_out():
         assert not_trained(turn(**keys)) == {}
 
 
-def test_an_empty_answer_that_another_follows_sets_the_row_aside():
-    assert "message 1: has neither text nor calls, and another answer follows it" in reason(
-        row(user("q"), assistant(""), assistant("a"))
-    )
-
-
-# ---------------------------------------------------------------- texts that lie
+# ---------------------------------------------------------------- what would be trained wrongly
 
 
 @pytest.mark.parametrize(
@@ -331,17 +277,49 @@ def test_reasoning_under_other_marks_sets_the_row_aside_where_there_is_none_besi
     assert read(turn(content=f"The mark {mark} opens it.")).messages[1]["content"] == f"The mark {mark} opens it."
 
 
-def test_think_marks_beside_or_inside_a_reasoning_field_set_the_row_aside():
-    for content in ("<think>a", "</think>a", "<think>x</think>a"):
-        assert " in content beside its reasoning field; take one of them out" in reason(
-            turn(content=content, thinking="r")
-        )
-    for reasoning in ("r</think>", "<think>r"):
-        assert "has think marks inside its reasoning field" in reason(turn(reasoning_content=reasoning))
+STRAY = "has stray think marks in content beside its reasoning field; take one of them out"
+PART = "content has a part of type {}, which nobody reads; {}".format
 
 
-def test_inline_reasoning_that_the_field_says_too_is_said_once():
-    assert read(turn(content="<think>\nr\n</think>\n\na", reasoning_content="r")).messages[1] == assistant("a", "r")
+@pytest.mark.parametrize(
+    "one, why",
+    [
+        *((turn(content=f"{mark}a", thinking="r"), STRAY) for mark in ("<think>", "</think>", "<think>x</think>")),
+        (turn(reasoning_content="r</think>"), "has think marks inside its reasoning field"),
+        (turn(reasoning_content="<think>r"), "has think marks inside its reasoning field"),
+        (turn(reasoning="off"), "message.reasoning (it is read as a text of a turn"),
+        (turn(content="so<tool_response>", reasoning_content="r"), "has the output of a tool inside the answer"),
+        (turn(content="a", reasoning_content="<tool_response>x"), "has the output of a tool inside the answer"),
+        (turn(content="<thought_process>x</thought_process>a"), "opens with <thought_process>"),
+        (turn(content="&lt;think&gt;x"), "opens with &lt;think&gt;"),
+        (turn(content="**Thinking:** x"), "opens with **Think"),
+        (turn(content='{"role": "assistant", "content": "a"}'), "holds the JSON of content parts"),
+        (turn(loss_weight=0.0), "message.loss_weight (it may switch training off: read it by --read-as loss_weight=we"),
+        (turn(extra={"tool_uses": [{"name": "f", "input": {"x": 1}}]}), "message.extra (it holds a tool call"),
+        (row(user("q"), assistant("a"), steps=[{"role": "user", "content": "b"}]), "row.steps (it holds a message"),
+        (row({**user("q"), "thinking": "r"}, assistant("a")), "message.thinking (it is read as a text of a turn"),
+        (row(user("q"), assistant(""), assistant("a")), "has neither text nor calls, and another answer follows it"),
+        *(
+            (turn(content=[it]), "thinking holds no whole text")
+            for it in ({**BLOCKS[0], "thinking": it} for it in ("", [1]))
+        ),
+        (turn(content=[{"type": "thinking", "thinking": "x", "text": "y"}]), "stands in both thinking and text"),
+        (turn(content=[{"type": "tool_use", "name": "f", "xq7": 1}]), "nobody reads its keys call.xq7"),
+        (turn(content=[{"text": "secret", "thought": True}]), "content is not text but a list"),
+        (turn(content=[{"functionCall": F}]), PART("functionCall", "convert calls to tool_calls")),
+        (turn(content=[{"type": "image_url"}]), PART("image_url", "write what it says as text")),
+        (
+            row(user("q"), assistant("a"), tool([{"type": "image"}]), assistant("a")),
+            PART("image", "write what it says"),
+        ),
+        (row(user("q"), {"type": "function_call", "name": "f"}), "nobody reads its keys message.type"),
+        (turn(tool_calls=[{"custom": F}]), "a tool call has no function name"),
+        (turn(parts=[{"text": "x"}]), "message.parts (convert Gemini's contents"),
+        (turn(provider_specific_fields=["x"]), "provider_specific_fields"),
+    ],
+)
+def test_what_would_be_trained_wrongly_in_silence_sets_the_row_aside(one, why):
+    assert why in reason(one)
 
 
 def test_call_of_a_tool_that_the_row_does_not_offer_is_counted():
@@ -378,15 +356,6 @@ def test_what_a_row_says_of_thinking_is_understood_under_every_name_and_place(pl
             assert place is None or thinks is None or thinking_of({place: json.dumps(said)}) is thinks
 
 
-def test_two_places_that_differ_about_thinking_set_the_row_aside():
-    assert reason(row(enable_thinking=True, chat_template_kwargs={"enable_thinking": False})) == (
-        "enable_thinking and chat_template_kwargs differ about whether the model is to think"
-    )
-    assert reason(row(chat_template_kwargs={"custom": 1})) == (
-        "chat_template_kwargs has custom, which step 1 does not pass to the chat template"
-    )
-
-
 def test_a_switch_of_the_row_costs_no_message_its_own_reasoning():
     one = row(user("q"), {"role": "assistant", "content": "a", "reasoning": "r"}, reasoning="on")
     assert read(one).messages[1] == assistant("a", "r")
@@ -411,10 +380,6 @@ def test_all_unknown_keys_are_named_at_once_by_level():
     assert read(one, ignore_keys=("mood", "mime", "ms", "note", "gives", "xq7")).given.known["tool.gives"] == 1
 
 
-def test_a_key_that_says_nothing_is_not_named():
-    assert read(row(xq7=None, xq8="", xq9=[{"a": None}], cost=0)).given.known == {"row.cost": 1}
-
-
 @pytest.mark.parametrize("level", KNOWN)
 def test_known_keys_are_kept_and_counted_at_their_level_alone(level):
     key = min(KNOWN[level])
@@ -427,6 +392,7 @@ def test_known_keys_are_kept_and_counted_at_their_level_alone(level):
     }[level]
     assert read(made(key)).given.known == {f"{level}.{key}": 1}
     assert f"nobody reads its keys {level}.xq7;" in reason(made("xq7"))
+    assert read(row(xq7=None, xq8="", xq9=[{"a": None}])).given.known == {}  # they say nothing
 
 
 @pytest.mark.parametrize(
@@ -438,7 +404,6 @@ def test_known_keys_are_kept_and_counted_at_their_level_alone(level):
         (turn(extra={"reasoning_details": [{"text": "r"}]}), "message.extra", "a message"),
         (turn(extra={"name": "f", "args": {"x": 1}}), "message.extra", "a tool call"),
         (row(metadata={"tools": TOOLS}), "row.metadata", "tools"),
-        (row(info={"choices": [{"text": "an answer"}]}), "row.info", "an answer"),
     ],
 )
 def test_a_message_or_tools_within_a_known_key_sets_the_row_aside_whatever_is_ignored(one, name, holds):
@@ -469,6 +434,8 @@ def test_a_key_that_is_ignored_at_its_level_is_kept_at_others():
     assert "tools stands in both tools and tools of message 0" in reason(one, ignore_keys=("tools",))
     assert read(one, ignore_keys=("row.tools",)).tools == TOOLS
     assert [it["function"]["name"] for it in read(one, ignore_keys=("message.tools",)).tools] == ["g"]
+    tools = [{"type": "function", "function": {**FLAT, "gives": "x"}, "beta": 1}]
+    assert read(row(tools=tools), ignore_keys=("tool.gives", "tool.beta")).tools == TOOLS
 
 
 @pytest.mark.parametrize(
@@ -482,7 +449,9 @@ def test_a_key_that_is_ignored_at_its_level_is_kept_at_others():
     ],
 )
 def test_call_whose_arguments_may_stand_under_another_key_is_set_aside_and_both_ways_out_work(one):
-    assert "nobody reads its keys call.xq7 (read it by --read-as xq7=arguments)" in reason(turn(tool_calls=[one]))
+    assert "nobody reads its keys call.xq7 (read it by --read-as xq7=arguments, or leave it out by" in reason(
+        turn(tool_calls=[one])
+    )
     for options, arguments in (({"read_as": (("xq7", "arguments"),)}, {"x": 1}), ({"ignore_keys": ("call.xq7",)}, {})):
         [called] = read(turn(tool_calls=[one]), **options).messages[1]["tool_calls"]
         assert called["function"] == {"name": "f", "arguments": arguments}
@@ -498,23 +467,10 @@ def test_keys_of_read_as_are_read_at_the_level_of_their_field():
     trajectory = read(one, read_as=tuple(tuple(pair.split("=")) for pair in pairs.split()))
     assert trajectory.messages == [{"role": "system", "content": "s"}, user("q"), assistant("a", "r")]
     assert (trajectory.tools, trajectory.not_trained) == (TOOLS, {2: OFF})
-
-
-def test_key_that_is_read_as_a_field_which_says_something_else_sets_the_row_aside():
     options = {"read_as": (("thought", "reasoning_content"),)}
-    assert "reasoning_content stands in both reasoning_content and thought, and they differ" in reason(
-        turn(thought="x", reasoning_content="y"), **options
-    )
     assert read(turn(thought="x", reasoning_content="x"), **options).messages[1] == assistant("a", "x")
-
-
-@pytest.mark.parametrize("option", ["thought", "=content", "thought=", "thought=thinking", "a=b=content"])
-def test_wrong_read_as_is_a_clear_error(run, option):
-    process = run("step1_apply_tool_template.py", "x.jsonl", "--read-as", option, expect=2)
-    assert (
-        f"{option!r} is not KEY=FIELD with a FIELD of messages, tools, system, role, content, reasoning_content, "
-        "tool_calls, weight, arguments" in process.stderr
-    )
+    why = "reasoning_content stands in both reasoning_content and thought, and they differ"
+    assert why in reason(turn(thought="x", reasoning_content="y"), **options)
 
 
 # ---------------------------------------------------------------- through the scripts
@@ -581,48 +537,18 @@ def test_a_file_of_a_hub_data_set_holds_trajectories_in_any_shape():
         assert not holds_conversation(columns)
 
 
-def test_ignored_key_of_a_level_that_there_is_not_is_refused(run, tmp_path):
-    process = run("step1_apply_tool_template.py", "x.jsonl", "y.jsonl", "--ignore-key", "mesage.note", expect=2)
-    assert "'mesage.note': there is no level mesage; levels are row, message, call, part, tool" in process.stderr
-
-
 @pytest.mark.parametrize(
-    "one, why",
+    "option, wrong, why",
     [
-        (turn(reasoning="off"), "reasoning is 'off', which is a switch and no reasoning"),
-        (turn(content="so<tool_response>", reasoning_content="r"), "has the output of a tool inside the answer"),
-        (turn(content="a", reasoning_content="<tool_response>x"), "has the output of a tool inside the answer"),
-        (turn(content="<thought_process>x</thought_process>a"), "opens with <thought_process>"),
-        (turn(content="&lt;think&gt;x"), "opens with &lt;think&gt;"),
-        (turn(content="**Thinking:** x"), "opens with **Think"),
-        (turn(content='{"role": "assistant", "content": "a"}'), "holds the JSON of content parts"),
-        (
-            turn(loss_weight=0.0),
-            "message.loss_weight (it may switch training off: read it by --read-as loss_weight=weight",
+        *(
+            ("--read-as", wrong, "is not KEY=FIELD with a FIELD of messages")
+            for wrong in ("thought", "=content", "a=b=c")
         ),
-        (turn(extra={"tool_uses": [{"name": "f", "input": {"x": 1}}]}), "message.extra (it holds a tool call"),
-        (row(user("q"), assistant("a"), steps=[{"role": "user", "content": "b"}]), "row.steps (it holds a message"),
+        ("--ignore-key", "mesage.note", "there is no level mesage; levels are row, message, call, part, tool"),
     ],
 )
-def test_what_would_be_trained_wrongly_in_silence_sets_the_row_aside(one, why):
-    assert why in reason(one)
-
-
-@pytest.mark.parametrize(
-    "keys",
-    [
-        {"response_metadata": {"done_reason": "length"}},
-        {"response_metadata": {"stopReason": "max_tokens"}},
-        {"response_metadata": {"finish_reason": ["length"]}},
-        {"finish_reason": "model_length"},
-        {"finishReason": "MAX_TOKENS"},
-    ],
-)
-def test_turn_that_was_cut_off_is_left_out_by_the_words_of_other_apis(keys):
-    assert [*not_trained(turn(**keys))] == [1]
-
-
-def test_key_of_a_tool_that_is_ignored_with_its_level_is_not_there():
-    tools = [{"type": "function", "function": {**FLAT, "gives": "x"}, "beta": 1}]
-    one = row(user("q"), assistant("a"), tools=tools)
-    assert read(one, ignore_keys=("tool.gives", "tool.beta")).tools == [{"type": "function", "function": FLAT}]
+def test_option_that_cannot_be_read_is_refused_and_says_why(option, wrong, why, in_process, capsys):
+    with pytest.raises(SystemExit):
+        in_process("step1_apply_tool_template.py", "x.jsonl", "y.jsonl", option, wrong)
+    said = capsys.readouterr().err
+    assert repr(wrong) in said and why in said
