@@ -4,8 +4,7 @@ import math
 from dataclasses import dataclass, replace
 
 from served_tokens.proof.findings import Findings
-from served_tokens.trees.check import AS_WRITTEN, MERGED, TREES
-from served_tokens.trees.files import accumulated_rows
+from served_tokens.trees.check import AS_WRITTEN, TREES
 
 
 @dataclass(frozen=True)
@@ -19,19 +18,34 @@ class Schedule:
     gpus: int
     packing: bool = False
 
+    @property
+    def samples_of_step(self) -> int:
+        """Samples, or rows, of a step on all GPUs."""
+        return self.batch * self.accumulation * self.gpus
+
+
+def of_trees(schedule: Schedule, samples_of_row: float) -> Schedule:
+    """The schedule in rows, a batch for each, whose steps hold about as many samples.
+
+    Args:
+        samples_of_row: on average.
+    """
+    rows = round(schedule.samples_of_step / samples_of_row / schedule.gpus)
+    return replace(schedule, batch=1, accumulation=max(1, rows))
+
 
 def training_cost(samples: int, tokens: int, supervised: int, schedule: Schedule) -> dict[str, float]:
     """Steps, epochs and tokens of a training, of which one epoch has these samples (or rows) and tokens."""
     batches = math.ceil(samples / (schedule.batch * schedule.gpus))
-    per_epoch = max(1, math.ceil(batches / schedule.accumulation))
-    limited = schedule.max_steps > 0
-    steps = schedule.max_steps if limited else math.ceil(schedule.epochs * per_epoch)
-    epochs = steps / per_epoch if limited else schedule.epochs
+    steps_of_epoch = max(1, math.ceil(batches / schedule.accumulation))
+    steps, epochs = math.ceil(schedule.epochs * steps_of_epoch), schedule.epochs
+    if schedule.max_steps > 0:
+        steps, epochs = schedule.max_steps, schedule.max_steps / steps_of_epoch
     return {
         "steps": steps,
-        "steps per epoch": per_epoch,
+        "steps per epoch": steps_of_epoch,
         "epochs": epochs,
-        "samples or rows per step": schedule.batch * schedule.accumulation * schedule.gpus,
+        "samples or rows per step": schedule.samples_of_step,
         "tokens": round(tokens * epochs),
         "supervised tokens": round(supervised * epochs),
     }
@@ -39,15 +53,13 @@ def training_cost(samples: int, tokens: int, supervised: int, schedule: Schedule
 
 def costs_by_way(training: list[Findings], schedule: Schedule, cutoff_len: int) -> dict[str, dict[str, float]]:
     """{how these data sets can be trained: what that costs}; packed samples are taken for full."""
-    supervised, costs = sum(found.counts["supervised tokens"] for found in training), {}
-    for way in (AS_WRITTEN, MERGED, TREES):
-        samples, tokens = (sum(found.ways[way][number] for found in training) for number in (0, 1))
-        if schedule.packing:
-            return {way: training_cost(math.ceil(tokens / cutoff_len), tokens, supervised, schedule)}
-        if way == TREES:  # a step takes about as many samples
-            of_step = schedule.batch * schedule.accumulation * schedule.gpus
-            a_row = sum(len(found.lengths) for found in training) / max(1, samples)
-            rows = accumulated_rows(of_step, a_row, schedule.gpus)
-            schedule = replace(schedule, batch=1, accumulation=rows)
-        costs[way] = training_cost(samples, tokens, supervised, schedule)
-    return costs
+    supervised = sum(found.counts["supervised tokens"] for found in training)
+    samples, tokens = (sum(found.ways[AS_WRITTEN][number] for found in training) for number in (0, 1))
+    if schedule.packing:
+        return {AS_WRITTEN: training_cost(math.ceil(tokens / cutoff_len), tokens, supervised, schedule)}
+    rows, row_tokens = (sum(found.ways[TREES][number] for found in training) for number in (0, 1))
+    in_rows = of_trees(schedule, samples / max(1, rows))
+    return {
+        AS_WRITTEN: training_cost(samples, tokens, supervised, schedule),
+        TREES: training_cost(rows, row_tokens, supervised, in_rows),
+    }
