@@ -39,7 +39,6 @@ REFUSED = {
     "predict_with_generate": f"a row is no prompt; {INSTEAD}",
     "use_unsloth": f"unsloth has an attention of its own; set use_unsloth=false, or {INSTEAD}",
     "use_kt": f"KTransformers has an attention of its own; {INSTEAD}",
-    "shift_attn": f"it shifts the tokens that see each other; set shift_attn=false, or {INSTEAD}",
     "mixture_of_depths": f"it leaves out tokens that others see; {INSTEAD}",
     "moe_aux_loss_coef": f"that loss reads the attention mask of padding; {INSTEAD}",
     "use_asft_loss": f"its reference model is given no positions; {INSTEAD}",
