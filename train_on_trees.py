@@ -22,13 +22,11 @@ import io
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 from served_tokens import llamafactory
 from served_tokens.files.command_line import CommandLine, run
-from served_tokens.report.cost import Schedule, of_trees, training_cost
-from served_tokens.trees.files import Written, own_options, samples_of, write_rows
+from served_tokens.trees.files import Written, own_options, rows_of_step, samples_of, write_rows
 
 INSTEAD = "train the samples with llamafactory-cli, written with --merge-turns where that is possible"
 # Settings, of the YAML or the environment, that trees cannot have, and the way out.
@@ -122,14 +120,16 @@ def prepared(arguments: list[str]) -> list[str]:
             f"{split}: {count.samples:,} samples of {count.tokens:,} tokens in {count.rows:,} rows of "
             f"{count.row_tokens:,}: {fewer:.1f} times fewer tokens"
         )
-    schedule = Schedule(
-        epochs=training_args.num_train_epochs,
-        max_steps=training_args.max_steps,
-        batch=int(config.get("per_device_train_batch_size") or 8),  # LlamaFactory's own default
-        accumulation=training_args.gradient_accumulation_steps,
-        gpus=devices,
+    batch = int(config.get("per_device_train_batch_size") or 8)  # LlamaFactory's own default
+    samples = batch * training_args.gradient_accumulation_steps * devices
+    count = counts.get("train", Written())
+    samples_of_row = max(1, count.samples / max(1, count.rows))
+    accumulation = own.get("row_accumulation") or rows_of_step(samples, samples_of_row, devices)
+    print(
+        f"gradient_accumulation_steps: {accumulation} rows: a step holds "
+        f"{accumulation * devices * samples_of_row / samples:.2f} times the supervised tokens that {samples} samples "
+        "hold on average"
     )
-    accumulation = rows_of_step(counts.get("train", Written()), schedule, own.get("row_accumulation"))
     ours = [f"tokenized_path={place}", f"gradient_accumulation_steps={accumulation}"]
     return [args.yaml, *given, *overrides, *ours]
 
@@ -217,28 +217,6 @@ def rows_in_folder(config: dict, model_args, data_args, training_args, limits: d
     folder = Path(model_args.cache_dir or datasets.config.HF_DATASETS_CACHE, "token_trees").absolute()
     whole_logits = any(config.get(key) for key in WHOLE_LOGITS)
     return write_rows(samples, folder, limits, tokenizer.pad_token_id, whole_logits)
-
-
-def rows_of_step(count: Written, schedule: Schedule, wanted: int | None) -> int:
-    """How many rows a device takes for a step; printed with what a step holds then.
-
-    Args:
-        schedule: of the YAML, in samples.
-        wanted: what the user sets by row_accumulation=.
-    """
-    samples, samples_of_row = schedule.samples_of_step, max(1, count.samples / max(1, count.rows))
-    in_rows = of_trees(schedule, samples_of_row)
-    if wanted:
-        in_rows = replace(in_rows, accumulation=wanted)
-    part = in_rows.samples_of_step * samples_of_row / samples
-    steps = training_cost(count.rows, count.row_tokens, 0, in_rows)["steps"]
-    print(
-        f"gradient_accumulation_steps: {in_rows.accumulation} rows: a step holds {part:.2f} times the supervised "
-        f"tokens that {samples} samples hold on average; {steps} steps"
-    )
-    if not wanted and part > 1.5:
-        print(f"  rows are too long for so few samples: row_samples={max(1, samples // schedule.gpus)} limits them")
-    return in_rows.accumulation
 
 
 if __name__ == "__main__":

@@ -16,8 +16,7 @@ from transformers import AutoConfig, BloomConfig, RwkvConfig
 
 import train_on_trees
 from served_tokens.marks import IGNORE_INDEX
-from served_tokens.report.cost import Schedule
-from served_tokens.trees.files import Written, own_options, write_rows
+from served_tokens.trees.files import own_options, rows_of_step, write_rows
 from served_tokens.trees.rows import Sample
 
 STEPS, TURNS = 4, 3
@@ -131,7 +130,7 @@ def test_losses_are_those_of_the_same_samples_one_by_one(trees, prefix):
     assert losses == pytest.approx(prefix, rel=1e-5)
     assert len(of_held) == 2 and of_held[1] < of_held[0]
     assert "train: 12 samples of" in printed and "in 4 rows of" in printed and "validation: 3 samples of" in printed
-    assert "gradient_accumulation_steps: 2 rows: a step holds 1.00 times" in printed and f"{STEPS} steps" in printed
+    assert "gradient_accumulation_steps: 2 rows: a step holds 1.00 times" in printed
     assert printed.count("attention on token trees is right here: ") == 1
 
 
@@ -224,15 +223,8 @@ def test_settings_that_are_set_otherwise_are_told(capsys):
     assert told == ["flash_attn", "neat_packing", "per_device_train_batch_size"]
 
 
-def test_a_step_of_rows_that_are_longer_than_a_step_of_samples_is_told(capsys):
-    schedule = Schedule(epochs=1, max_steps=-1, batch=1, accumulation=4, gpus=2)
-    assert train_on_trees.rows_of_step(Written(samples=100, rows=5), schedule, None) == 1
-    assert capsys.readouterr().out.splitlines() == [
-        "gradient_accumulation_steps: 1 rows: a step holds 5.00 times the supervised tokens that 8 samples hold on "
-        "average; 3 steps",
-        "  rows are too long for so few samples: row_samples=4 limits them",
-    ]
-    assert train_on_trees.rows_of_step(Written(samples=100, rows=100), schedule, 3) == 3
+def test_a_step_has_at_least_one_row_on_each_device():
+    assert [rows_of_step(64, samples_of_row, 2) for samples_of_row in (1, 16, 1000)] == [32, 2, 1]
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 from served_tokens.proof.findings import Findings
 from served_tokens.trees.check import AS_WRITTEN, TREES
+from served_tokens.trees.files import rows_of_step
 
 
 @dataclass(frozen=True)
@@ -18,21 +19,6 @@ class Schedule:
     gpus: int
     packing: bool = False
 
-    @property
-    def samples_of_step(self) -> int:
-        """Samples, or rows, of a step on all GPUs."""
-        return self.batch * self.accumulation * self.gpus
-
-
-def of_trees(schedule: Schedule, samples_of_row: float) -> Schedule:
-    """The schedule in rows, a batch for each, whose steps hold about as many samples.
-
-    Args:
-        samples_of_row: on average.
-    """
-    rows = round(schedule.samples_of_step / samples_of_row / schedule.gpus)
-    return replace(schedule, batch=1, accumulation=max(1, rows))
-
 
 def training_cost(samples: int, tokens: int, supervised: int, schedule: Schedule) -> dict[str, float]:
     """Steps, epochs and tokens of a training, of which one epoch has these samples (or rows) and tokens."""
@@ -45,7 +31,7 @@ def training_cost(samples: int, tokens: int, supervised: int, schedule: Schedule
         "steps": steps,
         "steps per epoch": steps_of_epoch,
         "epochs": epochs,
-        "samples or rows per step": schedule.samples_of_step,
+        "samples or rows per step": schedule.batch * schedule.accumulation * schedule.gpus,
         "tokens": round(tokens * epochs),
         "supervised tokens": round(supervised * epochs),
     }
@@ -58,7 +44,9 @@ def costs_by_way(training: list[Findings], schedule: Schedule, cutoff_len: int) 
     if schedule.packing:
         return {AS_WRITTEN: training_cost(math.ceil(tokens / cutoff_len), tokens, supervised, schedule)}
     rows, row_tokens = (sum(found.ways[TREES][number] for found in training) for number in (0, 1))
-    in_rows = of_trees(schedule, samples / max(1, rows))
+    of_step = schedule.batch * schedule.accumulation * schedule.gpus
+    accumulation = rows_of_step(of_step, samples / max(1, rows), schedule.gpus)
+    in_rows = replace(schedule, batch=1, accumulation=accumulation)
     return {
         AS_WRITTEN: training_cost(samples, tokens, supervised, schedule),
         TREES: training_cost(rows, row_tokens, supervised, in_rows),

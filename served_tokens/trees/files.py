@@ -17,11 +17,10 @@ MULTIPLE = 128  # tokens; a block of flex_attention
 
 @dataclass
 class Written:
-    """Of a split: how many samples and rows, and how many tokens in each; supervised: of the samples."""
+    """Of a split: how many samples and rows, and how many tokens all of them hold."""
 
     samples: int = 0
     tokens: int = 0
-    supervised: int = 0
     rows: int = 0
     row_tokens: int = 0
 
@@ -38,6 +37,11 @@ def own_options(overrides: list[str]) -> tuple[list[str], dict[str, int]]:
         else:
             own[key] = int(value)
     return others, own
+
+
+def rows_of_step(samples: int, samples_of_row: float, devices: int) -> int:
+    """How many rows each device takes for a step that holds about so many samples; samples_of_row: on average."""
+    return max(1, round(samples / samples_of_row / devices))
 
 
 def samples_of(dataset) -> Iterator[Sample]:
@@ -93,7 +97,6 @@ def _write_split(path: Path, samples: Iterable[Sample], limits: dict, pad_token:
         for sample in samples:
             count.samples += 1
             count.tokens += len(sample.ids)
-            count.supervised += len(predicting(sample.labels))
             yield sample
 
     with ArrowWriter(path=str(path), features=Features(columns), writer_batch_size=BATCH) as writer:
