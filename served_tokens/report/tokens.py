@@ -64,7 +64,7 @@ def pieces(ids: list[int], decode):
 
 
 def runs(sample: ShownSample, limit: int):
-    """Yield (kind, positions) of neighbouring tokens that are all supervised, all context or all hidden.
+    """Yield (kind, first position, ids) of neighbouring tokens that are all supervised, all context or all hidden.
 
     Of a sample with more than `limit` tokens a third of them is shown at each end, and a third around the first token
     that differs, or is supervised.
@@ -76,8 +76,11 @@ def runs(sample: ShownSample, limit: int):
         middle = next(supervised, 0) if sample.at is None else sample.at
         shown = {at for start in (0, middle - third // 2, len(kinds) - third) for at in range(start, start + third)}
         kinds = [kind if at in shown else HIDDEN for at, kind in enumerate(kinds)]
-    for kind, group in itertools.groupby(range(len(kinds)), kinds.__getitem__):
-        yield kind, list(group)
+    start = 0
+    for kind, group in itertools.groupby(kinds):
+        end = start + len(list(group))
+        yield kind, start, sample.input_ids[start:end]
+        start = end
 
 
 def terminal_view(sample: ShownSample, decode, special: set[int], colour: bool) -> str:
@@ -85,8 +88,8 @@ def terminal_view(sample: ShownSample, decode, special: set[int], colour: bool) 
     marked = "green, underlined" if colour else "in ⟦…⟧"
     numbers = f"{len(sample.input_ids):,} tokens, {sample.supervised:,} supervised ({marked})"
     text = []
-    for kind, positions in runs(sample, len(sample.input_ids)):
-        parts, ids = [], [sample.input_ids[position] for position in positions]
+    for kind, _, ids in runs(sample, len(sample.input_ids)):
+        parts = []
         for is_special, group in itertools.groupby(ids, special.__contains__):
             style = ";".join((["4", "32"] if kind == SUPERVISED else []) + (["1", "35"] if is_special else []))
             part = visible(decode(list(group)))
@@ -101,18 +104,15 @@ def viewer_data(samples: list[ShownSample], decode, special: set[int]) -> dict:
     {"pieces": [[ids, text, special], …], "samples": [{…, "runs": [[supervised, first token, numbers of pieces], …]}]};
     a run of tokens that are not shown is [null, first token, how many].
     """
-    limit, index = min(TOKENS_OF_SAMPLE, TOKENS_IN_PAGE // max(1, len(samples))), {}
-
-    def told(sample: ShownSample, kind: str, positions: list[int]) -> list:
-        if kind == HIDDEN:
-            return [None, positions[0], len(positions)]
-        found = pieces([sample.input_ids[position] for position in positions], decode)
-        return [kind == SUPERVISED, positions[0], [index.setdefault(piece, len(index)) for piece in found]]
-
+    limit, index, entries = min(TOKENS_OF_SAMPLE, TOKENS_IN_PAGE // max(1, len(samples))), {}, []
     names = ("name", "source", "place", "trajectory", "turns", "why", "served", "supervised", "at", "mismatch")
-    entries = []
     for sample in samples:
-        its_runs = [told(sample, kind, positions) for kind, positions in runs(sample, limit)]
-        entry = {name: getattr(sample, name) for name in names}
-        entries.append(entry | {"tokens": len(sample.input_ids), "runs": its_runs})
+        entry = {name: getattr(sample, name) for name in names} | {"tokens": len(sample.input_ids), "runs": []}
+        for kind, start, ids in runs(sample, limit):
+            if kind == HIDDEN:
+                entry["runs"].append([None, start, len(ids)])
+            else:
+                numbers = [index.setdefault(piece, len(index)) for piece in pieces(ids, decode)]
+                entry["runs"].append([kind == SUPERVISED, start, numbers])
+        entries.append(entry)
     return {"pieces": [(ids, visible(text), not special.isdisjoint(ids)) for ids, text in index], "samples": entries}
