@@ -85,7 +85,7 @@ def check_trees(sets: list, found: list[Findings], row_tokens: int, row_samples:
     problems = []
     for its, findings in zip(sets, found):
         name, built = its.name, its.built
-        findings.ways, differ = check_rows(samples_of(built, Counter()), row_tokens, row_samples)
+        findings.ways, differ = check_rows(samples_of(built), row_tokens, row_samples)
         (_, tokens), (rows, in_rows) = findings.ways[AS_WRITTEN], findings.ways[TREES]
         print(
             f"{name}: {rows} rows of token trees, {in_rows} tokens, {tokens / max(1, in_rows):.1f} times fewer; all "

@@ -36,7 +36,6 @@ settings.load_profile("suite")  # --hypothesis-profile=fuzz takes its place
 
 NEEDED = {  # by tests of these files: program, Debian packages
     "test_page.py": ("chromium", "chromium"),
-    "test_training.py": ("gcc", "build-essential python3-dev"),
     "test_training_on_trees.py": ("gcc", "build-essential python3-dev"),
 }
 

@@ -2,7 +2,6 @@
 
 import random
 from collections import Counter
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,17 +13,23 @@ from served_tokens.files.read import Place, parse_row
 from served_tokens.marks import IGNORE_INDEX, TrajectoryError
 from served_tokens.rows.trajectory import Reading
 from served_tokens.samples.alpaca import step1_columns, to_samples
-from served_tokens.trees.check import AS_WRITTEN, MERGED, TREES, check_rows, differing
+from served_tokens.trees.check import AS_WRITTEN, TREES, check_rows, differing
 from served_tokens.trees.files import columns_of
-from served_tokens.trees.rows import Sample, padded, rows_of, seen_by
+from served_tokens.trees.rows import Sample, padded, rows_of
 from step1_apply_tool_template import convert_row
 
 NO = IGNORE_INDEX
 SETS = 3000
 
 
-def sample(ids, supervised=()):
-    return np.array(ids), np.array([token if at in supervised else NO for at, token in enumerate(ids)])
+def sample(ids, supervised=()) -> Sample:
+    labels = [token if at in supervised else NO for at, token in enumerate(ids)]
+    return Sample(np.array(ids), np.array(labels))
+
+
+def seen_by(row, token: int) -> np.ndarray:
+    """The indices of the tokens that a token of the row sees, itself too: the definition."""
+    return np.array([k for k in range(token + 1) if token <= row.last[k]])
 
 
 def random_samples(draw: random.Random) -> list:
@@ -32,9 +37,8 @@ def random_samples(draw: random.Random) -> list:
     made, words, part = [], draw.choice([1, 2, 5]), draw.random()
     for _ in range(draw.randint(1, 10)):
         like = draw.choice(made)[0].tolist() if made and draw.random() < 0.8 else []
-        ids = like[: draw.randint(len(like) // 2, len(like))] + [
-            draw.randrange(words) for _ in range(draw.randint(0, 5))
-        ]
+        fresh = [draw.randrange(words) for _ in range(draw.randint(0, 5))]
+        ids = like[: draw.randint(len(like) // 2, len(like))] + fresh
         made.append(sample(ids, [at for at in range(len(ids)) if draw.random() < part]))
     return made
 
@@ -74,7 +78,7 @@ def test_each_supervised_token_is_in_the_rows_with_what_is_before_it_in_its_samp
         for row in rows:
             assert {column.dtype for column in row} == {np.dtype(np.int32)}
             assert all(row.position_ids[at] == len(seen_by(row, at)) - 1 for at in range(len(row.last)))
-    assert causal < 0.6 * SETS  # the control: under a causal mask what the others see is wrong
+    assert causal < 0.7 * SETS  # the control: under a causal mask what the others see is wrong
 
 
 def test_rows_keep_to_the_limits_but_for_a_sample_that_is_longer():
@@ -113,21 +117,20 @@ def test_a_branch_that_would_open_with_a_supervised_token_starts_with_a_copy_of_
     ]
 
 
+def turns_of(second: int, first: int) -> list[Sample]:
+    """Three samples that begin alike, of 4, 8 and 12 tokens between their prompt and their target."""
+    return [sample([1, second, *range(first, first + turn * 4), 9], {2 + turn * 4}) for turn in range(1, 4)]
+
+
 def test_a_row_ends_between_trajectories_and_in_one_only_where_it_is_too_long():
-    first = [sample([1, 2, *range(10, 10 + turn * 4), 9], {2 + turn * 4}) for turn in range(1, 4)]
-    second = [sample([1, 3, *range(50, 50 + turn * 4), 9], {2 + turn * 4}) for turn in range(1, 4)]
-    both = list(rows_of(first + second, 27))
+    one, other = turns_of(2, 10), turns_of(3, 50)
+    both = list(rows_of(one + other, 27))
     assert [row.input_ids[1] for row in both] == [2, 3] and [len(row.input_ids) for row in both] == [17, 17]
-    assert len(list(rows_of(first + second, 40))) == 1
-    split = list(rows_of(first, 16))  # each part with its prefix
-    assert of_rows(split) == of_samples(first) and all(row.input_ids[:2].tolist() == [1, 2] for row in split)
-
-
-def test_trajectories_apart_have_rows_of_their_own():
-    first = [sample([1, 2, *range(10, 10 + turn * 4), 9], {2 + turn * 4}) for turn in range(1, 4)]
-    second = [sample([1, 3, *range(50, 50 + turn * 4), 9], {2 + turn * 4}) for turn in range(1, 4)]
-    rows = list(rows_of(first + second + first[:1], 1000, apart=True))
-    assert [row.input_ids[1] for row in rows] == [2, 3, 2] and of_rows(rows) == of_samples(first + second + first[:1])
+    assert len(list(rows_of(one + other, 40))) == 1
+    split = list(rows_of(one, 16))  # each part with its prefix
+    assert of_rows(split) == of_samples(one) and all(row.input_ids[:2].tolist() == [1, 2] for row in split)
+    apart = list(rows_of(one + other + one[:1], 1000, apart=True))
+    assert [row.input_ids[1] for row in apart] == [2, 3, 2] and of_rows(apart) == of_samples(one + other + one[:1])
 
 
 def test_rows_come_out_before_all_samples_are_in():
@@ -145,53 +148,6 @@ def test_rows_come_out_before_all_samples_are_in():
 def test_no_token_sees_padding_and_padding_sees_itself():
     [row] = rows_of([sample([1, 2, 7], {2})], 10)
     assert as_lists(padded(row, 4, 99)) == [[1, 2, 7, 99], [NO, NO, 7, NO], [0, 1, 2, 0], [2, 2, 2, 3]]
-
-
-# ---------------------------------------------------------------- attention
-
-
-def long_row():
-    draw = np.random.default_rng(0)
-    prompt, samples = draw.integers(0, 9, 150), []
-    for _ in range(5):
-        target = draw.integers(0, 9, draw.integers(20, 150))
-        samples.append((np.concatenate([prompt, target]), np.concatenate([np.full(len(prompt), NO), target])))
-        prompt = np.concatenate([prompt, draw.integers(9, 18, 60)])
-    samples += [(ids + 20, np.where(labels == NO, NO, labels + 20)) for ids, labels in samples[:2]]
-    [row] = rows_of(samples, 10**6)
-    return padded(row, 128, 0)
-
-
-def test_the_dense_mask_shows_what_a_token_sees():
-    import torch
-
-    from served_tokens.trees.attention import dense_mask
-
-    row = long_row()
-    mask = dense_mask(torch.tensor(row.last))[0, 0]
-    assert all(mask[at].nonzero()[:, 0].tolist() == seen_by(row, at).tolist() for at in range(len(row.last)))
-
-
-def test_the_block_mask_is_the_dense_mask(monkeypatch):
-    import torch
-    from torch.nn.attention.flex_attention import flex_attention
-
-    from served_tokens.trees import attention
-
-    last = torch.tensor(long_row().last, dtype=torch.int64)
-    blocks, dense = attention.block_mask(last), attention.dense_mask(last)
-    tiles = dense[0, 0].unflatten(1, (-1, 128)).unflatten(0, (-1, 128)).transpose(1, 2).flatten(2)
-    for count, order, expected in (
-        (blocks.full_kv_num_blocks, blocks.full_kv_indices, tiles.all(-1)),
-        (blocks.kv_num_blocks, blocks.kv_indices, tiles.any(-1) & ~tiles.all(-1)),
-    ):
-        of_each = [sorted(row[:n].tolist()) for n, row in zip(count[0, 0], order[0, 0])]
-        assert of_each == [row.nonzero()[:, 0].tolist() for row in expected]
-    monkeypatch.setattr(attention, "_compiled", lambda: flex_attention)
-    query, key, value = (torch.randn(1, heads, len(last), 16) for heads in (4, 2, 2))
-    ours, _ = attention.tree_attention(SimpleNamespace(), query.double(), key, value, blocks)
-    theirs = torch.nn.functional.scaled_dot_product_attention(query, key, value, dense, enable_gqa=True)
-    assert torch.allclose(ours, theirs.transpose(1, 2), atol=1e-5)
 
 
 # ---------------------------------------------------------------- losses and gradients
@@ -254,7 +210,7 @@ def tokenized(conversations, mode) -> list:
     for messages in conversations:
         _, [(_, row)] = convert_row({"messages": messages}, Place("x", 0), TEMPLATE, True, reading)
         made += to_samples(*step1_columns(parse_row(row)), mode)[0]
-    return [tuple(map(np.array, llamafactory(*MODES[mode][0])(one))) for one in made]
+    return [Sample(*map(np.array, llamafactory(*MODES[mode][0])(one))) for one in made]
 
 
 @pytest.mark.parametrize("row_tokens", [10**6, 150, 1])  # all in one row, some split, a row for each sample
@@ -272,7 +228,7 @@ def test_losses_of_each_token_and_gradients_are_those_of_the_samples(mode, row_t
         assert causal != pytest.approx(expected, abs=1e-6) and difference(causal_gradients, gradients) > 1e-2
 
 
-@settings(max_examples=15)
+@settings(max_examples=6)
 @given(conversation=CONVERSATION)
 @pytest.mark.parametrize("mode", MODES)
 def test_losses_are_the_same_whatever_is_in_the_messages(mode, conversation, losses):
@@ -307,18 +263,17 @@ def test_check_finds_samples_that_are_seen_otherwise_in_the_rows():
         for row in rows_of(samples, 1000):
             row[draw.randrange(len(row))][draw.randrange(len(row.last))] += 1
             row.last[:] = np.minimum(row.last, len(row.last) - 1)
-            found = differing(row, [(position, Sample(*one)) for position, one in enumerate(samples)])
+            found = differing(row, enumerate(samples))
             if of_rows([row]) != of_samples(samples):
                 wrong += 1
                 assert found
     assert wrong > 300
 
 
-def test_check_counts_what_each_way_of_training_takes():
+def test_check_counts_samples_and_rows():
     chain = [sample([1, 2, 7], {2}), sample([1, 2, 7, 3, 8], {4}), sample([1, 2, 9, 3, 8], {3, 4})]
-    found = check_rows(chain, 100)
-    assert found.ways == {AS_WRITTEN: (3, 13), MERGED: (2, 10), TREES: (1, 8)} and not found.differ
-    assert check_rows(chain, 1).ways[TREES] == (3, 13)
+    assert check_rows(chain, 100) == ({AS_WRITTEN: (3, 13), TREES: (1, 8)}, [])
+    assert check_rows(chain, 1) == ({AS_WRITTEN: (3, 13), TREES: (3, 13)}, [])
 
 
 def test_check_with_trees(pipeline, check):

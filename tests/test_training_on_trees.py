@@ -1,4 +1,4 @@
-"""train_on_trees.py for real, on a tiny random Qwen3 on the CPU: LlamaFactory logs what it logs of the samples."""
+"""Training for real, by the shipped YAML, on a tiny random Qwen3 on the CPU: LlamaFactory's own, and on token trees."""
 
 import json
 import os
@@ -7,14 +7,22 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import ROOT, assistant, call, tool, user, write_jsonl
-from test_training import ATTEMPTS, EXIT_RACE
+from datasets import load_from_disk
+from llamafactory.hparams import ModelArguments
+from transformers import AutoConfig, BloomConfig, RwkvConfig
 
+import train_on_trees
 from served_tokens.marks import IGNORE_INDEX
-from served_tokens.trees.files import write_rows
+from served_tokens.trees.files import own_options, rows_of_step, write_rows
+from served_tokens.trees.rows import Sample
 
 STEPS, TURNS = 4, 3
+ATTEMPTS = 3
+# A worker's native threads at exit, after all is saved: seldom.
+EXIT_RACE = "terminate called without an active exception"
 SETTINGS = [
     "bf16=false",
     "learning_rate=1.0e-3",
@@ -69,25 +77,24 @@ def project(tmp_path_factory, tiny_model) -> Path:
 def train(project, tiny_model):
     """train(command, output, *overrides) -> (the losses that are logged, those of the held set, what is printed)
 
-    fails=True: where it is to fail -> the finished process.
+    fails=True: where it is to fail -> the finished process. resume: a checkpoint to go on from.
     """
 
-    def train(command: list, output: str, *overrides, fails=False, **environment):
+    def train(command: list, output: str, *overrides, fails=False, resume=None, **environment):
         own = [one for one in SETTINGS if command is TREES or not one.startswith("row_")]
         names = f"model_name_or_path={tiny_model}", "dataset=samples", f"output_dir={output}"
-        command = [*command, "qwen3_full_sft.yaml", *names, *own, *overrides]
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        kept = project / f"{output}.before"
-        if (project / output).exists():
-            shutil.copytree(project / output, kept)
+        options = {"capture_output": True, "text": True, "timeout": 500}
+        options["env"] = {**os.environ, "PATH": path, "LLAMAFACTORY_VERBOSITY": "ERROR", **environment}
         for _ in range(ATTEMPTS):
-            environment = {**os.environ, "PATH": path, "LLAMAFACTORY_VERBOSITY": "ERROR", **environment}
-            process = subprocess.run(command, cwd=project, capture_output=True, text=True, timeout=500, env=environment)
+            shutil.rmtree(project / output, ignore_errors=True)
+            if resume:
+                shutil.copytree(resume, project / output / resume.name)
+            process = subprocess.run(
+                [*command, "qwen3_full_sft.yaml", *names, *own, *overrides], cwd=project, **options
+            )
             if EXIT_RACE not in process.stderr:
                 break
-            shutil.rmtree(project / output, ignore_errors=True)
-            if kept.exists():
-                shutil.copytree(kept, project / output)
         if fails:
             return process
         assert process.returncode == 0, process.stdout[-3000:] + process.stderr[-5000:]
@@ -98,11 +105,18 @@ def train(project, tiny_model):
     return train
 
 
+def weights_of(folder: Path) -> dict:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(folder).state_dict()
+
+
 @pytest.fixture(scope="module")
-def prefix(train):
-    """Losses of the samples."""
+def prefix(train, project):
+    """Losses of the samples, as LlamaFactory's own command trains them."""
     losses, of_held, _ = train(SAMPLES, "prefix", *ONE)
     assert len(losses) == STEPS and len(of_held) == 2 and losses[-1] < losses[0] - 0.05
+    assert (project / "prefix" / "training_loss.png").is_file()
     return losses
 
 
@@ -116,35 +130,33 @@ def test_losses_are_those_of_the_same_samples_one_by_one(trees, prefix):
     assert losses == pytest.approx(prefix, rel=1e-5)
     assert len(of_held) == 2 and of_held[1] < of_held[0]
     assert "train: 12 samples of" in printed and "in 4 rows of" in printed and "validation: 3 samples of" in printed
-    assert "gradient_accumulation_steps: 2 rows: a step holds 1.00 times" in printed and f"{STEPS} steps" in printed
-    assert printed.count("attention on token trees is right here: ") == 1 and "warning" not in printed
+    assert "gradient_accumulation_steps: 2 rows: a step holds 1.00 times" in printed
+    assert printed.count("attention on token trees is right here: ") == 1
 
 
 def test_checkpoint_is_a_model_like_any_other(trees, prefix, project):
-    from transformers import AutoModelForCausalLM
-
-    ours, theirs = (json.loads((project / name / "config.json").read_text()) for name in ("trees", "prefix"))
-    assert ours == theirs
-    assert {path.name for path in (project / "trees").iterdir()} == {
-        path.name for path in (project / "prefix").iterdir()
-    }
-    weights, expected = (
-        AutoModelForCausalLM.from_pretrained(project / name).state_dict() for name in ("trees", "prefix")
-    )
+    ours, theirs = project / "trees", project / "prefix"
+    assert (ours / "config.json").read_text() == (theirs / "config.json").read_text()
+    assert {path.name for path in ours.iterdir()} == {path.name for path in theirs.iterdir()}
+    weights, expected = weights_of(ours), weights_of(theirs)
     assert all((weights[name] - expected[name]).abs().max() < 1e-4 for name in expected)
 
 
 def test_training_resumes_from_a_checkpoint(trees, train, project):
-    shutil.copytree(project / "trees" / "checkpoint-2", project / "resumed" / "checkpoint-2")
-    losses, _, _ = train(TREES, "resumed", *ONE)
+    losses, _, _ = train(TREES, "resumed", *ONE, resume=project / "trees" / "checkpoint-2")
     assert losses == pytest.approx(trees[0], rel=1e-5)
 
 
-def test_two_processes_under_zero3(train, prefix):
+def test_two_processes_under_zero3(train, prefix, project, tiny_model):
     losses, _, printed = train(TREES, "zero3", *TWO, FORCE_TORCHRUN="1", NPROC_PER_NODE="2")
     assert losses == pytest.approx(prefix, rel=1e-4)
     assert printed.count("attention on token trees is right here: ") == 1  # of the first process
     assert "gradient_accumulation_steps: 1 rows: a step holds 1.00 times" in printed
+    before = weights_of(tiny_model)
+    for checkpoint in (project / "zero3" / "checkpoint-2", project / "zero3"):
+        after = weights_of(checkpoint)
+        assert {name: its.shape for name, its in after.items()} == {name: its.shape for name, its in before.items()}
+        assert any((after[name] != before[name]).any() for name in before)
 
 
 FAULT = """
@@ -156,14 +168,12 @@ if sys.argv[0].endswith("train_on_trees.py"):
 """
 
 
-@pytest.mark.parametrize("processes", [ONE, (*TWO, "deepspeed=null")])
-def test_no_step_is_trained_where_attention_is_wrong(processes, train, project):
+def test_no_step_is_trained_where_attention_is_wrong(train, project):
     """The fault is planted by a module that Python imports at its start."""
-    (project / "planted").mkdir(exist_ok=True)
+    (project / "planted").mkdir()
     (project / "planted" / "sitecustomize.py").write_text(FAULT, encoding="utf-8")
-    planted = {"PYTHONPATH": f"{project / 'planted'}{os.pathsep}{ROOT}"}
-    planted |= {"FORCE_TORCHRUN": "1", "NPROC_PER_NODE": "2"} if processes is not ONE else {}
-    process = train(TREES, "wrong", *processes, fails=True, **planted)
+    planted = {"PYTHONPATH": f"{project / 'planted'}{os.pathsep}{ROOT}", "FORCE_TORCHRUN": "1", "NPROC_PER_NODE": "2"}
+    process = train(TREES, "wrong", *TWO, "deepspeed=null", fails=True, **planted)
     lines = [line for line in process.stderr.splitlines() if "attention on token trees is wrong here: torch " in line]
     assert process.returncode == 1 and lines and all("llamafactory-cli train" in line for line in lines)
     assert "Traceback" not in process.stderr.split(lines[0])[0]
@@ -171,7 +181,7 @@ def test_no_step_is_trained_where_attention_is_wrong(processes, train, project):
 
 
 def test_lora(train):
-    lora = (*ONE, "finetuning_type=lora", "lora_target=all", "learning_rate=1.0e-2")
+    lora = (*ONE, "finetuning_type=lora", "lora_target=all", "learning_rate=1.0e-2", "max_steps=2")
     losses, _, _ = train(TREES, "lora", *lora)
     assert losses == pytest.approx(train(SAMPLES, "lora_prefix", *lora)[0], rel=1e-5)
 
@@ -180,47 +190,41 @@ def test_lora(train):
 
 
 @pytest.mark.parametrize(
-    "setting, says",
+    "setting, environment, says",
     [
-        ({"streaming": True}, "streaming: not on token trees"),
-        ({"val_size": 0.1}, "--val-ratio"),
-        ({"use_unsloth": True}, "set use_unsloth=false"),
-        ({"shift_attn": True}, "--merge-turns"),
-        ({"neftune_noise_alpha": 5}, "neftune_noise_alpha: not on token trees"),
-        ({"parallelism_config": {"cp_size": 2}}, "sequence and context parallelism"),
-        ({"mix_strategy": "interleave_under"}, "set it to concat"),
-        ({"deepspeed": "x.json"}, "FORCE_TORCHRUN=1"),
+        ({"streaming": True}, {}, "streaming: not on token trees"),
+        ({"val_size": 0.1}, {}, "--val-ratio"),
+        ({"use_unsloth": True}, {}, "set use_unsloth=false"),
+        ({"neftune_noise_alpha": 5}, {}, "neftune_noise_alpha: not on token trees: .*--merge-turns"),
+        ({"parallelism_config": {"cp_size": 2}}, {}, "sequence and context parallelism"),
+        ({"mix_strategy": "interleave_under"}, {}, "set it to concat"),
+        ({"deepspeed": "x.json"}, {}, "FORCE_TORCHRUN=1"),
+        ({}, {"USE_RAY": "1"}, "USE_RAY: not on token trees: start it by FORCE_TORCHRUN=1 on each machine"),
     ],
 )
-def test_settings_that_trees_cannot_have_are_refused_with_the_way_out(setting, says):
-    from train_on_trees import check_settings
-
+def test_settings_that_trees_cannot_have_are_refused_with_the_way_out(setting, environment, says, monkeypatch):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
     with pytest.raises(SystemExit, match=says):
-        check_settings(setting)
+        train_on_trees.check_settings(setting)
+
+
+def test_torchrun_without_a_gpu_needs_the_number_of_processes(monkeypatch):
+    monkeypatch.setattr("llamafactory.extras.misc.get_device_count", lambda: 0)
+    monkeypatch.setenv("FORCE_TORCHRUN", "1")
+    monkeypatch.delenv("NPROC_PER_NODE", raising=False)
+    with pytest.raises(SystemExit, match="set NPROC_PER_NODE"):
+        train_on_trees.number_of_devices()
 
 
 def test_settings_that_are_set_otherwise_are_told(capsys):
-    from train_on_trees import check_settings
-
-    check_settings({"flash_attn": "fa2", "neat_packing": True, "per_device_train_batch_size": 4})
-    printed = capsys.readouterr().out.splitlines()
-    assert [line.partition(": ")[0] for line in printed] == [
-        "flash_attn",
-        "neat_packing",
-        "per_device_train_batch_size",
-    ]
+    train_on_trees.check_settings({"flash_attn": "fa2", "neat_packing": True, "per_device_train_batch_size": 4})
+    told = [line.partition(": ")[0] for line in capsys.readouterr().out.splitlines()]
+    assert told == ["flash_attn", "neat_packing", "per_device_train_batch_size"]
 
 
-def test_a_row_whose_attention_takes_gigabytes_on_a_cpu_is_told(capsys):
-    from train_on_trees import warn_of_dense_attention
-
-    warn_of_dense_attention(16384)
-    assert not capsys.readouterr().out
-    warn_of_dense_attention(40960)
-    assert capsys.readouterr().out == (
-        "warning: without a GPU attention takes row × row: about 8 GB for the longest row (40,960 tokens), besides the "
-        "model; row_samples= and row_tokens= make rows shorter\n"
-    )
+def test_a_step_has_at_least_one_row_on_each_device():
+    assert [rows_of_step(64, samples_of_row, 2) for samples_of_row in (1, 16, 1000)] == [32, 2, 1]
 
 
 @pytest.mark.parametrize(
@@ -232,49 +236,16 @@ def test_a_row_whose_attention_takes_gigabytes_on_a_cpu_is_told(capsys):
     ],
 )
 def test_models_that_trees_cannot_train_are_refused(config, says, tiny_model, tmp_path):
-    from llamafactory.hparams import ModelArguments
-    from transformers import AutoConfig
-
-    from train_on_trees import check_model
-
     AutoConfig.from_pretrained(tiny_model, **config, layer_types=None).save_pretrained(tmp_path)
     with pytest.raises(SystemExit, match=says):
-        check_model(ModelArguments(model_name_or_path=str(tmp_path)))
+        train_on_trees.check_model(ModelArguments(model_name_or_path=str(tmp_path)))
 
 
-def test_models_whose_code_knows_no_mask_of_others_are_refused(tmp_path):
-    from llamafactory.hparams import ModelArguments
-    from transformers import BloomConfig, RwkvConfig
-
-    from train_on_trees import check_model
-
-    for config in (RwkvConfig(), BloomConfig()):
-        config.save_pretrained(tmp_path)
-        with pytest.raises(SystemExit, match="AttentionInterface"):
-            check_model(ModelArguments(model_name_or_path=str(tmp_path)))
-
-
-def test_torchrun_without_a_gpu_needs_the_number_of_processes(monkeypatch):
-    from llamafactory.extras import misc
-
-    from train_on_trees import check_settings
-
-    monkeypatch.setattr(misc, "get_device_count", lambda: 0)
-    monkeypatch.setenv("FORCE_TORCHRUN", "1")
-    monkeypatch.delenv("NPROC_PER_NODE", raising=False)
-    with pytest.raises(SystemExit, match="set NPROC_PER_NODE"):
-        check_settings({})
-
-
-def test_a_space_is_refused_where_torchrun_would_take_it_apart(monkeypatch):
-    from train_on_trees import refuse_spaces
-
-    monkeypatch.setenv("FORCE_TORCHRUN", "0")
-    refuse_spaces(["x.yaml", "output_dir=my model"])
-    monkeypatch.setenv("FORCE_TORCHRUN", "1")
-    refuse_spaces(["x.yaml", "output_dir=model"])
-    with pytest.raises(SystemExit, match="output_dir=my model: torchrun takes no space"):
-        refuse_spaces(["x.yaml", "output_dir=my model"])
+@pytest.mark.parametrize("config", [RwkvConfig(), BloomConfig()])
+def test_models_whose_code_knows_no_mask_of_others_are_refused(config, tmp_path):
+    config.save_pretrained(tmp_path)
+    with pytest.raises(SystemExit, match="AttentionInterface"):
+        train_on_trees.check_model(ModelArguments(model_name_or_path=str(tmp_path)))
 
 
 # ---------------------------------------------------------------- the cache
@@ -282,14 +253,11 @@ def test_a_space_is_refused_where_torchrun_would_take_it_apart(monkeypatch):
 
 def rows_at(folder: Path, whole_logits=False, **splits) -> tuple[Path, dict]:
     """(where rows of these samples are, {split: how many are there})"""
-    from datasets import Dataset, load_from_disk
-
-    built = {
-        split: Dataset.from_dict({"input_ids": ids, "labels": [[IGNORE_INDEX, *its[1:]] for its in ids]})
-        for split, ids in splits.items()
+    samples = {
+        split: [Sample(np.array(ids), np.array([IGNORE_INDEX, *ids[1:]])) for ids in its]
+        for split, its in splits.items()
     }
-    limits = {"row_tokens": 128, "row_samples": 1}
-    place, _ = write_rows(built, folder, limits, 0, whole_logits)
+    place, _ = write_rows(samples, folder, {"row_tokens": 128, "row_samples": 1}, 0, whole_logits)
     return place, {split: len(rows) for split, rows in load_from_disk(str(place)).items()}
 
 
@@ -314,8 +282,6 @@ def test_another_run_may_write_the_same_rows_meanwhile(tmp_path, monkeypatch):
 
 
 def test_an_option_that_is_no_number_is_refused():
-    from train_on_trees import parsed_arguments
-
-    assert parsed_arguments(["x.yaml", "a=b", "row_tokens=7"]) == ("x.yaml", ["a=b"], {"row_tokens": 7})
+    assert own_options(["a=b", "row_tokens=7"]) == (["a=b"], {"row_tokens": 7})
     with pytest.raises(SystemExit, match="row_samples=0"):
-        parsed_arguments(["x.yaml", "row_samples=0"])
+        own_options(["row_samples=0"])

@@ -3,27 +3,26 @@
 import heapq
 import random
 import sys
-from dataclasses import replace
 
 from served_tokens.llamafactory import TrainingSet
 from served_tokens.proof.findings import Findings
-from served_tokens.report.tokens import Sample, visible
+from served_tokens.report.tokens import ShownSample, visible
 
 SAMPLES_IN_PAGE = 200
 EXTREMES = 20  # samples that are in the page for being the longest, and as many for being the shortest
 
 
-def samples_to_show(found: list[Findings], sets: list[TrainingSet]) -> list[Sample]:
+def samples_to_show(found: list[Findings], sets: list[TrainingSet]) -> list[ShownSample]:
     """A bounded choice of samples of each data set, with the reason to show each."""
-    samples, limit = [], max(1, SAMPLES_IN_PAGE // len(sets))
+    shown, limit = [], max(1, SAMPLES_IN_PAGE // len(sets))
     for findings, its in zip(found, sets):
         for position, why in choice_of_samples(findings, limit).items():
             if not findings.exact[position] and why != "mismatch":
                 why += ", not exact"
             at, mismatch = findings.mismatches.get(position, (None, ""))
-            sample, served = sample_at(its, position), findings.lengths[position]
-            samples.append(replace(sample, why=why, served=served, at=at, mismatch=visible(mismatch)))
-    return samples
+            served = findings.lengths[position]
+            shown.append(sample_at(its, position, why=why, served=served, at=at, mismatch=visible(mismatch)))
+    return shown
 
 
 def choice_of_samples(found: Findings, limit: int) -> dict[int, str]:
@@ -41,28 +40,29 @@ def choice_of_samples(found: Findings, limit: int) -> dict[int, str]:
     return chosen | dict.fromkeys(sorted(even), "even choice")
 
 
-def sample_at(its: TrainingSet, position: int) -> Sample:
-    """The sample at a position of a data set, without a reason to show it."""
+def sample_at(its: TrainingSet, position: int, **why) -> ShownSample:
+    """The sample at a position of a data set; why: the fields of a ShownSample that say why it is shown."""
     told, trained = its.provenance[position], its.built[position]
-    return Sample(
+    return ShownSample(
         name=its.name,
         source=told["source"] or "",
         trajectory=told["trajectory"],
         turns=told["turns"],
         input_ids=trained["input_ids"],
         labels=trained["labels"],
+        **why,
     )
 
 
-def samples_of_turn(sets: list[TrainingSet], trajectory: int, turn: int) -> list[Sample]:
+def samples_of_turn(sets: list[TrainingSet], trajectory: int, turn: int) -> list[ShownSample]:
     """The samples that supervise a turn, of data sets of this trajectory; ends with what there is where none does."""
     samples = [sample_at(its, position) for its in sets for position in range(len(its.provenance))]
     of_turn = [sample for sample in samples if turn in sample.turns]
-    if of_turn:
-        return of_turn
-    others = ", ".join(map(str, sorted({turn for sample in samples for turn in sample.turns})))
-    none = "none, as where its row cannot be read or all its turns are left out"
-    sys.exit(
-        f"--show {trajectory}:{turn}: no sample supervises message {turn} of trajectory {trajectory}, both counted "
-        f"from 0, in {', '.join(its.name for its in sets)}; those that are supervised: {others or none}"
-    )
+    if not of_turn:
+        others = ", ".join(map(str, sorted({turn for sample in samples for turn in sample.turns})))
+        none = "none, as where its row cannot be read or all its turns are left out"
+        sys.exit(
+            f"--show {trajectory}:{turn}: no sample supervises message {turn} of trajectory {trajectory}, both counted "
+            f"from 0, in {', '.join(its.name for its in sets)}; those that are supervised: {others or none}"
+        )
+    return of_turn

@@ -1,6 +1,6 @@
 """The page of the check: one HTML file that loads nothing, whose script and style are its own.
 
-No text of the data is ever read as HTML: jinja2 escapes all but our own files and JSON that ends no element.
+No text of the data is ever read as HTML: jinja2 escapes all but our own files, and its JSON ends no element.
 """
 
 import base64
@@ -17,7 +17,7 @@ from served_tokens.proof.findings import Findings
 from served_tokens.report.charts import histograms, length_statistics, ticks
 from served_tokens.report.cost import Schedule, costs_by_way
 from served_tokens.report.summary import unread_keys
-from served_tokens.report.tokens import Sample, script_json, viewer_data, visible
+from served_tokens.report.tokens import ShownSample, viewer_data, visible
 
 HERE = Path(__file__).parent
 
@@ -37,7 +37,7 @@ class Checked:
     schedule: Schedule
 
 
-def report_page(checked: Checked, samples: list[Sample], decode, special: set[int]) -> str:
+def report_page(checked: Checked, samples: list[ShownSample], decode, special: set[int]) -> str:
     """The HTML page, whose viewer holds these samples.
 
     Args:
@@ -47,6 +47,7 @@ def report_page(checked: Checked, samples: list[Sample], decode, special: set[in
     only = f"style-src '{_hash(style)}'; script-src '{_hash(script)}'"
     options = {"autoescape": True, "undefined": jinja2.StrictUndefined, "trim_blocks": True, "finalize": _shown}
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(HERE), **options)
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
     for function in (checksum, histograms, length_statistics, ticks, unread_keys):
         environment.globals[function.__name__] = function
     training = [found for found in checked.found if found.trains]
@@ -60,7 +61,7 @@ def report_page(checked: Checked, samples: list[Sample], decode, special: set[in
         style=Markup(style),
         script=Markup(script),
         verdict="FAILED" if checked.problems else "PASSED",
-        data=Markup(script_json(viewer_data(samples, decode, special))),
+        data=viewer_data(samples, decode, special),
     )
 
 

@@ -1,7 +1,6 @@
 """Tokens of a sample as text: in the terminal, and as the data of the page's viewer."""
 
 import itertools
-import json
 import re
 from dataclasses import dataclass
 
@@ -17,7 +16,7 @@ SUPERVISED, CONTEXT, HIDDEN = "supervised", "context", "hidden"
 
 
 @dataclass(frozen=True)
-class Sample:
+class ShownSample:
     """A sample that is shown: token ids and labels as LlamaFactory trains on them.
 
     name: of its data set. why: the reason for which it is shown. served: its tokens before any are cut.
@@ -64,8 +63,8 @@ def pieces(ids: list[int], decode):
         start = end
 
 
-def runs(sample: Sample, limit: int):
-    """Yield (kind, positions) of neighbouring tokens that are all supervised, all context or all hidden.
+def runs(sample: ShownSample, limit: int):
+    """Yield (kind, first position, ids) of neighbouring tokens that are all supervised, all context or all hidden.
 
     Of a sample with more than `limit` tokens a third of them is shown at each end, and a third around the first token
     that differs, or is supervised.
@@ -73,24 +72,24 @@ def runs(sample: Sample, limit: int):
     kinds = [CONTEXT if label == IGNORE_INDEX else SUPERVISED for label in sample.labels]
     if len(kinds) > limit:
         third = limit // 3
-        middle = sample.at
-        if middle is None:
-            middle = kinds.index(SUPERVISED) if SUPERVISED in kinds else 0
-        starts = 0, middle - third // 2, len(kinds) - third
-        for position in range(len(kinds)):
-            if not any(start <= position < start + third for start in starts):
-                kinds[position] = HIDDEN
-    for kind, group in itertools.groupby(range(len(kinds)), kinds.__getitem__):
-        yield kind, list(group)
+        supervised = (at for at, kind in enumerate(kinds) if kind == SUPERVISED)
+        middle = next(supervised, 0) if sample.at is None else sample.at
+        shown = {at for start in (0, middle - third // 2, len(kinds) - third) for at in range(start, start + third)}
+        kinds = [kind if at in shown else HIDDEN for at, kind in enumerate(kinds)]
+    start = 0
+    for kind, group in itertools.groupby(kinds):
+        end = start + len(list(group))
+        yield kind, start, sample.input_ids[start:end]
+        start = end
 
 
-def terminal_view(sample: Sample, decode, special: set[int], colour: bool) -> str:
+def terminal_view(sample: ShownSample, decode, special: set[int], colour: bool) -> str:
     """The whole sample as text: what is supervised is green and underlined, or in ⟦…⟧ without colour."""
     marked = "green, underlined" if colour else "in ⟦…⟧"
     numbers = f"{len(sample.input_ids):,} tokens, {sample.supervised:,} supervised ({marked})"
     text = []
-    for kind, positions in runs(sample, len(sample.input_ids)):
-        parts, ids = [], [sample.input_ids[position] for position in positions]
+    for kind, _, ids in runs(sample, len(sample.input_ids)):
+        parts = []
         for is_special, group in itertools.groupby(ids, special.__contains__):
             style = ";".join((["4", "32"] if kind == SUPERVISED else []) + (["1", "35"] if is_special else []))
             part = visible(decode(list(group)))
@@ -99,30 +98,21 @@ def terminal_view(sample: Sample, decode, special: set[int], colour: bool) -> st
     return visible(f"{sample.source}: {sample.place}: {numbers}") + "\n\n" + "".join(text)
 
 
-def viewer_data(samples: list[Sample], decode, special: set[int]) -> dict:
+def viewer_data(samples: list[ShownSample], decode, special: set[int]) -> dict:
     """What the page's script shows of samples, each piece of text once.
 
     {"pieces": [[ids, text, special], …], "samples": [{…, "runs": [[supervised, first token, numbers of pieces], …]}]};
     a run of tokens that are not shown is [null, first token, how many].
     """
-    limit, index = min(TOKENS_OF_SAMPLE, TOKENS_IN_PAGE // max(1, len(samples))), {}
-
-    def told(sample: Sample, kind: str, positions: list[int]) -> list:
-        if kind == HIDDEN:
-            return [None, positions[0], len(positions)]
-        found = pieces([sample.input_ids[position] for position in positions], decode)
-        return [kind == SUPERVISED, positions[0], [index.setdefault(piece, len(index)) for piece in found]]
-
+    limit, index, entries = min(TOKENS_OF_SAMPLE, TOKENS_IN_PAGE // max(1, len(samples))), {}, []
     names = ("name", "source", "place", "trajectory", "turns", "why", "served", "supervised", "at", "mismatch")
-    entries = []
     for sample in samples:
-        its_runs = [told(sample, kind, positions) for kind, positions in runs(sample, limit)]
-        entry = {name: getattr(sample, name) for name in names}
-        entries.append(entry | {"tokens": len(sample.input_ids), "runs": its_runs})
+        entry = {name: getattr(sample, name) for name in names} | {"tokens": len(sample.input_ids), "runs": []}
+        for kind, start, ids in runs(sample, limit):
+            if kind == HIDDEN:
+                entry["runs"].append([None, start, len(ids)])
+            else:
+                numbers = [index.setdefault(piece, len(index)) for piece in pieces(ids, decode)]
+                entry["runs"].append([kind == SUPERVISED, start, numbers])
+        entries.append(entry)
     return {"pieces": [(ids, visible(text), not special.isdisjoint(ids)) for ids, text in index], "samples": entries}
-
-
-def script_json(value) -> str:
-    """JSON that can stand in a script element: no text in it can end the element, or a line."""
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-    return re.sub("[<>&\u2028\u2029\ud800-\udfff]", lambda match: f"\\u{ord(match[0]):04x}", text)

@@ -75,8 +75,6 @@ def tree_attention(module, query, key, value, attention_mask, scaling=None, drop
     """Attention by the mask of `tree_mask`, as transformers calls it; returns ((1, tokens, heads, width), None)."""
     if not isinstance(attention_mask, BlockMask):
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
-    if dropout:
-        raise ValueError("flex_attention has no dropout; set attention_dropout to 0 in the config of the model")
     query, key = query.to(value.dtype), key.to(value.dtype)  # autocast, which does that for others, does not know it
     options = {"block_mask": attention_mask, "enable_gqa": True, "scale": scaling, "kernel_options": KERNEL}
     out = _compiled()(query, key, value, **options)

@@ -1,96 +1,74 @@
 """The check of token trees: in the rows, each supervised token is predicted from what is before it in its sample.
 
-That the samples are what is served is the comparison's to prove; here it is that the rows show the same.
+That the samples are what is served is the proof's to show; here it is that the rows show the same.
 """
 
-from typing import NamedTuple
+import itertools
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from served_tokens.marks import IGNORE_INDEX
-from served_tokens.trees.rows import Row, Sample, rows_of, shared_tokens
+from served_tokens.trees.rows import Row, Sample, predicting, rows_of
 
-AS_WRITTEN, MERGED, TREES = "samples as written", "merged chains", "token trees"
-
-
-class TreesFound(NamedTuple):
-    """What is found of the rows of a data set.
-
-    ways: {how it can be trained: (samples or rows, tokens)}
-    differ: the positions of samples that are seen otherwise in the rows.
-    """
-
-    ways: dict[str, tuple[int, int]]
-    differ: list[int]
+AS_WRITTEN, TREES = "samples as written", "token trees"
 
 
-def check_rows(samples, row_tokens: int, row_samples: int | None = None) -> TreesFound:
+def check_rows(
+    samples: Iterable[Sample], row_tokens: int, row_samples: int | None = None
+) -> tuple[dict[str, tuple[int, int]], list[int]]:
     """Make the rows of all samples, as the training does, and look for each supervised token at what it sees.
 
-    Args:
-        samples: (ids, labels) of each, integer arrays.
+    Returns:
+        {how the samples can be trained: (samples or rows, tokens)}
+        The positions of the samples that are seen otherwise in the rows.
     """
-    held, counts, differ = [], {AS_WRITTEN: [0, 0], MERGED: [0, 0], TREES: [0, 0]}, []
+    to_rows, to_compare = itertools.tee(samples)
+    sizes, row_sizes, differ = [], [], []  # the first two in tokens
 
-    def counted():
-        before = None
-        for position, sample in enumerate(samples):
-            sample = Sample(*map(np.asarray, sample))
-            _add(counts[AS_WRITTEN], len(sample.ids))
-            if before is not None and shared_tokens(before, sample) == len(before.ids):
-                _add(counts[MERGED], -len(before.ids), 0)  # the next sample repeats all of it
-            else:
-                _add(counts[MERGED], 0)
-            _add(counts[MERGED], len(sample.ids), 0)
-            before = sample
-            if (sample.labels[1:] != IGNORE_INDEX).any():
-                held.append((position, sample))
-            yield sample
+    def supervised():
+        for position, sample in enumerate(to_compare):
+            sizes.append(len(sample.ids))
+            if len(predicting(sample.labels)):
+                yield position, sample
 
-    for row in rows_of(counted(), row_tokens, row_samples):
-        _add(counts[TREES], len(row.input_ids))
-        differ += differing(row, held)
-    differ += [position for position, _ in held]  # they are in no row
-    return TreesFound({way: tuple(numbers) for way, numbers in counts.items()}, differ)
+    expected = supervised()
+    for row in rows_of(to_rows, row_tokens, row_samples):
+        row_sizes.append(len(row.input_ids))
+        differ += differing(row, expected)
+    differ += [position for position, _ in expected]  # they are in no row
+    ways = {AS_WRITTEN: (len(sizes), sum(sizes)), TREES: (len(row_sizes), sum(row_sizes))}
+    return ways, differ
 
 
-def differing(row: Row, held: list) -> list[int]:
+def differing(row: Row, expected: Iterator[tuple[int, Sample]]) -> list[int]:
     """The positions of the samples of a row whose supervised tokens do not see there what they see in the sample.
 
     Args:
-        held: (position, sample) of all samples from the row's first on; those of the row are taken out.
+        expected: (position, sample) of all samples from the row's first on; those of the row are taken from it.
     """
-    differ, predicting, taken = [], np.flatnonzero(row.labels[1:] != IGNORE_INDEX), 0
+    differ, left = [], predicting(row.labels)
     ends = np.bincount(row.last + 1, minlength=len(row.last) + 1)[:-1]
     seen = np.cumsum(1 - ends)  # how many tokens each token sees, itself too
-    position = held[0][0]
-    while taken < len(predicting):
-        if not held:
-            return [*differ, position]  # the row supervises more than its samples
-        position, sample = held.pop(0)
-        at = np.flatnonzero(sample.labels[1:] != IGNORE_INDEX)
-        these = predicting[taken : taken + len(at)]
-        taken += len(at)
-        if not (len(these) == len(at) and _is_shown(row, these, sample, at, seen)):
+    for position, sample in expected:
+        at = predicting(sample.labels)
+        here, left = left[: len(at)], left[len(at) :]
+        if len(here) < len(at) or not _is_shown(row, here, sample, at, seen):
             differ.append(position)
-    return differ
+        if not len(left):
+            return differ
+    return [*differ, position]  # the row supervises more than its samples
 
 
-def _is_shown(row: Row, these: np.ndarray, sample: Sample, at: np.ndarray, seen: np.ndarray) -> bool:
-    """Whether the tokens `these` of a row see, and predict, what those `at` in a sample do."""
-    path = np.flatnonzero(row.last[: these[-1] + 1] >= these[-1])  # what the last of them sees
+def _is_shown(row: Row, here: np.ndarray, sample: Sample, at: np.ndarray, seen: np.ndarray) -> bool:
+    """Whether the tokens `here` of a row see, and predict, what those `at` in a sample do."""
+    path = np.flatnonzero(row.last[: here[-1] + 1] >= here[-1])  # what the last of them sees
     size = at[-1] + 1
     return (
         len(path) == size
-        and np.array_equal(path[at], these)
+        and np.array_equal(path[at], here)
         and np.array_equal(row.input_ids[path], sample.ids[:size])
-        and np.array_equal(row.labels[these + 1], sample.labels[at + 1])
+        and np.array_equal(row.labels[here + 1], sample.labels[at + 1])
         # each token before the last sees those of the path up to itself: they are among what it sees, and so many
         and np.array_equal(seen[path], np.arange(1, size + 1))
         and np.array_equal(row.position_ids[path], np.arange(size))
     )
-
-
-def _add(numbers: list, tokens: int, rows: int = 1) -> None:
-    numbers[0] += rows
-    numbers[1] += tokens

@@ -1,118 +1,113 @@
-"""LlamaFactory's tokenized samples as rows of token trees, in a folder that it trains on (its `tokenized_path`)."""
+"""Samples as rows of token trees, in a folder that LlamaFactory trains on (its `tokenized_path`)."""
 
 import hashlib
-import itertools
 import os
 import sys
-from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
-from served_tokens.files.write import work_folder, written
-from served_tokens.marks import IGNORE_INDEX
-from served_tokens.trees.rows import Row, padded, rows_of
+from served_tokens.files.write import work_folder
+from served_tokens.trees.rows import Row, Sample, padded, predicting, rows_of
 
 OWN = ("row_tokens", "row_samples", "row_accumulation")
-BATCH = 64  # samples that are read at once
+BATCH = 64  # samples that are read at once, and rows that are written at once
 MULTIPLE = 128  # tokens; a block of flex_attention
-# What is counted.
-SAMPLES, TOKENS, SUPERVISED = "samples", "tokens", "supervised"
-ROWS, ROW_TOKENS, LONGEST = "rows", "row tokens", "longest row"
+
+
+@dataclass
+class Written:
+    """Of a split: how many samples and rows, and how many tokens all of them hold."""
+
+    samples: int = 0
+    tokens: int = 0
+    rows: int = 0
+    row_tokens: int = 0
 
 
 def own_options(overrides: list[str]) -> tuple[list[str], dict[str, int]]:
     """(the overrides that are LlamaFactory's, those of trees: {name: number})"""
-    own = {}
-    for key, _, value in (override.partition("=") for override in overrides):
-        if key in OWN:
-            if not value.isdecimal() or not int(value):
-                sys.exit(f"{key}={value}: is no whole number above 0")
+    others, own = [], {}
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if key not in OWN:
+            others.append(override)
+        elif not value.isdecimal() or not int(value):
+            sys.exit(f"{override}: is no whole number above 0")
+        else:
             own[key] = int(value)
-    return [override for override in overrides if override.partition("=")[0] not in OWN], own
+    return others, own
 
 
-def accumulated_rows(samples: int, a_row: float, devices: int) -> int:
-    """How many rows a device takes for a step to hold about as many samples as it held.
-
-    Args:
-        samples: of a step, on all devices together; a_row: samples of a row, on average.
-    """
-    return max(1, round(samples / a_row / devices))
+def rows_of_step(samples: int, samples_of_row: float, devices: int) -> int:
+    """How many rows each device takes for a step that holds about so many samples; samples_of_row: on average."""
+    return max(1, round(samples / samples_of_row / devices))
 
 
-def samples_of(dataset, counts: Counter):
-    """Yield (ids, labels) of each sample of a tokenized data set, integer arrays; they are counted on the way."""
+def samples_of(dataset) -> Iterator[Sample]:
+    """Yield the samples of a data set that LlamaFactory has tokenized."""
     for table in dataset.with_format("arrow").iter(BATCH):
-        for ids, labels in zip(_lists(table["input_ids"]), _lists(table["labels"])):
-            counts.update({SAMPLES: 1, TOKENS: len(ids), SUPERVISED: _supervised(labels)})
-            yield ids, labels
+        yield from map(Sample, table["input_ids"].to_numpy(), table["labels"].to_numpy())
 
 
-def _lists(column):
-    """The lists of an Arrow column, without a Python number for each token."""
-    for chunk in column.chunks:
-        values, ends = chunk.values.to_numpy(), chunk.offsets.to_numpy()
-        yield from (values[start:end] for start, end in itertools.pairwise(ends))
+def write_rows(
+    splits: dict[str, Iterable[Sample]], folder: Path, limits: dict, pad_token: int, whole_logits: bool
+) -> tuple[Path, dict[str, Written]]:
+    """Write the rows of samples; returns (where they are, {split: what is there}).
 
-
-def write_rows(built: dict, folder: Path, limits: dict, pad_token: int, whole_logits: bool) -> tuple[Path, dict]:
-    """(where the rows are, {split: what is counted}); the place is of the rows alone, so the same ones are there once.
+    Their place is named by their bytes, so that the same rows are there once, however often they are trained.
 
     Args:
-        built: {split: tokenized data set}, the splits as LlamaFactory names them.
+        splits: {split: its samples}, the splits as LlamaFactory names them.
         folder: in which each set of rows has a folder of its own.
         limits: the arguments of `rows_of` beside the samples.
         whole_logits: what computes the loss wants the logits of all tokens, not of those that are predicted from alone.
     """
     from datasets import Dataset, DatasetDict
 
-    digest, counts, splits = hashlib.sha256(), {split: Counter() for split in built}, DatasetDict()
+    counts, made, digest = {}, DatasetDict(), hashlib.sha256()
     with work_folder(folder / "rows") as part:
-        for split, dataset in built.items():
-            rows = rows_of(samples_of(dataset, counts[split]), **limits)
-            _write_split(part / f"{split}.arrow", rows, counts[split], digest, pad_token, whole_logits)
-            splits[split] = Dataset.from_file(str(part / f"{split}.arrow"))
+        for split, samples in splits.items():
+            path = part / f"{split}.arrow"
+            counts[split] = _write_split(path, samples, limits, pad_token, whole_logits)
+            made[split] = Dataset.from_file(str(path))
+            with path.open("rb") as file:
+                digest.update(split.encode() + hashlib.file_digest(file, "sha256").digest())
         place = folder / digest.hexdigest()[:16]
-        splits.save_to_disk(str(part / "whole"))
-        with written(place):
-            _move(part / "whole", place)
+        made.save_to_disk(str(part / "whole"))
+        try:
+            os.replace(part / "whole", place)
+        except OSError:
+            if not place.exists():  # else the same rows are there, of an earlier run or of one beside this
+                raise
     return place, counts
 
 
-def _move(whole: Path, place: Path) -> None:
-    """Give rows their place, where another run may put the same ones at any time."""
-    if place.exists():
-        return
-    try:
-        os.replace(whole, place)
-    except OSError:
-        if not place.exists():
-            raise
-
-
-def _write_split(path: Path, rows, counts: Counter, digest, pad_token: int, whole_logits: bool) -> None:
+def _write_split(path: Path, samples: Iterable[Sample], limits: dict, pad_token: int, whole_logits: bool) -> Written:
+    """Write the rows of a split as an Arrow file."""
     from datasets import Features, Sequence, Value
     from datasets.arrow_writer import ArrowWriter
 
-    tokens = Sequence(Value("int32"))
+    tokens, count = Sequence(Value("int32")), Written()
     columns = {"input_ids": tokens, "labels": tokens, "position_ids": tokens, "attention_mask": Sequence(tokens)}
-    columns |= {} if whole_logits else {"logits_to_keep": tokens, "shift_labels": tokens}
-    expected = 0
-    digest.update(repr((path.stem, list(columns))).encode())  # a row of the same tokens is another one in another split
+    if not whole_logits:
+        columns |= {"logits_to_keep": tokens, "shift_labels": tokens}
+
+    def counted():
+        for sample in samples:
+            count.samples += 1
+            count.tokens += len(sample.ids)
+            yield sample
+
     with ArrowWriter(path=str(path), features=Features(columns), writer_batch_size=BATCH) as writer:
-        for row in rows:
-            expected += _supervised(row.labels)
+        for row in rows_of(counted(), **limits):
             row = padded(row, MULTIPLE, pad_token)
-            counts.update({ROWS: 1, ROW_TOKENS: len(row.input_ids)})
-            counts[LONGEST] = max(counts[LONGEST], len(row.input_ids))
-            digest.update(f"{len(row.input_ids)} ".encode())
-            for column in row:
-                digest.update(column.tobytes())
-            writer.write({name: value for name, value in columns_of(row).items() if name in columns})
+            count.rows += 1
+            count.row_tokens += len(row.input_ids)
+            values = columns_of(row)
+            writer.write({name: values[name] for name in columns})
         writer.finalize()
-    if expected != counts[SUPERVISED]:
-        raise RuntimeError(f"{counts[SUPERVISED]} supervised tokens became {expected}; this is a bug of token trees")
+    return count
 
 
 def columns_of(row: Row) -> dict:
@@ -120,16 +115,12 @@ def columns_of(row: Row) -> dict:
 
     logits_to_keep and shift_labels are arguments of the models of transformers: the loss needs no other logits.
     """
-    predicting = np.flatnonzero(row.labels[1:] != IGNORE_INDEX)
+    at = predicting(row.labels)
     return {
         "input_ids": row.input_ids,
         "labels": row.labels,
         "position_ids": row.position_ids,
         "attention_mask": [row.last],
-        "logits_to_keep": predicting,
-        "shift_labels": row.labels[predicting + 1],
+        "logits_to_keep": at,
+        "shift_labels": row.labels[at + 1],
     }
-
-
-def _supervised(labels: np.ndarray) -> int:
-    return int((labels[1:] != IGNORE_INDEX).sum())

@@ -27,7 +27,7 @@ class Sample(NamedTuple):
 class Row(NamedTuple):
     """Samples in one row: int32 arrays of one length, in tokens.
 
-    labels: as LlamaFactory's, for a loss that shifts them by one.
+    labels: as LlamaFactory has them, for a loss that shifts them by one.
     position_ids: the index of each token in its sample.
     last: the index of the last descendant of each token, its own where it has none.
     """
@@ -38,21 +38,27 @@ class Row(NamedTuple):
     last: np.ndarray
 
 
-def rows_of(samples: Iterable, row_tokens: int, row_samples: int | None = None, apart: bool = False) -> Iterator[Row]:
+def predicting(labels: np.ndarray) -> np.ndarray:
+    """The indices of the tokens from which a supervised one is predicted; nothing predicts the first token."""
+    return np.flatnonzero(labels[1:] != IGNORE_INDEX)
+
+
+def rows_of(
+    samples: Iterable[Sample], row_tokens: int, row_samples: int | None = None, apart: bool = False
+) -> Iterator[Row]:
     """Yield rows that hold these samples, in their order, each within the limits where a single sample is.
 
     A row that is full ends where the next one has the least to repeat: between two trajectories, and in one of them
     only where it is too long. Memory is that of one row.
 
     Args:
-        samples: (ids, labels) of each; those without supervised tokens teach nothing and are left out.
+        samples: those without supervised tokens teach nothing and are left out.
         row_tokens, row_samples: how much a row may hold.
         apart: whether a sample that repeats less than half of the one before (of another trajectory then) opens a row.
     """
     held, shared = [], []  # the samples of the row; how many tokens each of them shares with the one before
     for sample in samples:
-        sample = Sample(*map(np.asarray, sample))
-        if not (sample.labels[1:] != IGNORE_INDEX).any():
+        if not len(predicting(sample.labels)):
             continue
         kept = shared_tokens(held[-1], sample) if held else 0
         if held and apart and 2 * kept < len(held[-1].ids):
@@ -99,15 +105,10 @@ def tree(samples: list[Sample], shared: list[int]) -> Row:
 def padded(row: Row, multiple: int, pad_token: int) -> Row:
     """The row up to the next multiple of so many tokens; padding sees itself and is seen by no other token."""
     size = len(row.input_ids)
-    more = -size % multiple
-    none, self = np.zeros(more, np.int32), np.arange(size, size + more, dtype=np.int32)
-    padding = Row(none + np.int32(pad_token), none + np.int32(IGNORE_INDEX), none, self)
-    return Row(*map(np.concatenate, zip(row, padding)))
-
-
-def seen_by(row: Row, token: int) -> np.ndarray:
-    """The indices of the tokens that a token of the row sees, itself too, in order."""
-    return np.flatnonzero(row.last[: token + 1] >= token)
+    zeros = np.zeros(-size % multiple, np.int32)
+    own = np.arange(size, size + len(zeros), dtype=np.int32)
+    padding = Row(input_ids=zeros + pad_token, labels=zeros + IGNORE_INDEX, position_ids=zeros, last=own)
+    return Row(*(np.concatenate(columns) for columns in zip(row, padding)))
 
 
 def _tokens(samples: list[Sample], shared: list[int]) -> int:
