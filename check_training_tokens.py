@@ -103,7 +103,7 @@ def check_trees(sets: list, found: list[Findings], row_tokens: int, row_samples:
 def verdict(found: list[Findings], problems: list[str], args: argparse.Namespace) -> None:
     """The last lines: whether to train, and by which command; ends with 1 where not to."""
     samples, total = sum(len(one.lengths) for one in found), sum(one.total for one in found)
-    exact = sum(one.counts["exact"] for one in found)
+    exact = sum(one.counts.exact for one in found)
     if problems:
         sys.exit("FAILED: " + "\nFAILED: ".join(problems))
     of = f" for {samples} of {total} samples, which" if samples < total else f": {exact} of {samples} samples"
@@ -200,7 +200,7 @@ def ask_server(sets: list, truth: Truth, args: argparse.Namespace) -> list[str]:
         turns = its.provenance["turns"][:]
         chosen = server.chosen_turns(turns, args.max_turns)
         questions = server.questions_about(chosen, its.provenance, its.built, truth)
-        compared = server.compare_with_server(asked, questions, len(chosen), args.reasoning_field, truth)
+        compared = server.compare_with_server(asked, questions, args.reasoning_field, truth)
         print(f"{its.name}: asked the server")
         print("\n".join(server.lines_of(compared, asked, sum(map(len, turns)))))
         if compared.off:

@@ -181,7 +181,7 @@ def _training_set(name, attributes, template, tokenizer_module, arguments, traje
     if not len(provenance):
         return TrainingSet(name, path, provenance, provenance, total)
     built = get_dataset(template, model_args, data_args, training_args, stage="sft", **tokenizer_module)
-    built = built["train_dataset"]
+    built = built["train_dataset"].select_columns(["input_ids", "labels"])
     if len(provenance) != len(built):
         raise ValueError(f"data set {name}: it drops {len(provenance) - len(built)} samples that it finds invalid")
     return TrainingSet(name, path, provenance, built, total)

@@ -39,7 +39,7 @@ def training_cost(samples: int, tokens: int, supervised: int, schedule: Schedule
 
 def costs_by_way(training: list[Findings], schedule: Schedule, cutoff_len: int) -> dict[str, dict[str, float]]:
     """{how these data sets can be trained: what that costs}; packed samples are taken for full."""
-    supervised, costs = sum(found.counts["supervised tokens"] for found in training), {}
+    supervised, costs = sum(found.counts.supervised_tokens for found in training), {}
     for way in (AS_WRITTEN, MERGED, TREES):
         samples, tokens = (sum(found.ways[way][number] for found in training) for number in (0, 1))
         if schedule.packing:
