@@ -103,7 +103,7 @@ def check_trees(sets: list, found: list[Findings], row_tokens: int, row_samples:
 def verdict(found: list[Findings], problems: list[str], args: argparse.Namespace) -> None:
     """The last lines: whether to train, and by which command; ends with 1 where not to."""
     samples, total = sum(len(one.lengths) for one in found), sum(one.total for one in found)
-    exact = sum(one.counts.exact for one in found)
+    exact = sum(sum(one.exact) for one in found)
     if problems:
         sys.exit("FAILED: " + "\nFAILED: ".join(problems))
     of = f" for {samples} of {total} samples, which" if samples < total else f": {exact} of {samples} samples"

@@ -14,9 +14,8 @@ from served_tokens.files.read import Place, parse_row, progress, read_shards, ro
 from served_tokens.marks import IGNORE_INDEX, TrajectoryError
 from served_tokens.proof.answers import answer_of, note_answer
 from served_tokens.proof.findings import PLACES_KEPT, Findings
-from served_tokens.proof.own_reader import raw_row
 from served_tokens.proof.reading import check_reading
-from served_tokens.proof.tokens import Tokens, difference, supervised_spans
+from served_tokens.proof.tokens import Tokens, described, first_mismatch, supervised_spans
 from served_tokens.proof.told import Claim, claims_of, reasons_of
 from served_tokens.proof.turn import echoed_messages, expected_sample, served_turn, task_of
 from served_tokens.rows.trajectory import Reading, Trajectory, read_trajectory
@@ -25,7 +24,7 @@ NOT_SAID = "step 2 does not say why"
 NO_TRACE = "it has no sample, and step 2 does not say why"
 THINKING_OFF = "the row says that the model is not to think"
 OWN_TOKEN = "the text holds a token of the tokenizer's own, or half a character"
-EXACT, NOT_ALL, OFF_RECORD = "exact", "not all", "differs from the token ids that the server recorded of it"
+OFF_RECORD = "differs from the token ids that the server recorded of it"
 REFUSED = "the model's chat template refuses it"
 HALF = re.compile("[\ud800-\udfff]")  # of a character
 ROWS_AT_ONCE = 8  # trajectories that a process checks at a time
@@ -53,17 +52,12 @@ class Truth:
 
 @dataclass(frozen=True)
 class Samples:
-    """The samples of a data set, which processes inherit.
-
-    built: what LlamaFactory made of them, a row for each.
-    claims: {trajectory: what its samples say of themselves}; readings: {file: how step 1 read it}.
-    why: {(source, trajectory, turn): why step 2 left it out}
-    """
+    """The samples of a data set, which processes inherit; built: what LlamaFactory made of them, a row for each."""
 
     built: object
-    claims: dict[Place, list[Claim]]
-    readings: dict[str, Reading]
-    why: dict[tuple[str, int, int], str]
+    claims: dict[Place, list[Claim]]  # of each trajectory
+    readings: dict[str, Reading]  # how step 1 read each file
+    why: dict[tuple[str, int, int], str]  # why step 2 left out a turn, (source, trajectory, turn)
 
 
 @dataclass
@@ -81,15 +75,6 @@ class Checked:
     tasks: set = field(default_factory=set)
     answers: list = field(default_factory=list)
     size: int = 0
-
-
-@dataclass(frozen=True)
-class Served:
-    """A sample as it is served: (prompt, target) of each turn, as texts and as tokens, or why there is none."""
-
-    texts: list[tuple[str, str]]
-    spans: list[tuple[list[int], list[int]]]
-    refusal: str = ""
 
 
 def check_dataset(found: Findings, path: Path, provenance, built, truth: Truth) -> Checked:
@@ -140,7 +125,6 @@ def _check_rows(trains: bool, samples: Samples, truth: Truth, batch: tuple) -> C
     for place, raw in rows:
         if not (trains or place in samples.claims):
             continue
-        found.counts.rows += 1
         try:
             trajectory = read_trajectory(parse_row(raw), samples.readings[place.source])
             _refuse_without_trace(place, trajectory, samples, truth)
@@ -169,8 +153,6 @@ def _refuse_without_trace(place: Place, trajectory: Trajectory, samples: Samples
 
 def _note_turns(found: Findings, place: Place, trajectory: Trajectory, samples: Samples) -> None:
     turns, claims = trajectory.turns, samples.claims.get(place, [])
-    found.counts.trajectories += 1
-    found.counts.turns += len(turns)
     found.turns[len(turns)] += 1
     found.unread.update(trajectory.given.known.keys())
     sampled = {turn for claim in claims for turn in claim.turns}
@@ -189,7 +171,8 @@ def _check_trajectory(
     checked: Checked, place: Place, raw, trajectory: Trajectory, samples: Samples, truth: Truth
 ) -> None:
     """Compare the samples of one trajectory with its turns, and what was read of it with its row."""
-    row, reading, claims = raw_row(raw), samples.readings[place.source], samples.claims[place]
+    row = json.loads(raw) if isinstance(raw, bytes) else raw
+    reading, claims = samples.readings[place.source], samples.claims[place]
     messages, tools, turns = trajectory.messages, trajectory.tools, trajectory.turns
     encode, shown, found = Tokens(truth.tokenizer), {}, checked.found
     checked.tasks.add(task_of(row.get("task_info"), messages, tools))
@@ -201,15 +184,27 @@ def _check_trajectory(
         return echoed_messages(messages, tools, served_as, reading.echo, truth.render)
 
     for claim in claims:
-        where = f"{named(place)}, turn {claim.turns[-1]}"
+        where, trained = f"{named(place)}, turn {claim.turns[-1]}", samples.built[claim.position]
         if not set(turns) >= set(claim.turns):
             raise SystemExit(f"{where}: no such turn; name the file that step 1 read by --trajectories")
         checked.supervised += [(*place, turn) for turn in claim.turns]
-        served = _served(claim, trajectory, history, encode, truth)
-        found.targets.update(len(target) for _, target in served.spans)
+        found.lengths[claim.position] = len(trained["input_ids"])
+        found.counts.tokens += len(trained["input_ids"])
+        found.counts.supervised_tokens += len(trained["labels"]) - trained["labels"].count(IGNORE_INDEX)
         records = [trajectory.given.recorded.get(turn) for turn in claim.turns]
-        _compare(found, claim.position, served, samples.built[claim.position], records, where, truth)
-        for turn, (prompt, target) in zip(claim.turns, served.texts):
+        decided = _compare_records(found, claim.position, trained, records, where)
+        try:
+            past = history(claim.served_as)
+            texts = [served_turn(messages, tools, turn, claim.served_as, truth.render, past) for turn in claim.turns]
+        except (jinja2.TemplateError, TrajectoryError) as error:
+            if not decided:
+                found.mismatch(claim.position, REFUSED, None, f"{where}: {REFUSED}: {error}")
+            continue
+        spans = [(encode(prompt), encode(target)) for prompt, target in texts]
+        found.targets.update(len(target) for _, target in spans)
+        if not decided:
+            _compare(found, claim.position, expected_sample(spans), trained, where, truth)
+        for turn, (prompt, target) in zip(claim.turns, texts):
             reasoning = messages[turn].get("reasoning_content", "")  # which not every target shows
             shown[turns.index(turn)] = prompt, f"{target}\0{reasoning}"
             its_place = f"trajectory {place.row}, turn {turn}"
@@ -218,49 +213,9 @@ def _check_trajectory(
     check_reading(found, row, named(place), reading, trajectory, shown, thinking)
 
 
-def _served(claim: Claim, trajectory: Trajectory, history, encode: Tokens, truth: Truth) -> Served:
-    messages, tools, served_as = trajectory.messages, trajectory.tools, claim.served_as
-    try:
-        past = history(served_as)
-        texts = [served_turn(messages, tools, turn, served_as, truth.render, past) for turn in claim.turns]
-    except (jinja2.TemplateError, TrajectoryError) as error:
-        return Served(texts=[], spans=[], refusal=str(error))
-    return Served(texts=texts, spans=[(encode(prompt), encode(target)) for prompt, target in texts])
-
-
-def _compare(
-    found: Findings, position: int, served: Served, trained: dict, records: list, where: str, truth: Truth
-) -> None:
-    """Compare a sample with what is served, or with what a server recorded of its turns, which outranks any rendering.
-
-    Args:
-        trained: {"input_ids", "labels"} as LlamaFactory trains on it.
-        records: of each turn, None where there is none.
-    """
-    found.counts.tokens += len(trained["input_ids"])
-    found.counts.supervised_tokens += len(trained["labels"]) - trained["labels"].count(IGNORE_INDEX)
-    expected = None if served.refusal else expected_sample(served.spans)
-    found.lengths[position] = len((expected or trained)["input_ids"])
-    said = _compare_records(found, trained, records)
-    if said == OFF_RECORD:
-        found.mismatch(position, OFF_RECORD, None, f"{where}: {OFF_RECORD}")
-    elif said == EXACT or expected == trained:
-        found.counts.exact += 1
-        found.exact[position] = 1
-    elif expected is None:
-        found.mismatch(position, REFUSED, None, f"{where}: {REFUSED}: {served.refusal}")
-    elif len(expected["input_ids"]) > truth.cutoff_len:
-        found.counts.cut += 1
-    else:
-        differs = difference(expected, trained, truth.tokenizer.decode)
-        found.mismatch(position, differs.kind, differs.at, f"{where}: {differs.text}")
-
-
-def _compare_records(found: Findings, trained: dict, records: list) -> str:
-    """What the records of its turns say of a sample: EXACT, OFF_RECORD, or NOT_ALL where they do not hold all of it."""
-    if not any(records):
-        return NOT_ALL
-    spans, wrong = supervised_spans(trained["labels"]), 0
+def _compare_records(found: Findings, position: int, trained: dict, records: list, where: str) -> bool:
+    """Compare a sample with what a server recorded of its turns, which outranks any rendering; whether that decides."""
+    spans, wrong = supervised_spans(trained["labels"]) if any(records) else [], 0
     for (start, end), record in zip(spans, records):
         if record and start:
             prompt, target = trained["input_ids"][:start], trained["input_ids"][start:end]
@@ -270,10 +225,24 @@ def _compare_records(found: Findings, trained: dict, records: list) -> str:
             found.counts.recorded_turns += 1
             found.counts.exact_by_record += exact
             wrong += not exact
-    if wrong:
-        return OFF_RECORD
     whole = len(spans) == len(records) and all(record and len(record) == 2 for record in records)
-    return EXACT if whole else NOT_ALL
+    if wrong:
+        found.mismatch(position, OFF_RECORD, None, f"{where}: {OFF_RECORD}")
+    elif whole:
+        found.exact[position] = 1
+    return bool(wrong) or whole
+
+
+def _compare(found: Findings, position: int, expected: dict, trained: dict, where: str, truth: Truth) -> None:
+    found.lengths[position] = len(expected["input_ids"])
+    if expected == trained:
+        found.exact[position] = 1
+    elif len(expected["input_ids"]) > truth.cutoff_len:
+        found.counts.cut += 1
+    else:
+        kind, at = first_mismatch(expected, trained)
+        said = described(expected, trained, kind, at, truth.tokenizer.decode)
+        found.mismatch(position, kind, at, f"{where}: {said}")
 
 
 def named(place: Place) -> str:

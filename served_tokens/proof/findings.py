@@ -17,14 +17,10 @@ MISMATCHES_KEPT, PLACES_KEPT, LOSSES_KEPT = 50, 20, 3
 class Numbers(Counts):
     """What is counted of some rows, and of their samples; tokens are those that LlamaFactory trains on."""
 
-    rows: int = 0
-    trajectories: int = 0  # rows that are checked
-    turns: int = 0  # of these
     supervised_turns: int = 0
     without_reasoning: int = 0  # turns that are trained to think, but for these
     with_reasoning: int = 0
     beside_reasoning: int = 0  # those without in trajectories in which others have some
-    exact: int = 0  # samples
     cut: int = 0  # samples over cutoff_len
     tokens: int = 0
     supervised_tokens: int = 0
@@ -51,7 +47,7 @@ class Findings:
     counts: Numbers = field(default_factory=Numbers)
     kinds: Counter = field(default_factory=Counter)  # what differs -> samples
     reasons: Counter = field(default_factory=Counter)  # why it is set aside -> rows
-    turns: Counter = field(default_factory=Counter)  # turns of a trajectory -> trajectories
+    turns: Counter = field(default_factory=Counter)  # turns of a row that is checked -> rows
     targets: Counter = field(default_factory=Counter)  # tokens of a target -> turns
     mismatches: dict = field(default_factory=dict)  # position of a sample -> (first token that differs or None, text)
     left_out: list = field(default_factory=list)  # the first turns without a sample, as text

@@ -35,11 +35,6 @@ OF_A_ROW = frozenset(  # of columns alone
     "response_format frequency_penalty presence_penalty min_p user repetition_penalty max_completion_tokens "
     "service_tier stream_options logit_bias done eval_count total_duration".split()
 )
-SHOWN = frozenset(  # that a key which is ignored without its level does not take away
-    "messages conversations prompt completion tools functions tool_defs system role from content value text "
-    "reasoning_content reasoning thinking thinking_blocks reasoning_details tool_calls function_call function name "
-    "arguments args input parameters description".split()
-)
 THINK = re.compile("</?think>")  # texts are read apart at these marks
 LONG = 3  # characters: of shorter texts little can be said
 SHOWN_TEXT = 60  # characters of a text that is lost
@@ -92,7 +87,7 @@ def lost_texts(row: dict, shown: dict, turns: int, read_as: dict, ignored: tuple
         if _is_turn(message):
             number = before[position + 1] - 1
             if number in shown:
-                search(_with_calls(message), shown[number][1], 0, f"message {position}", "the target of its turn")
+                search(message, shown[number][1], 0, f"message {position}", "the target of its turn")
             continue
         if message.get("role") == "developer":  # vLLM moves it to the front
             number = 0
@@ -111,7 +106,7 @@ def lost_texts(row: dict, shown: dict, turns: int, read_as: dict, ignored: tuple
 def _ignored(keys: tuple, *levels: str) -> set[str]:
     """The keys that the user ignores in objects of these levels."""
     named = {key.partition(".")[2] for key in keys if key.partition(".")[0] in levels}
-    return named | ({key for key in keys if "." not in key} - SHOWN)
+    return named | {key for key in keys if "." not in key}
 
 
 def _less(value: dict, keys: set, read_as: dict) -> dict:
@@ -127,14 +122,6 @@ def _is_output(message: dict) -> bool:
     parts = message.get("content")
     in_blocks = isinstance(parts, list) and all(isinstance(part, dict) for part in parts)
     return message.get("role") == "tool" or (in_blocks and all(part.get("type") == "tool_result" for part in parts))
-
-
-def _with_calls(turn: dict) -> dict:
-    """A turn of ShareGPT that is nothing but calls, in JSON behind its reasoning, as other shapes have them."""
-    if turn.get("from") != "function_call" or not isinstance(turn.get("value"), str):
-        return turn
-    thought, _, calls = turn["value"].rpartition("</think>")
-    return {"content": thought, "tool_calls": calls}
 
 
 def _parts(message: dict) -> list[dict]:

@@ -8,6 +8,7 @@ a GPU, and `vllm serve --enable-scale-out`). Where there is none, the chat itsel
 
 import contextlib
 import functools
+import itertools
 import json
 import os
 from collections import Counter, defaultdict
@@ -20,7 +21,7 @@ from tqdm import tqdm
 from served_tokens.files.read import Place, read_rows
 from served_tokens.marks import TrajectoryError
 from served_tokens.proof.compare import Truth, named
-from served_tokens.proof.tokens import difference, first_difference, supervised_spans
+from served_tokens.proof.tokens import TOKENS_DIFFER, described, first_difference, supervised_spans
 from served_tokens.proof.turn import echoed_messages, served_turn
 from served_tokens.rows.anthropic import are_texts
 from served_tokens.rows.servers import STYLES
@@ -92,13 +93,10 @@ def request_for(question: Question, reasoning_field: str | None, truth: Truth) -
     """
     if reasoning_field is None:
         reasoning_field = "reasoning_content" if question.served_as == "template" else "none"
-    trajectory = read_trajectory(question.row, question.reading)
-    history = _history(trajectory, question, question.served_as, truth)
-    messages = [
-        _sent(message if message["role"] == "assistant" else given, reasoning_field)
-        for message, given in zip(history, trajectory.given.messages)
-    ]
-    body = {"messages": messages}
+    trajectory, history = _conversation(question, truth)
+    both = [*zip(history, trajectory.given.messages)]
+    messages = [answer if answer["role"] == "assistant" else given for answer, given in both]
+    body = {"messages": [_sent(message, reasoning_field) for message in messages]}
     if trajectory.given.tools:
         body["tools"] = trajectory.given.tools
     if question.served_as == "no-thinking":
@@ -106,10 +104,13 @@ def request_for(question: Question, reasoning_field: str | None, truth: Truth) -
     return body
 
 
-def _history(trajectory: Trajectory, question: Question, served_as: str, truth: Truth) -> list[dict]:
-    """The messages before the turn as an agent has them, which are answers as they came where the rows are of such."""
-    messages, echo = trajectory.messages[: question.turn], question.reading.echo
-    return messages if echo == "none" else echoed_messages(messages, trajectory.tools, served_as, echo, truth.render)
+def _conversation(question: Question, truth: Truth) -> tuple[Trajectory, list[dict]]:
+    """The row as it is served, and the messages before the turn as the agent has them, which may echo answers."""
+    trajectory, echo = read_trajectory(question.row, question.reading), question.reading.echo
+    history = trajectory.messages[: question.turn]
+    if echo != "none":
+        history = echoed_messages(history, trajectory.tools, question.served_as, echo, truth.render)
+    return trajectory, history
 
 
 def _sent(message: dict, reasoning_field: str) -> dict:
@@ -122,15 +123,12 @@ def _sent(message: dict, reasoning_field: str) -> dict:
     sent["content"] = "" if content is None else content
     if "reasoning_content" in message and reasoning_field != "none":
         sent[reasoning_field] = message["reasoning_content"]
-    if calls := message.get("tool_calls"):
-        sent["tool_calls"] = [_sent_call(call, index) for index, call in enumerate(calls)]
+    for index, call in enumerate(message.get("tool_calls", ())):
+        arguments = json.dumps(call["function"]["arguments"], ensure_ascii=False)
+        function = {"name": call["function"]["name"], "arguments": arguments}
+        call = {"id": call.get("id") or f"call_{index}", "type": "function", "function": function}
+        sent.setdefault("tool_calls", []).append(call)
     return sent
-
-
-def _sent_call(call: dict, index: int) -> dict:
-    arguments = json.dumps(call["function"]["arguments"], ensure_ascii=False)
-    function = {"name": call["function"]["name"], "arguments": arguments}
-    return {"id": call.get("id") or f"call_{index}", "type": "function", "function": function}
 
 
 # ---------------------------------------------------------------- the server
@@ -219,8 +217,8 @@ def compare_with_server(server: Server, questions, reasoning_field: str | None, 
         elif served != question.trained:
             compared.causes[cause_of(served, question, truth)] += 1
             sides = [{"input_ids": ids, "labels": []} for ids in (served, question.trained)]
-            text = f"{question.place}: {difference(*sides, decode).text}"
-            compared.differences += [text][: DIFFERENCES_KEPT - len(compared.differences)]
+            said = described(*sides, TOKENS_DIFFER, first_difference(served, question.trained), decode)
+            compared.differences += [f"{question.place}: {said}"][: DIFFERENCES_KEPT - len(compared.differences)]
     return compared
 
 
@@ -230,23 +228,24 @@ def cause_of(served: list[int], question: Question, truth: Truth) -> str:
     if encode(decode(served)) != served:
         return "another tokenizer; check with the model that is served"
     style, served_as = question.reading.server_style, question.served_as
-    for other_style in (style, *STYLES):
-        for other_as in (served_as,) if served_as == "no-thinking" else (served_as, *HISTORY_MENDS):
-            with contextlib.suppress(TrajectoryError, jinja2.TemplateError):
-                if encode(_prompt_of(question, other_style, other_as, truth)) == served:
-                    mends = [] if other_style == style else [STYLE_MENDS + other_style]
-                    mends += [] if other_as == served_as else [HISTORY_MENDS[other_as]]
-                    return "; ".join(mends) or "the sample itself is not exact, see above"
+    histories = (served_as,) if served_as == "no-thinking" else (served_as, *HISTORY_MENDS)
+    for other_style, other_as in itertools.product((style, *STYLES), histories):
+        reading = replace(question.reading, server_style=other_style)
+        with contextlib.suppress(TrajectoryError, jinja2.TemplateError):
+            if encode(_prompt_of(replace(question, reading=reading, served_as=other_as), truth)) == served:
+                mends = [] if other_style == style else [STYLE_MENDS + other_style]
+                mends += [] if other_as == served_as else [HISTORY_MENDS[other_as]]
+                return "; ".join(mends) or "the sample itself is not exact, see above"
     same = decode(served[: first_difference(served, question.trained)])
     if same.rfind("<tools>") > same.rfind("</tools>"):
         return "tools are printed as no style of step 1 does; take keys out of them but name, description, parameters"
     return "another chat template; step 1 --chat-template with the one that is served"
 
 
-def _prompt_of(question: Question, style: str, served_as: str, truth: Truth) -> str:
-    trajectory = read_trajectory(question.row, replace(question.reading, server_style=style))
-    history = _history(trajectory, question, served_as, truth)
-    return served_turn(trajectory.messages, trajectory.tools, question.turn, served_as, truth.render, history)[0]
+def _prompt_of(question: Question, truth: Truth) -> str:
+    trajectory, history = _conversation(question, truth)
+    messages, tools = trajectory.messages, trajectory.tools
+    return served_turn(messages, tools, question.turn, question.served_as, truth.render, history)[0]
 
 
 def lines_of(compared: Compared, server: Server, of: int) -> list[str]:

@@ -3,11 +3,11 @@
 import functools
 import itertools
 import re
-from dataclasses import dataclass
 
 from served_tokens.marks import BLOCK_END, BLOCK_START, IGNORE_INDEX
 
 MARKS = re.compile(f"({re.escape(BLOCK_START)}|{re.escape(BLOCK_END)})")
+TOKENS_DIFFER, MASK_DIFFERS = "the tokens differ", "the loss mask differs"
 SHOWN_TOKENS = 12  # on each side of the first difference
 
 
@@ -42,31 +42,25 @@ def supervised_spans(labels: list[int]) -> list[tuple[int, int]]:
     return [*zip(edges[::2], edges[1::2])]
 
 
-@dataclass(frozen=True)
-class Difference:
-    """Where two samples differ first: in what, from which token on, and as text on both sides."""
-
-    kind: str
-    at: int
-    text: str
-
-
 def first_difference(ours: list[int], theirs: list[int]) -> int:
     """The first position at which two lists differ, or the length of the shorter one."""
     return next((k for k, (a, b) in enumerate(zip(ours, theirs)) if a != b), min(len(ours), len(theirs)))
 
 
-def difference(expected: dict, trained: dict, decode) -> Difference:
-    """The first difference of two samples ({"input_ids", "labels"}) that are not the same."""
-    column, kind = "input_ids", "the tokens differ"
-    if expected[column] == trained[column]:
-        column, kind = "labels", "the loss mask differs"
-    at = first_difference(expected[column], trained[column])
+def first_mismatch(expected: dict, trained: dict) -> tuple[str, int]:
+    """(what is wrong, from which token on) of two samples, {"input_ids", "labels"}, that differ."""
+    if expected["input_ids"] != trained["input_ids"]:
+        return TOKENS_DIFFER, first_difference(expected["input_ids"], trained["input_ids"])
+    return MASK_DIFFERS, first_difference(expected["labels"], trained["labels"])
+
+
+def described(expected: dict, trained: dict, kind: str, at: int, decode) -> str:
+    """A mismatch as text on both sides."""
     start, end = max(0, at - SHOWN_TOKENS), at + SHOWN_TOKENS
     lines = [f"{kind} from token {at} of {len(expected['input_ids'])}:"]
     for side, sample in (("served ", expected), ("trained", trained)):
         ids, labels = sample["input_ids"], sample["labels"]
         loss = at < len(labels) and labels[at] != IGNORE_INDEX
-        said = f" (loss: {loss})" if column == "labels" else ""
+        said = f" (loss: {loss})" if kind == MASK_DIFFERS else ""
         lines.append(f"  {side}: …{decode(ids[start:at])!r} >>> {decode(ids[at:end])!r}{said}")
-    return Difference(kind, at, "\n".join(lines))
+    return "\n".join(lines)

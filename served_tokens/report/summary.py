@@ -29,8 +29,8 @@ def what_mends(found: Findings, provenance, data_args) -> str:
 def problems_of(found: Findings, its: TrainingSet, is_cut: bool, data_args) -> list[str]:
     """Why a data set is not to be trained on."""
     problems, counts = [], found.counts
-    if counts.exact < len(its.built):
-        exact = f"{counts.exact} of {len(its.built)} samples are exact"
+    if sum(found.exact) < len(its.built):
+        exact = f"{sum(found.exact)} of {len(its.built)} samples are exact"
         mend = what_mends(found, its.provenance, data_args)
         problems.append(f"{exact}, so the model would not be trained on what it is served with; {mend}")
     unsaid = 0 if is_cut or not found.trains else found.why_left_out[NOT_SAID] + found.reasons[NO_TRACE]
@@ -51,12 +51,13 @@ def problems_of(found: Findings, its: TrainingSet, is_cut: bool, data_args) -> l
 
 def print_findings(found: Findings, max_samples: int | None) -> None:
     """Print what is found: first the texts of a few faults, then the numbers."""
-    counts, checked, kept = found.counts, found.counts.trajectories, found.counts.supervised_turns
+    counts, checked, kept = found.counts, found.turns.total(), found.counts.supervised_turns
+    set_aside, turns = found.reasons.total(), sum(found.turns.elements())
     for text in [text for _, text in found.mismatches.values()][:SHOWN_MISMATCHES] + found.lost:
         print(text)
     print(f"{found.name}: {found.settings}")
-    print("  " + accounted("rows", counts.rows, checked, "checked for samples", found.reasons.total(), "set aside"))
-    print("  " + accounted("turns", counts.turns, kept, "in samples", counts.turns - kept, "left out"))
+    print("  " + accounted("rows", checked + set_aside, checked, "checked for samples", set_aside, "set aside"))
+    print("  " + accounted("turns", turns, kept, "in samples", turns - kept, "left out"))
     lines = [(number, f"set aside: {reason}") for reason, number in found.reasons.most_common(SHOWN_KEYS)]
     for why, number in found.why_left_out.most_common():
         cut_short = why == NOT_SAID and max_samples is not None
