@@ -52,17 +52,11 @@ class Question:
     trained: list[int]  # its token ids
 
 
-def chosen_turns(turns_of_samples: list[list[int]], number: int) -> list[tuple[int, int]]:
-    """At most `number` of all turns, evenly spread, each with the position of its sample before it."""
-    turns = [(position, turn) for position, its_turns in enumerate(turns_of_samples) for turn in its_turns]
-    number = min(number, len(turns))
-    return [turns[index * len(turns) // number] for index in range(number)]
-
-
 def questions_about(chosen: list[tuple[int, int]], provenance, built, truth: Truth):
-    """Yield a `Question` for each chosen turn (see `chosen_turns`), less those that LlamaFactory cut off.
+    """Yield a `Question` for each chosen turn, less those that LlamaFactory cut off.
 
-    provenance, built: two tables with the same rows, what step 2 says of samples and what LlamaFactory made of them.
+    chosen: (position of a sample, turn) of each. provenance, built: what step 2 says of each sample, and what
+    LlamaFactory made of it.
     """
     of_rows = defaultdict(list)
     for position, turn in chosen:
@@ -193,12 +187,13 @@ def _response(server: Server, method: str, path: str, body: dict | None = None) 
 
 @dataclass
 class Compared:
-    """How many prompts were asked, the server's words for those that it refused, and why others differ."""
+    """How many of the prompts were asked, the server's words for those it refused, and why others differ."""
 
+    prompts: int
     asked: int = 0
     refused: Counter = field(default_factory=Counter)
     causes: Counter = field(default_factory=Counter)
-    differences: list[str] = field(default_factory=list)
+    differences: list[str] = field(default_factory=list)  # the first, as text
 
     @property
     def off(self) -> int:
@@ -206,10 +201,19 @@ class Compared:
         return self.refused.total() + self.causes.total()
 
 
-def compare_with_server(server: Server, questions, reasoning_field: str | None, truth: Truth) -> Compared:
-    """Ask the server for the prompts of all questions; ends with one line where it stops answering."""
-    compared, decode = Compared(), truth.tokenizer.decode
-    for question in tqdm(questions, desc="ask the server", unit="turn", mininterval=1):
+def compare_with_server(
+    server: Server, provenance, built, max_turns: int, reasoning_field: str | None, truth: Truth
+) -> Compared:
+    """Ask the server for at most `max_turns` prompts, evenly spread; ends with one line where it stops answering.
+
+    For the others see `questions_about` and `request_for`.
+    """
+    turns = [(position, turn) for position, its_turns in enumerate(provenance["turns"]) for turn in its_turns]
+    asked = min(max_turns, len(turns))
+    chosen = [turns[index * len(turns) // asked] for index in range(asked)]
+    compared, decode = Compared(len(turns)), truth.tokenizer.decode
+    questions = questions_about(chosen, provenance, built, truth)
+    for question in tqdm(questions, total=asked, desc="ask the server", unit="turn", mininterval=1):
         compared.asked += 1
         served = prompt_ids(server, request_for(question, reasoning_field, truth))
         if isinstance(served, str):
@@ -248,13 +252,12 @@ def _prompt_of(question: Question, truth: Truth) -> str:
     return served_turn(messages, tools, question.turn, question.served_as, truth.render, history)[0]
 
 
-def lines_of(compared: Compared, server: Server, of: int) -> list[str]:
-    """The result, to be printed below that of the check; of: how many prompts the data set has."""
-    asked, exact = compared.asked, compared.asked - compared.off
+def lines_of(compared: Compared, server: Server) -> list[str]:
+    """The result, to be printed below that of the check."""
+    exact = compared.asked - compared.off
     return [
-        *compared.differences,
-        f"  asked            {asked:>8}  of {of} prompts at {server.url}{server.path}",
-        f"  exact by server  {exact:>8}  ({exact / max(1, asked):.2%})",
+        f"  asked            {compared.asked:>8}  of {compared.prompts} prompts at {server.url}{server.path}",
+        f"  exact by server  {exact:>8}  ({exact / max(1, compared.asked):.2%})",
         *(f"  refused          {times:>8}  {words}" for words, times in compared.refused.most_common()),
         *(f"  differ           {times:>8}  {cause}" for cause, times in compared.causes.most_common()),
     ]
