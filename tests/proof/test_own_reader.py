@@ -81,21 +81,17 @@ def test_all_rows_of_the_embedded_sample_and_all_golden_cases_but_one_are_plain_
 TEXTS = st.text(st.sampled_from('ab \n"\\é{[<|>'), max_size=5)
 VALUES = st.dictionaries(TEXTS, st.one_of(TEXTS, st.integers(), st.none(), st.lists(TEXTS, max_size=2)), max_size=3)
 CALLS = st.builds(call, TEXTS, st.one_of(VALUES, VALUES.map(json.dumps), st.sampled_from([None, "", "{}"])))
-TURNS = st.builds(
-    assistant, st.one_of(TEXTS.map("x{}".format), st.none()), TEXTS, st.lists(CALLS, min_size=1, max_size=2)
-)
+ANSWERS = st.one_of(TEXTS.map("x{}".format), st.none())
+TURNS = st.builds(assistant, ANSWERS, TEXTS, st.lists(CALLS, min_size=1, max_size=2))
 OTHERS = st.one_of(TEXTS.map(user), TEXTS.map(tool), TEXTS.map(lambda text: {"role": "system", "content": text}))
-PLAIN_TOOLS = st.lists(
-    st.builds(
-        lambda name, parameters: {"type": "function", "function": {**FUNCTION, "name": name, "parameters": parameters}},
-        TEXTS,
-        VALUES,
-    ),
-    max_size=2,
+PLAIN_TOOLS = st.builds(
+    lambda name, parameters: {"type": "function", "function": {**FUNCTION, "name": name, "parameters": parameters}},
+    TEXTS,
+    VALUES,
 )
 
 
-@given(st.lists(st.one_of(OTHERS, TURNS), max_size=5), PLAIN_TOOLS, st.booleans())
+@given(st.lists(st.one_of(OTHERS, TURNS), max_size=5), st.lists(PLAIN_TOOLS, max_size=2), st.booleans())
 def test_random_plain_rows_are_read_alike(messages, tools, as_text):
     one = {"messages": [*messages, assistant("a", "r")], "tools": tools}
     if as_text:

@@ -58,23 +58,19 @@ def test_a_row_is_sent_as_an_agent_sends_it(truth):
 
 
 @pytest.mark.parametrize(
-    "served_as, field, sent",
+    "served_as, field, sent, more",
     [
-        ("template", None, {"reasoning_content": "r"}),
-        ("template", "reasoning", {"reasoning": "r"}),
-        ("template", "none", {}),
-        ("drop", None, {}),
-        ("drop", "reasoning", {"reasoning": "r"}),
+        ("template", None, {"reasoning_content": "r"}, {}),
+        ("template", "reasoning", {"reasoning": "r"}, {}),
+        ("template", "none", {}, {}),
+        ("drop", None, {}, {}),
+        ("drop", "reasoning", {"reasoning": "r"}, {}),
+        ("no-thinking", None, {}, {"chat_template_kwargs": {"enable_thinking": False}}),
     ],
 )
-def test_reasoning_is_sent_as_the_history_of_the_sample_or_the_user_says(truth, served_as, field, sent):
+def test_reasoning_is_sent_as_the_history_of_the_sample_or_the_user_says(truth, served_as, field, sent, more):
     body = request_for(question([user("q"), assistant("a", "r"), user("r")], 2, served_as, ()), field, truth)
-    assert body == {"messages": [user("q"), {**assistant("a"), **sent}]}
-
-
-def test_a_sample_without_thinking_asks_for_a_prompt_without_it(truth):
-    body = request_for(question([user("q"), assistant("a", "r")], 1, "no-thinking", ()), None, truth)
-    assert body == {"messages": [user("q")], "chat_template_kwargs": {"enable_thinking": False}}
+    assert body == {"messages": [user("q"), {**assistant("a"), **sent}], **more}
 
 
 @pytest.mark.parametrize("echo, content", [("vllm", ""), ("vllm-stream", "\n\n")])
