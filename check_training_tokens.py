@@ -27,8 +27,6 @@ from array import array
 from collections import Counter
 from pathlib import Path
 
-import yaml as safe_yaml
-
 from served_tokens import llamafactory
 from served_tokens.files.command_line import CommandLine, exit_on_signals, positive_count, run
 from served_tokens.files.write import shown, whole_file
@@ -48,168 +46,6 @@ ROOT = Path(__file__).resolve().parent
 TRAIN = ["llamafactory-cli", "train"]
 
 
-def check_sets(sets: list, to_train: int, truth: Truth, data_args) -> tuple[list[Findings], list[str]]:
-    """(what is found in each data set, why the training is not to start)
-
-    Args:
-        sets: see `llamafactory.training_sets`; those behind the first `to_train` are for evaluation.
-    """
-    trained, found, problems = Counter(), [], []
-    tasks = set(), set()  # that are evaluated, that are trained on
-    for number, its in enumerate(sets):
-        name, trains = its.name, number < to_train
-        settings = (
-            f"served as {', '.join(sorted(set(its.provenance['served_as'])))}; template {data_args.template}, "
-            f"mask_history {str(data_args.mask_history).lower()}, cutoff_len {data_args.cutoff_len}"
-        )
-        if data_args.max_samples is not None:
-            settings += f", max_samples {data_args.max_samples}"
-        size = len(its.built)
-        findings = Findings(name, trains, settings, array("q", [0]) * size, bytearray(size), its.path, its.total)
-        found.append(findings)
-        checked = check_dataset(findings, its.path, its.provenance, its.built, truth)
-        tasks[trains].update(checked.tasks)
-        if trains:
-            trained.update(checked.supervised)
-        problems += [f"{name}: {problem}" for problem in problems_of(findings, its, truth.is_cut, data_args)]
-        print_findings(findings, data_args.max_samples)
-    if repeated := sum(times > 1 for times in trained.values()):
-        problems.append(f"{repeated} turns are trained more than once")
-    if both := tasks[0] & tasks[1]:
-        problems.append(f"{len(both)} tasks are both trained on and evaluated; hold them out by step 2 --val-ratio")
-    return found, problems
-
-
-def check_trees(sets: list, found: list[Findings], row_tokens: int, row_samples: int | None) -> list[str]:
-    """Note in what is found how each data set can be trained; returns why it is not to be trained on token trees."""
-    problems = []
-    for its, findings in zip(sets, found):
-        name, built = its.name, its.built
-        findings.ways, differ = check_rows(samples_of(built), row_tokens, row_samples)
-        (_, tokens), (rows, in_rows) = findings.ways[AS_WRITTEN], findings.ways[TREES]
-        print(
-            f"{name}: {rows} rows of token trees, {in_rows} tokens, {tokens / max(1, in_rows):.1f} times fewer; all "
-            f"supervised tokens of {len(built) - len(differ)} of {len(built)} samples see there what they see in them"
-        )
-        if differ:
-            first = ", ".join(map(str, differ[:SHOWN_MISMATCHES]))
-            problems.append(f"{name}: {len(differ)} samples are not seen in the rows as they are, the first: {first}")
-    return problems
-
-
-# ---------------------------------------------------------------- what is shown
-
-
-def verdict(found: list[Findings], problems: list[str], args: argparse.Namespace) -> None:
-    """The last lines: whether to train, and by which command; ends with 1 where not to."""
-    samples, total = sum(len(one.lengths) for one in found), sum(one.total for one in found)
-    exact = sum(one.counts["exact"] for one in found)
-    if problems:
-        sys.exit("FAILED: " + "\nFAILED: ".join(problems))
-    of = f" for {samples} of {total} samples, which" if samples < total else f": {exact} of {samples} samples"
-    print(f"PASSED{of} are exact")
-    trees = ["python", "train_on_trees.py"]
-    print("next: FORCE_TORCHRUN=1 " + shlex.join([*(trees if args.trees else TRAIN), args.yaml, *args.overrides]))
-
-
-def wants_colour(stream, environment) -> bool:
-    """By https://no-color.org, where an empty NO_COLOR is none."""
-    return stream.isatty() and not environment.get("NO_COLOR")
-
-
-def trajectory_and_turn(text: str) -> tuple[int, int]:
-    """Of 17:4, for argparse."""
-    if not (match := re.fullmatch(r"(\d+):(\d+)", text)):
-        raise argparse.ArgumentTypeError(f"{text!r} does not name a trajectory and a turn; write it as 17:4")
-    return int(match[1]), int(match[2])
-
-
-def html_file(text: str) -> Path:
-    """A name that cannot be that of the YAML or of data, for argparse."""
-    if Path(text).suffix != ".html":
-        raise argparse.ArgumentTypeError(f"{text!r} is no name of a page; end it with .html")
-    return Path(text)
-
-
-def parsed_arguments() -> argparse.Namespace:
-    parser = CommandLine(__doc__)
-    add = parser.add_argument
-    add("yaml", nargs="?", default=shown(ROOT / "qwen3_full_sft.yaml"), metavar="YAML")
-    add("overrides", nargs="*", metavar="key=value", help="as for llamafactory-cli train")
-    add("--trajectories", metavar="FILE", help="what step 1 read (default: where the samples say)")
-    add("--max-samples", type=positive_count, metavar="N", help="check the first N samples of each data set only")
-    add("--server", metavar="URL", help="ask this server, such as http://127.0.0.1:8000, for its own prompts too")
-    add(
-        "--reasoning-field",
-        choices=server.REASONING_FIELDS,
-        help="what the agent sends reasoning back as (default: reasoning_content, of a template history only)",
-    )
-    add(
-        "--max-turns",
-        type=positive_count,
-        default=server.TURNS_ASKED,
-        metavar="N",
-        help=f"ask the server for so many turns of each data set, evenly chosen (default: {server.TURNS_ASKED})",
-    )
-    add("--trees", action="store_true", help="check the rows of train_on_trees.py too")
-    add("--report", type=html_file, metavar="FILE.html", help="write what is found as a page, whether it passes or not")
-    add("--gpus", type=positive_count, default=1, metavar="N", help="for the cost in the page (default: 1)")
-    add("--show", type=trajectory_and_turn, metavar="TRAJECTORY:TURN", help="print this sample; check nothing")
-    args = parser.parse_intermixed_args()
-    given = [args.yaml, *args.overrides]
-    args.overrides, yamls = [text for text in given if "=" in text], [text for text in given if "=" not in text]
-    args.yaml = yamls[0] if yamls else parser.get_default("yaml")
-    if yamls[1:]:
-        parser.error(f"{yamls[1]}: a second YAML; overrides are key=value")
-    if args.show and args.report:
-        parser.error("--show checks nothing, so there is nothing to draw; run it without --report")
-    return args
-
-
-def named_model(yaml: str, overrides: list[str]) -> str:
-    """The model of a training, before LlamaFactory is imported; it says itself what is wrong with a YAML."""
-    given = [text.partition("=")[2] for text in overrides if text.startswith("model_name_or_path=")]
-    with contextlib.suppress(OSError, ValueError, AttributeError, safe_yaml.YAMLError):
-        given = given or [safe_yaml.safe_load(Path(yaml).read_text(encoding="utf-8")).get("model_name_or_path")]
-    return str(given[-1]) if given and given[-1] else "."
-
-
-def build_sets(model_args, data_args, training_args, trajectory: int | None) -> tuple[list[TrainingSet], object]:
-    """(the data sets as LlamaFactory builds them, see `llamafactory.training_sets`; the tokenizer of the server)"""
-    from llamafactory.model import load_tokenizer
-
-    as_served = copy.copy(model_args)
-    as_served.split_special_tokens = False  # a server never does
-    with contextlib.redirect_stdout(io.StringIO()), llamafactory.refusals():  # LlamaFactory prints whole samples
-        tokenizer = load_tokenizer(as_served)["tokenizer"]
-        return llamafactory.training_sets(model_args, data_args, training_args, trajectory), tokenizer
-
-
-def show(sets: list, place: tuple[int, int], tokenizer) -> None:
-    """Print the samples that supervise a turn."""
-    sys.stdout.reconfigure(errors="backslashreplace")
-    colour, special = wants_colour(sys.stdout, os.environ), set(tokenizer.added_tokens_decoder)
-    for sample in samples_of_turn(sets, *place):
-        print(terminal_view(sample, tokenizer.decode, special, colour))
-
-
-def ask_server(sets: list, truth: Truth, args: argparse.Namespace) -> list[str]:
-    """Compare the prompts with those that a server makes, print the result, and say why not to train."""
-    asked, problems = server.connect(args.server), []
-    for its in sets:
-        turns = its.provenance["turns"][:]
-        chosen = server.chosen_turns(turns, args.max_turns)
-        questions = server.questions_about(chosen, its.provenance, its.built, truth)
-        compared = server.compare_with_server(asked, questions, len(chosen), args.reasoning_field, truth)
-        print(f"{its.name}: asked the server")
-        print("\n".join(server.lines_of(compared, asked, sum(map(len, turns)))))
-        if compared.off:
-            problems.append(
-                f"{its.name}: {compared.off} of {len(chosen)} prompts are not those of the server at {asked.url}"
-            )
-    return problems
-
-
 def main() -> None:
     exit_on_signals()
     args, command = parsed_arguments(), shlex.join(["python", *sys.argv])
@@ -217,7 +53,7 @@ def main() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are parallel already
     overrides, own = own_options(args.overrides)
-    llamafactory.use_the_hub_if_it_answers(named_model(args.yaml, overrides))
+    llamafactory.use_the_hub_if_it_answers()
     model_args, data_args, training_args = llamafactory.parse_arguments(args.yaml, overrides)
     problems, to_train = llamafactory.settings_beyond_the_samples(data_args), len(data_args.dataset or [])
     schedule = Schedule(
@@ -257,6 +93,145 @@ def main() -> None:
             part.write_text(report_page(checked, samples, tokenizer.decode, special), encoding="utf-8")
         print(f"report: {shown(args.report)}")
     verdict(found, problems, args)
+
+
+def parsed_arguments() -> argparse.Namespace:
+    parser = CommandLine(__doc__)
+    add = parser.add_argument
+    add("yaml", nargs="?", default=shown(ROOT / "qwen3_full_sft.yaml"), metavar="YAML")
+    add("overrides", nargs="*", metavar="key=value", help="as for llamafactory-cli train")
+    add("--trajectories", metavar="FILE", help="what step 1 read (default: where the samples say)")
+    add("--max-samples", type=positive_count, metavar="N", help="check the first N samples of each data set only")
+    add("--server", metavar="URL", help="ask this server, such as http://127.0.0.1:8000, for its own prompts too")
+    field = "what the agent sends reasoning back as (default: reasoning_content, of a template history only)"
+    add("--reasoning-field", choices=server.REASONING_FIELDS, help=field)
+    asked = f"ask the server for so many turns of each data set, evenly chosen (default: {server.TURNS_ASKED})"
+    add("--max-turns", type=positive_count, default=server.TURNS_ASKED, metavar="N", help=asked)
+    add("--trees", action="store_true", help="check the rows of train_on_trees.py too")
+    add("--report", type=html_file, metavar="FILE.html", help="write what is found as a page, whether it passes or not")
+    add("--gpus", type=positive_count, default=1, metavar="N", help="for the cost in the page (default: 1)")
+    add("--show", type=trajectory_and_turn, metavar="TRAJECTORY:TURN", help="print this sample; check nothing")
+    args = parser.parse_intermixed_args()
+    given = [args.yaml, *args.overrides]
+    args.overrides, yamls = [text for text in given if "=" in text], [text for text in given if "=" not in text]
+    args.yaml = yamls[0] if yamls else parser.get_default("yaml")
+    if yamls[1:]:
+        parser.error(f"{yamls[1]}: a second YAML; overrides are key=value")
+    if args.show and args.report:
+        parser.error("--show checks nothing, so there is nothing to draw; run it without --report")
+    return args
+
+
+def trajectory_and_turn(text: str) -> tuple[int, int]:
+    """Of 17:4, for argparse."""
+    if not (match := re.fullmatch(r"(\d+):(\d+)", text)):
+        raise argparse.ArgumentTypeError(f"{text!r} does not name a trajectory and a turn; write it as 17:4")
+    return int(match[1]), int(match[2])
+
+
+def html_file(text: str) -> Path:
+    """A name that cannot be that of the YAML or of data, for argparse."""
+    if Path(text).suffix != ".html":
+        raise argparse.ArgumentTypeError(f"{text!r} is no name of a page; end it with .html")
+    return Path(text)
+
+
+def build_sets(model_args, data_args, training_args, trajectory: int | None) -> tuple[list[TrainingSet], object]:
+    """(the data sets as LlamaFactory builds them, see `llamafactory.training_sets`; the tokenizer of the server)"""
+    from llamafactory.model import load_tokenizer
+
+    as_served = copy.copy(model_args)
+    as_served.split_special_tokens = False  # a server never does
+    with contextlib.redirect_stdout(io.StringIO()), llamafactory.refusals():  # LlamaFactory prints whole samples
+        tokenizer = load_tokenizer(as_served)["tokenizer"]
+        return llamafactory.training_sets(model_args, data_args, training_args, trajectory), tokenizer
+
+
+def show(sets: list[TrainingSet], place: tuple[int, int], tokenizer) -> None:
+    """Print the samples that supervise a turn."""
+    sys.stdout.reconfigure(errors="backslashreplace")
+    colour = wants_colour(sys.stdout, os.environ)
+    for sample in samples_of_turn(sets, *place):
+        print(terminal_view(sample, tokenizer.decode, set(tokenizer.added_tokens_decoder), colour))
+
+
+def wants_colour(stream, environment) -> bool:
+    """By https://no-color.org, where an empty NO_COLOR is none."""
+    return stream.isatty() and not environment.get("NO_COLOR")
+
+
+def check_sets(sets: list[TrainingSet], to_train: int, truth: Truth, data_args) -> tuple[list[Findings], list[str]]:
+    """(what is found in each data set, why the training is not to start)
+
+    Those behind the first `to_train` are for evaluation.
+    """
+    trained, found, problems = Counter(), [], []
+    tasks = {True: set(), False: set()}  # that are trained on, that are evaluated
+    for number, its in enumerate(sets):
+        trains, size = number < to_train, len(its.built)
+        settings = (
+            f"served as {', '.join(sorted(set(its.provenance['served_as'])))}; template {data_args.template}, "
+            f"mask_history {str(data_args.mask_history).lower()}, cutoff_len {data_args.cutoff_len}"
+        )
+        if data_args.max_samples is not None:
+            settings += f", max_samples {data_args.max_samples}"
+        findings = Findings(its.name, trains, settings, array("q", [0]) * size, bytearray(size), its.path, its.total)
+        checked = check_dataset(findings, its.path, its.provenance, its.built, truth)
+        found.append(findings)
+        tasks[trains] |= checked.tasks
+        trained.update(checked.supervised if trains else ())
+        problems += [f"{its.name}: {problem}" for problem in problems_of(findings, its, truth.is_cut, data_args)]
+        print_findings(findings, data_args.max_samples)
+    if repeated := sum(times > 1 for times in trained.values()):
+        problems.append(f"{repeated} turns are trained more than once")
+    if both := tasks[True] & tasks[False]:
+        problems.append(f"{len(both)} tasks are both trained on and evaluated; hold them out by step 2 --val-ratio")
+    return found, problems
+
+
+def check_trees(sets: list[TrainingSet], found: list[Findings], row_tokens: int, row_samples: int | None) -> list[str]:
+    """Note in what is found how each data set can be trained; returns why it is not to be trained on token trees."""
+    problems = []
+    for its, findings in zip(sets, found):
+        name, built = its.name, its.built
+        findings.ways, differ = check_rows(samples_of(built), row_tokens, row_samples)
+        (_, tokens), (rows, in_rows) = findings.ways[AS_WRITTEN], findings.ways[TREES]
+        print(
+            f"{name}: {rows} rows of token trees, {in_rows} tokens, {tokens / max(1, in_rows):.1f} times fewer; all "
+            f"supervised tokens of {len(built) - len(differ)} of {len(built)} samples see there what they see in them"
+        )
+        if differ:
+            first = ", ".join(map(str, differ[:SHOWN_MISMATCHES]))
+            problems.append(f"{name}: {len(differ)} samples are not seen in the rows as they are, the first: {first}")
+    return problems
+
+
+def ask_server(sets: list[TrainingSet], truth: Truth, args: argparse.Namespace) -> list[str]:
+    """Compare the prompts with those that a server makes, print the result, and say why not to train."""
+    asked, problems = server.connect(args.server), []
+    for its in sets:
+        compared = server.compare_with_server(
+            asked, its.provenance, its.built, args.max_turns, args.reasoning_field, truth
+        )
+        print(f"{its.name}: asked the server", *compared.differences, sep="\n")
+        print("\n".join(server.lines_of(compared, asked)))
+        if compared.off:
+            problems.append(
+                f"{its.name}: {compared.off} of {compared.asked} prompts are not those of the server at {asked.url}"
+            )
+    return problems
+
+
+def verdict(found: list[Findings], problems: list[str], args: argparse.Namespace) -> None:
+    """The last lines: whether to train, and by which command; ends with 1 where not to."""
+    if problems:
+        sys.exit("FAILED: " + "\nFAILED: ".join(problems))
+    samples, total = sum(len(one.lengths) for one in found), sum(one.total for one in found)
+    exact = sum(sum(one.exact) for one in found)
+    of = f" for {samples} of {total} samples, which" if samples < total else f": {exact} of {samples} samples"
+    print(f"PASSED{of} are exact")
+    trees = ["python", "train_on_trees.py"]
+    print("next: FORCE_TORCHRUN=1 " + shlex.join([*(trees if args.trees else TRAIN), args.yaml, *args.overrides]))
 
 
 if __name__ == "__main__":

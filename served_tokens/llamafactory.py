@@ -3,7 +3,6 @@
 import atexit
 import contextlib
 import copy
-import errno
 import json
 import os
 import shutil
@@ -15,11 +14,18 @@ from pathlib import Path
 from served_tokens.samples.alpaca import COLUMNS
 
 PROVENANCE = ("source", "trajectory", "turns", "served_as", "reading")
+OUT_OF_REACH = (
+    "; is model_name_or_path a local folder or the Hub within reach, and can HF_HOME and HF_DATASETS_CACHE be written?"
+)
 # What the machine that trains has and the one that checks may lack. No data depends on these.
-ANY_MACHINE = {"deepspeed": None, "fsdp": None, "bf16": False, "fp16": False, "pure_bf16": False, "report_to": "none"}
-ANY_MACHINE["use_cpu"] = True  # else several GPUs would have to be torchrun's, and one would be taken
-ANY_MACHINE |= {"tf32": None, "enable_liger_kernel": False, "use_unsloth": False, "flash_attn": "auto"}
-ANY_MACHINE |= dict.fromkeys(("fp8", "torch_compile", "use_unsloth_gc", "dataloader_num_workers"), False)
+ANY_MACHINE = {
+    **dict.fromkeys(("deepspeed", "fsdp", "tf32")),
+    **dict.fromkeys(("bf16", "fp16", "pure_bf16", "fp8", "torch_compile"), False),
+    **dict.fromkeys(("enable_liger_kernel", "use_unsloth", "use_unsloth_gc", "dataloader_num_workers"), False),
+    "report_to": "none",
+    "flash_attn": "auto",
+    "use_cpu": True,  # else several GPUs would have to be torchrun's, and one would be taken
+}
 
 
 def parse_arguments(yaml: str, overrides: list[str]):
@@ -55,11 +61,8 @@ def refusals():
     try:
         yield
     except Exception as error:
-        unwritable = errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC
-        no_access = isinstance(error, OSError) and error.errno in unwritable
-        hint = "; is model_name_or_path a local folder, or the Hub within reach?" if isinstance(error, OSError) else ""
-        offline = "; set HF_HOME or HF_DATASETS_CACHE to a folder that can be written" if no_access else hint
-        sys.exit(f"LlamaFactory refuses these settings: {type(error).__name__}: {error}{offline}")
+        hint = OUT_OF_REACH if isinstance(error, OSError) else ""
+        sys.exit(f"LlamaFactory refuses these settings: {type(error).__name__}: {error}{hint}")
 
 
 def settings_beyond_the_samples(data_args) -> list[str]:
@@ -85,13 +88,13 @@ def settings_beyond_the_samples(data_args) -> list[str]:
     return problems
 
 
-def use_the_hub_if_it_answers(model: str) -> None:
+def use_the_hub_if_it_answers() -> None:
     """Without the Hub, a client tries for minutes; so it is told before it is imported."""
     import httpx
 
-    if not Path(model).exists() and "HF_HUB_OFFLINE" not in os.environ:
+    if "HF_HUB_OFFLINE" not in os.environ:
         try:
-            httpx.head(os.environ.get("HF_ENDPOINT", "https://huggingface.co"), timeout=10)
+            httpx.head(os.environ.get("HF_ENDPOINT", "https://huggingface.co"), timeout=5)
         except httpx.HTTPError:
             os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -107,8 +110,9 @@ def for_the_check(data_args, max_samples: int | None):
             f"tokenized_path: LlamaFactory trains on what it tokenized into {data_args.tokenized_path} earlier; "
             "remove that folder, then check"
         )
-    data_args, workers = copy.copy(data_args), data_args.preprocessing_num_workers
-    data_args.preprocessing_num_workers = workers and min(workers, os.cpu_count())
+    data_args = copy.copy(data_args)
+    if data_args.preprocessing_num_workers:
+        data_args.preprocessing_num_workers = min(data_args.preprocessing_num_workers, os.cpu_count())
     data_args.packing = data_args.neat_packing = data_args.streaming = False
     data_args.max_samples = data_args.max_samples if max_samples is None else max_samples
     data_args.tokenized_path = None
@@ -160,10 +164,6 @@ def _training_set(name, attributes, template, tokenizer_module, arguments, traje
     path = Path(data_args.dataset_dir, attributes.dataset_name)
     if not path.exists():
         raise ValueError(f"data set {name}: no file {path}; write it with step2_to_alpaca_mask_history.py")
-    if set("[]*?") & set(str(path)):
-        raise ValueError(
-            f"data set {name}: [ ] * and ? in {path} are patterns to its reader; rename the folder or file"
-        )
     files = [str(path / file) for file in os.listdir(path)] if path.is_dir() else [str(path)]  # LlamaFactory's order
     kind = FILEEXT2TYPE[Path(files[0]).suffix[1:]]
     provenance = load_dataset(kind, data_files=files, split=attributes.split, cache_dir=model_args.cache_dir)
@@ -181,7 +181,7 @@ def _training_set(name, attributes, template, tokenizer_module, arguments, traje
     if not len(provenance):
         return TrainingSet(name, path, provenance, provenance, total)
     built = get_dataset(template, model_args, data_args, training_args, stage="sft", **tokenizer_module)
-    built = built["train_dataset"]
+    built = built["train_dataset"].select_columns(["input_ids", "labels"])
     if len(provenance) != len(built):
         raise ValueError(f"data set {name}: it drops {len(provenance) - len(built)} samples that it finds invalid")
     return TrainingSet(name, path, provenance, built, total)

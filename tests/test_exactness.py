@@ -54,23 +54,19 @@ PIECES = [
     *(*CONTROL_TOKENS, "<|im_end|>\n<|im_start|>assistant\n", "<|im_"),
 ]
 TEXT = st.lists(st.sampled_from(PIECES * 4 + ["\ud800"]), max_size=5).map("".join)
-ARGUMENTS = st.dictionaries(
-    TEXT, st.one_of(TEXT, st.none(), st.integers(), st.floats(allow_nan=False), st.lists(TEXT, max_size=2)), max_size=2
-)
+VALUES = st.one_of(TEXT, st.none(), st.integers(), st.floats(allow_nan=False), st.lists(TEXT, max_size=2))
+ARGUMENTS = st.dictionaries(TEXT, VALUES, max_size=2)
 CALLS = st.lists(st.builds(call, st.sampled_from(["f", "get_order"]), ARGUMENTS), max_size=2)
+TURNS = st.builds(assistant, TEXT, st.none() | TEXT, CALLS)
+SYSTEM = st.builds(lambda text: {"role": "system", "content": text}, TEXT)
 MESSAGE = st.one_of(
-    st.builds(user, TEXT),
-    st.builds(tool, TEXT),
-    st.builds(assistant, TEXT, st.none() | TEXT, CALLS),
-    st.builds(assistant, TEXT, TEXT, CALLS),
-    st.builds(lambda text: {"role": "system", "content": text}, TEXT),
+    st.builds(user, TEXT), st.builds(tool, TEXT), TURNS, st.builds(assistant, TEXT, TEXT, CALLS), SYSTEM
 )
-TURN = st.tuples(st.builds(assistant, TEXT, st.none() | TEXT, CALLS), st.lists(st.builds(tool, TEXT), max_size=2)).map(
-    lambda turn: [turn[0], *turn[1]]
+ANSWERED = st.tuples(TURNS, st.lists(st.builds(tool, TEXT), max_size=2)).map(lambda turn: [turn[0], *turn[1]])
+CHAIN = st.tuples(st.builds(user, TEXT), st.lists(ANSWERED, min_size=1, max_size=3))
+ORDINARY = st.lists(CHAIN, min_size=1, max_size=3).map(
+    lambda chains: [message for query, turns in chains for message in [query, *chain.from_iterable(turns)]]
 )
-ORDINARY = st.lists(
-    st.tuples(st.builds(user, TEXT), st.lists(TURN, min_size=1, max_size=3)), min_size=1, max_size=3
-).map(lambda chains: [message for query, turns in chains for message in [query, *chain.from_iterable(turns)]])
 CONVERSATION = st.one_of(ORDINARY, st.lists(MESSAGE, min_size=1, max_size=8))
 TOOLS = st.sampled_from([None, [{"type": "function", "function": {"name": "f", "parameters": {"é": [1.0, None]}}}]])
 ALL = Reading(allow_control_tokens=True, allow_calls_without_tools=True)
@@ -192,11 +188,17 @@ def test_ordinary_conversations_lose_no_turn(mode):
     assert [sample["turns"][-1] for sample in samples] == [2, 4, 6, 8, 10, 12, 14, 16, 18] and not left_out
 
 
-def test_whitespace_at_the_start_of_a_history_turn_stays_one_token_with_the_newline_before_it():
-    conversation = [user("q"), assistant("\n\na", "r"), user("q2"), assistant("b", "s")]
-    samples, _ = samples_of(conversation, None, "drop")
-    assert samples[1]["history"] == []
-    assert samples[1]["instruction"] == "q<|im_end|>\n<|im_start|>assistant\n\n\na<|im_end|>\n<|im_start|>user\nq2"
+@pytest.mark.parametrize(
+    "past, following, text",
+    [
+        (assistant("\n\na", "r"), user("q2"), "assistant\n\n\na<|im_end|>"),  # one token with the newline before it
+        (assistant("</think><think>\nx\n</think>\n\na"), tool("t"), "<think>\nx\n</think>\n\na<|im_end|>"),
+    ],
+    ids=["whitespace at its start", "a think block typed into it"],
+)
+def test_history_turn_that_llamafactory_would_change_stays_text_of_the_prompt(past, following, text):
+    samples, _ = samples_of([user("q"), past, following, assistant("b", "s")], None, "drop")
+    assert samples[1]["history"] == [] and text in samples[1]["instruction"]
 
 
 def test_answer_that_opens_with_a_newline_is_left_out_without_thinking():
@@ -213,12 +215,6 @@ def test_text_that_llamafactory_would_replace_is_left_out_with_the_reason():
     )
 
 
-def test_think_block_typed_into_an_answer_stays_in_a_drop_history():
-    conversation = [user("q"), assistant("</think><think>\nx\n</think>\n\na"), tool("t"), assistant("b", "s")]
-    samples, _ = samples_of(conversation, None, "drop")
-    assert samples[1]["history"] == [] and "<think>\nx\n</think>\n\na" in samples[1]["instruction"]
-
-
 def test_turns_of_one_query_merge_into_one_sample_and_each_query_opens_another():
     samples, _ = samples_of(ordinary_turns([1, 3, 5]), None, "template", merge_turns=True)
     assert [sample["turns"] for sample in samples] == [[2], [4, 6, 8], [10, 12, 14, 16, 18]]
@@ -230,13 +226,7 @@ def test_turns_of_one_query_merge_into_one_sample_and_each_query_opens_another()
 
 
 def test_turn_without_reasoning_ends_its_sample_as_the_template_shows_it_otherwise_later():
-    conversation = [
-        user("q"),
-        assistant("", "r", [call("f", {})]),
-        tool("1"),
-        assistant("", None, [call("f", {})]),
-        tool("2"),
-        assistant("a", "r"),
-    ]
+    thinking, silent = (assistant("", reasoning, [call("f", {})]) for reasoning in ("r", None))
+    conversation = [user("q"), thinking, tool("1"), silent, tool("2"), assistant("a", "r")]
     samples, _ = samples_of(conversation, None, "template", merge_turns=True)
     assert [sample["turns"] for sample in samples] == [[1, 3], [5]]

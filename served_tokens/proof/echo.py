@@ -19,47 +19,38 @@ def echoed_turn(target: str, echo: str, tools: bool, thinking: bool = True) -> d
         thinking: false where it says `enable_thinking: false`.
     Returns {"role": "assistant", "content", "reasoning_content", "tool_calls"}, the last two where there are such.
     """
-    streamed = echo == "vllm-stream"
-    written = _up_to(target, END)
-    reasoning, content = _before_and_after(written, streamed) if thinking else ("", written)
-    calls = []
+    streamed, calls = echo == "vllm-stream", []
+    reasoning, content = "", target.partition(END)[0]
+    if thinking:
+        reasoning, content = _reasoning_and_content(content, streamed)
     if tools and CALL in content:
-        content, calls = (_from_stream if streamed else _from_whole)(content)
+        content, calls = _from_stream(content) if streamed else _from_whole(content)
     elif tools and streamed:
         content = _without_start_of_call(content)
     turn = {"role": "assistant", "content": content}
     if reasoning:
         turn["reasoning_content"] = reasoning
     if calls:
-        turn["tool_calls"] = [
-            {"type": "function", "function": {"name": name, "arguments": arguments}} for name, arguments in calls
-        ]
+        functions = [{"name": name, "arguments": arguments} for name, arguments in calls]
+        turn["tool_calls"] = [{"type": "function", "function": function} for function in functions]
     return turn
 
 
-def _up_to(text: str, mark: str) -> str:
-    return text[: text.index(mark)] if mark in text else text
-
-
-def _before_and_after(text: str, streamed: bool) -> tuple[str, str]:
+def _reasoning_and_content(text: str, streamed: bool) -> tuple[str, str]:
     """Reasoning lasts until the first </think> or call; its own marks are no text of it."""
-    ends = [place for place in (text.find(CLOSE), text.find(CALL)) if place >= 0]
-    if not ends:
-        return "".join(text.split(OPEN)), ""
-    end = min(ends)
-    content = text[end:]
-    if content.startswith(CLOSE):
-        content = content[len(CLOSE) :]
-    return "".join(text[:end].split(OPEN)), content if streamed else "".join(content.split(CLOSE))
+    before_call = text.partition(CALL)[0]
+    reasoning = before_call.partition(CLOSE)[0]
+    content = text[len(reasoning) :].removeprefix(CLOSE)
+    return reasoning.replace(OPEN, ""), content if streamed else content.replace(CLOSE, "")
 
 
 def _spans(content: str) -> list[str]:
     """The texts between <tool_call> and </tool_call>, the last one open or not."""
-    spans, rest = [], content
-    while CALL in rest:
-        rest = rest[rest.index(CALL) + len(CALL) :]
-        spans.append(_up_to(rest, CALLED))
-        rest = rest[len(spans[-1]) :]
+    spans, (_, opened, rest) = [], content.partition(CALL)
+    while opened:
+        span, _, rest = rest.partition(CALLED)
+        spans.append(span)
+        _, opened, rest = rest.partition(CALL)
     return spans
 
 
@@ -70,9 +61,8 @@ def _from_whole(content: str) -> tuple[str, list]:
         call = _json(span)
         if not (isinstance(call, dict) and isinstance(call.get("name"), str) and "arguments" in call):
             return content, []
-        arguments = call["arguments"]
-        calls.append((call["name"], arguments if isinstance(arguments, dict) else {}))
-    before = _up_to(content, CALL)
+        calls.append((call["name"], _object(call["arguments"])))
+    before = content.partition(CALL)[0]
     return ("" if before.isspace() else before), calls
 
 
@@ -85,15 +75,14 @@ def _from_stream(content: str) -> tuple[str, list]:
         if name is None:
             break
         sent = next(_behind(span, "arguments"), "")
-        arguments = _json(sent[:-1] if _json(span) and sent.endswith("}") else sent)
-        calls.append((name, arguments if isinstance(arguments, dict) else {}))
-    return _up_to(content, CALL), calls
+        calls.append((name, _object(_json(sent[:-1] if _json(span) and sent.endswith("}") else sent))))
+    return content.partition(CALL)[0], calls
 
 
 def _behind(span: str, key: str):
     """What follows each `"key":`."""
     while f'"{key}"' in span:
-        span = span[span.index(f'"{key}"') + len(key) + 2 :].lstrip()
+        span = span.partition(f'"{key}"')[2].lstrip()
         if span.startswith(":"):
             yield span[1:].lstrip()
 
@@ -104,6 +93,11 @@ def _without_start_of_call(content: str) -> str:
         if content.endswith(CALL[:size]):
             return content[:-size]
     return content
+
+
+def _object(arguments) -> dict:
+    """What vLLM makes of arguments in the history."""
+    return arguments if isinstance(arguments, dict) else {}
 
 
 def _json(text: str):

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 ASSISTANT = "<|im_start|>assistant\n"
 CONVERSATIONS = (("messages",), ("conversations",), ("prompt", "completion"))
-TOOLS, ARGUMENTS = ("tools", "functions", "tool_defs"), ("arguments", "args", "input", "parameters")
+ARGUMENTS = ("arguments", "args", "input", "parameters", "input_schema", "inputSchema")  # or schemas: all is shown
+IN_JSON = ("tools", "functions", "tool_defs", "tool_calls", *ARGUMENTS)  # which may be JSON strings
 ROLES, TURNS = ("role", "from"), ("assistant", "gpt", "function_call")
 # Keys under which no text of a conversation stands.
 NOT_SHOWN = frozenset(
@@ -34,14 +35,9 @@ OF_A_ROW = frozenset(  # of columns alone
     "response_format frequency_penalty presence_penalty min_p user repetition_penalty max_completion_tokens "
     "service_tier stream_options logit_bias done eval_count total_duration".split()
 )
-SHOWN = frozenset(  # that a key which is ignored without its level does not take away
-    "messages conversations prompt completion tools functions tool_defs system role from content value text "
-    "reasoning_content reasoning thinking thinking_blocks reasoning_details tool_calls function_call function name "
-    "arguments args input parameters description".split()
-)
-LEVELS = ("row", "message", "call", "part")
 THINK = re.compile("</?think>")  # texts are read apart at these marks
 LONG = 3  # characters: of shorter texts little can be said
+SHOWN_TEXT = 60  # characters of a text that is lost
 
 
 @dataclass
@@ -56,57 +52,65 @@ class Loss:
     text: str
     where: str
 
+    def __str__(self) -> str:
+        text = self.text[:SHOWN_TEXT] + ("…" if len(self.text) > SHOWN_TEXT else "")
+        return f"{self.place}: {self.key}: {text!r} is not in {self.where}"
+
 
 def lost_texts(row: dict, shown: dict, turns: int, read_as: dict, ignored: tuple) -> list[Loss] | None:
     """The texts of a row that are lost; None where it has another number of turns than were read.
 
     Args:
         row: as its file has it.
-        shown: {number of a turn: (served prompt, target and what of the turn is not rendered)} of those with a sample.
+        shown: {number of a turn: (served prompt, target and reasoning)} of those with a sample.
         turns: how many turns were read.
         read_as: {key: the field that it is read as}; ignored: keys that the user ignores, alone or as "message.note".
     """
-    bare = {key for key in ignored if "." not in key} - SHOWN
-    of_level = {level: {key.partition(".")[2] for key in ignored if key.startswith(f"{level}.")} for level in LEVELS}
-    skipped = NOT_SHOWN | bare | of_level["call"] | of_level["part"]
-    not_of_row = NOT_SHOWN | bare | of_level["row"]
-    row = {read_as.get(key, key): value for key, value in row.items() if key not in not_of_row}
+    skipped = NOT_SHOWN | _ignored(ignored, "call", "part", "tool")
+    row = _less(row, NOT_SHOWN | _ignored(ignored, "row"), read_as)
     columns = next((names for names in CONVERSATIONS if all(row.get(name) for name in names)), ())
-    given = [_json(message) for name in columns for message in _json(row[name])]
-    not_of_message = bare | of_level["message"] | {"name"}
-    messages = [
-        {read_as.get(key, key): value for key, value in message.items() if key not in not_of_message}
-        for message in given
-    ]
+    given = [_json(message) for name in columns for message in _json(row.pop(name))]
+    messages = [_less(message, {"name"} | _ignored(ignored, "message"), read_as) for message in given]
     before = _turns_before(messages)
     if before[-1] != turns:
         return None
-    lost, done = [], {}  # done: where the messages end that were found behind so many turns
+    lost, ends = [], [0] * (turns + 1)  # ends: where the messages that come behind so many turns end in the prompt
+
+    def search(value, text: str, start: int, place: str, where: str) -> int:
+        """Look for the texts of a value in what is shown from `start` on; returns where the last one ends."""
+        found = [(key, one, _end(one, text, start)) for key, one in _texts(value, skipped)]
+        lost.extend(Loss(place, key, one, where) for key, one, end in found if end < 0)
+        return max([start, *(end for _, _, end in found)])
+
     for position, message in enumerate(messages):
-        number, is_turn = before[position], _is_turn(message)
+        number = before[position]
+        if _is_turn(message):
+            number = before[position + 1] - 1
+            if number in shown:
+                search(message, shown[number][1], 0, f"message {position}", "the target of its turn")
+            continue
         if message.get("role") == "developer":  # vLLM moves it to the front
             number = 0
-        later = min((turn for turn in shown if turn >= number), default=None)
-        if is_turn:
-            number = before[position + 1] - 1
-            where, text, start = "the target of its turn", shown[number][1] if number in shown else None, 0
-        else:
-            where, start = f"the prompt of turn {later}", done.get(number, 0)
-            text = _behind_turns(shown[later][0], number, later) if later is not None else None
-        for unit in _units(message) if text is not None else ():
-            ends = [(_end(one, text, start), key, one) for key, one in _texts(unit, skipped)]
-            lost += [Loss(f"message {position}", key, one, where) for end, key, one in ends if end < 0]
-            start = start if is_turn else max([start, *(end for end, _, _ in ends)])
-        if not is_turn:
-            done[number] = start
-    for column in row.keys() - {*columns} - OF_A_ROW if shown else ():
-        first = min(shown)
-        head = _behind_turns(shown[first][0], 0, first)
-        texts = _texts({column: row[column]}, skipped)
-        lost += [
-            Loss(f"column {column}", column, one, "the first prompt") for _, one in texts if _end(one, head, 0) < 0
-        ]
+        if following := [turn for turn in shown if turn >= number]:
+            turn = min(following)
+            text = _behind_turns(shown[turn][0], number, turn)
+            for part in _parts(message):
+                ends[number] = search(part, text, ends[number], f"message {position}", f"the prompt of turn {turn}")
+    if shown:
+        head = _behind_turns(shown[min(shown)][0], 0, min(shown))
+        for column in row.keys() - OF_A_ROW:
+            search({column: row[column]}, head, 0, f"column {column}", "the first prompt")
     return lost
+
+
+def _ignored(keys: tuple, *levels: str) -> set[str]:
+    """The keys that the user ignores in objects of these levels."""
+    named = {key.partition(".")[2] for key in keys if key.partition(".")[0] in levels}
+    return named | {key for key in keys if "." not in key}
+
+
+def _less(value: dict, keys: set, read_as: dict) -> dict:
+    return {read_as.get(key, key): item for key, item in value.items() if key not in keys}
 
 
 def _is_turn(message: dict) -> bool:
@@ -120,12 +124,8 @@ def _is_output(message: dict) -> bool:
     return message.get("role") == "tool" or (in_blocks and all(part.get("type") == "tool_result" for part in parts))
 
 
-def _units(message: dict) -> list:
+def _parts(message: dict) -> list[dict]:
     """What stands in order in a message: each part of its content, then the rest of it."""
-    if message.get("from") == "function_call" and isinstance(message.get("value"), str):  # calls behind reasoning
-        thought, _, calls = message["value"].rpartition("</think>")
-        calls = _json(calls.strip())
-        return [{"content": thought, "tool_calls": calls if isinstance(calls, list) else [calls]}]
     if not isinstance(message.get("content"), list):
         return [message]
     parts = [{"content": [part]} for part in message["content"]]
@@ -155,61 +155,41 @@ def _behind_turns(prompt: str, number: int, turn: int) -> str:
     return parts[number] if len(parts) == turn + 2 else prompt
 
 
-def _texts(value, skipped: frozenset, key: str = "", keys_too: bool = False):
+def _texts(value, skipped: frozenset, key: str = "", all_shown: bool = False):
     """Yield (key, text) for each text that is to be looked for; key is the outermost one that it stands under.
 
     Args:
-        keys_too: inside arguments and tools, where keys are texts as well and all are shown.
+        all_shown: inside arguments and schemas, where keys are texts as well.
     """
     if isinstance(value, str):
-        pieces = [value] if keys_too else THINK.split(value)
-        yield from ((key, piece.strip()) for piece in pieces if len(piece.strip()) >= LONG)
+        pieces = [value] if all_shown else THINK.split(value)
+        yield from ((key, piece.strip()) for piece in pieces if len(piece.strip()) >= LONG and piece != "null")
     elif isinstance(value, list):
         for item in value:
-            yield from _texts(item, skipped, key, keys_too)
+            yield from _texts(item, skipped, key, all_shown)
+    elif isinstance(value, dict) and all_shown:
+        yield from _texts([*value, *value.values()], skipped, key, True)
     elif isinstance(value, dict):
-        for name, item in value.items():
-            if keys_too:
-                yield from _texts(name, skipped, key, True)
-            elif name in skipped:
-                continue
-            if name in TOOLS and not key:
-                yield from _of_tools(_json(item), skipped, key or name)
-                continue
-            if name == "tool_calls" and not key and isinstance(_json(item), list):
-                item = [_json(call) for call in _json(item)]
-            inside = keys_too or name in ARGUMENTS or (name == "content" and isinstance(item, dict))
-            if not (inside and isinstance(item, str) and item.strip() == "null"):
-                yield from _texts(_json(item) if inside else item, skipped, key or name, inside)
-
-
-def _of_tools(tools, skipped: frozenset, key: str):
-    """The same of tools: their names, descriptions, and all texts and keys of their schemas."""
-    tools = list(tools.values()) if isinstance(tools, dict) else tools
-    for tool in map(_json, tools if isinstance(tools, list) else ()):
-        function = tool.get("function", tool) if isinstance(tool, dict) else None
-        function = function if isinstance(function, dict) else {}
-        yield from _texts([function.get("name"), function.get("description")], skipped, key)
-        for schema in ("parameters", "input_schema", "inputSchema"):
-            yield from _texts(_json(function.get(schema)), skipped, key, True)
+        for name in [name for name in value if name not in skipped]:
+            item = _json(value[name]) if name in IN_JSON else value[name]
+            if name in IN_JSON and isinstance(item, list):
+                item = [_json(one) for one in item]
+            inside = name in ARGUMENTS or (name == "content" and isinstance(item, dict))
+            yield from _texts(item, skipped, key or name, inside)
 
 
 def _end(text: str, shown: str, start: int) -> int:
     """Where a text ends that is shown from `start` on, as it is, within JSON, or printed anew; -1 where it is not."""
-    found = [(shown.find(form, start), len(form)) for form in _forms(text)]
-    if found := [place + length for place, length in found if place >= 0]:
-        return min(found)
+    once = [json.dumps(text, ensure_ascii=ascii_only)[1:-1] for ascii_only in (False, True)]
+    twice = [json.dumps(form)[1:-1] for form in once]
+    found = [(shown.find(form, start), form) for form in (text, *once, *twice)]
+    if ends := [place + len(form) for place, form in found if place >= 0]:
+        return min(ends)
     value = _json(text)
     if value is text:
         return -1
-    ends = [_end(part, shown, start) for _, part in _texts(value, frozenset(), keys_too=True)]
+    ends = [_end(part, shown, start) for _, part in _texts(value, frozenset(), all_shown=True)]
     return -1 if -1 in ends else max(ends, default=start)
-
-
-def _forms(text: str) -> dict:
-    """A text as it is, and as JSON within one or two levels of strings."""
-    once = [json.dumps(text, ensure_ascii=ascii_only)[1:-1] for ascii_only in (False, True)]
-    return dict.fromkeys([text, *once, *(json.dumps(one)[1:-1] for one in once)])
 
 
 def _json(value):

@@ -32,11 +32,6 @@ def plain_reading(row: dict, tools_as_given: bool = True) -> tuple[list, list] |
     return read, [json.dumps(tool) for tool in tools]
 
 
-def raw_row(raw) -> dict:
-    """A row out of the bytes of its line; one that its file held parsed already is left as it is."""
-    return json.loads(raw) if isinstance(raw, bytes) else raw
-
-
 def not_to_be_trained(row: dict, number_of_turns: int) -> set[int]:
     """The numbers of the turns, counted from 0, that a row says not to train on, in the plainest ways of saying so.
 

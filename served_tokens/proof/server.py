@@ -12,7 +12,6 @@ import itertools
 import json
 import os
 from collections import Counter, defaultdict
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
 import httpx
@@ -22,7 +21,7 @@ from tqdm import tqdm
 from served_tokens.files.read import Place, read_rows
 from served_tokens.marks import TrajectoryError
 from served_tokens.proof.compare import Truth, named
-from served_tokens.proof.tokens import describe_mismatch, first_difference, supervised_spans
+from served_tokens.proof.tokens import TOKENS_DIFFER, described, first_difference, supervised_spans
 from served_tokens.proof.turn import echoed_messages, served_turn
 from served_tokens.rows.anthropic import are_texts
 from served_tokens.rows.servers import STYLES
@@ -33,13 +32,12 @@ RENDER, CHAT = "/v1/chat/completions/render", "/v1/chat/completions"
 NO_SUCH_PATH = (403, 404, 405)  # 403: vLLM without --enable-scale-out
 ONE_TOKEN = {"max_tokens": 1, "temperature": 0, "return_token_ids": True, "return_prompt_token_ids": True}
 REASONING_FIELDS = ("reasoning_content", "reasoning", "none")
-AT_ONCE, IN_A_BATCH, SECONDS = 8, 64, 60  # requests; seconds that an answer may take
 STYLE_MENDS = "tools or text parts are written otherwise; step 1 --server-style "
 HISTORY_MENDS = {
     "drop": "the server shows no reasoning of past turns; another --reasoning-field, or step 2 --history-thinking drop",
     "template": "the server shows reasoning of past turns; step 2 --history-thinking template",
 }
-TURNS_ASKED, DIFFERENCES_KEPT, WORDS_KEPT = 200, 3, 200  # the words in characters
+SECONDS, TURNS_ASKED, DIFFERENCES_KEPT, WORDS_KEPT = 60, 200, 3, 200  # for an answer; the words in characters
 
 
 @dataclass(frozen=True)
@@ -54,20 +52,11 @@ class Question:
     trained: list[int]  # its token ids
 
 
-def chosen_turns(turns_of_samples: list[list[int]], number: int) -> list[tuple[int, int]]:
-    """At most `number` of all turns, evenly spread, each with the position of its sample before it."""
-    turns = [(position, turn) for position, its_turns in enumerate(turns_of_samples) for turn in its_turns]
-    number = min(number, len(turns))
-    return [turns[index * len(turns) // number] for index in range(number)]
-
-
 def questions_about(chosen: list[tuple[int, int]], provenance, built, truth: Truth):
-    """Yield a `Question` for each chosen turn.
+    """Yield a `Question` for each chosen turn, less those that LlamaFactory cut off.
 
-    Args:
-        chosen: see `chosen_turns`.
-        provenance, built: two tables with the same rows: what step 2 says of the samples, and their token ids and
-            labels as LlamaFactory built them.
+    chosen: (position of a sample, turn) of each. provenance, built: what step 2 says of each sample, and what
+    LlamaFactory made of it.
     """
     of_rows = defaultdict(list)
     for position, turn in chosen:
@@ -75,12 +64,13 @@ def questions_about(chosen: list[tuple[int, int]], provenance, built, truth: Tru
         of_rows[Place(truth.trajectories or sample["source"], sample["trajectory"])].append((position, turn))
     for source in dict.fromkeys(place.source for place in of_rows):
         for index, row, _ in read_rows(source):
-            for position, turn in of_rows.get(Place(source, index), ()):
+            place = Place(source, index)
+            for position, turn in of_rows.get(place, ()):
                 sample, trained = provenance[position], built[position]
                 spans = dict(zip(sample["turns"], supervised_spans(trained["labels"])))
-                if turn in spans:  # else LlamaFactory cut it off
+                if turn in spans:
                     yield Question(
-                        place=f"{named(Place(source, index))}, turn {turn}",
+                        place=f"{named(place)}, turn {turn}",
                         row=row,
                         reading=Reading.of(json.loads(sample["reading"])),
                         turn=turn,
@@ -97,8 +87,8 @@ def request_for(question: Question, reasoning_field: str | None, truth: Truth) -
     """
     if reasoning_field is None:
         reasoning_field = "reasoning_content" if question.served_as == "template" else "none"
-    trajectory = read_trajectory(question.row, question.reading)
-    both = zip(_history(trajectory, question, question.served_as, truth), trajectory.given.messages)
+    trajectory, history = _conversation(question, truth)
+    both = [*zip(history, trajectory.given.messages)]
     messages = [answer if answer["role"] == "assistant" else given for answer, given in both]
     body = {"messages": [_sent(message, reasoning_field) for message in messages]}
     if trajectory.given.tools:
@@ -108,10 +98,13 @@ def request_for(question: Question, reasoning_field: str | None, truth: Truth) -
     return body
 
 
-def _history(trajectory: Trajectory, question: Question, served_as: str, truth: Truth) -> list[dict]:
-    """The messages before the turn as an agent has them, which are answers as they came where the rows are of such."""
-    messages, echo = trajectory.messages[: question.turn], question.reading.echo
-    return messages if echo == "none" else echoed_messages(messages, trajectory.tools, served_as, echo, truth.render)
+def _conversation(question: Question, truth: Truth) -> tuple[Trajectory, list[dict]]:
+    """The row as it is served, and the messages before the turn as the agent has them, which may echo answers."""
+    trajectory, echo = read_trajectory(question.row, question.reading), question.reading.echo
+    history = trajectory.messages[: question.turn]
+    if echo != "none":
+        history = echoed_messages(history, trajectory.tools, question.served_as, echo, truth.render)
+    return trajectory, history
 
 
 def _sent(message: dict, reasoning_field: str) -> dict:
@@ -124,15 +117,12 @@ def _sent(message: dict, reasoning_field: str) -> dict:
     sent["content"] = "" if content is None else content
     if "reasoning_content" in message and reasoning_field != "none":
         sent[reasoning_field] = message["reasoning_content"]
-    if calls := message.get("tool_calls"):
-        sent["tool_calls"] = [_sent_call(call, index) for index, call in enumerate(calls)]
+    for index, call in enumerate(message.get("tool_calls", ())):
+        arguments = json.dumps(call["function"]["arguments"], ensure_ascii=False)
+        function = {"name": call["function"]["name"], "arguments": arguments}
+        call = {"id": call.get("id") or f"call_{index}", "type": "function", "function": function}
+        sent.setdefault("tool_calls", []).append(call)
     return sent
-
-
-def _sent_call(call: dict, index: int) -> dict:
-    arguments = json.dumps(call["function"]["arguments"], ensure_ascii=False)
-    function = {"name": call["function"]["name"], "arguments": arguments}
-    return {"id": call.get("id") or f"call_{index}", "type": "function", "function": function}
 
 
 # ---------------------------------------------------------------- the server
@@ -197,12 +187,13 @@ def _response(server: Server, method: str, path: str, body: dict | None = None) 
 
 @dataclass
 class Compared:
-    """How many prompts are exact, and how many are not, by the server's words or by their cause; the first as text."""
+    """How many of the prompts were asked, the server's words for those it refused, and why others differ."""
 
-    exact: int = 0
+    prompts: int
+    asked: int = 0
     refused: Counter = field(default_factory=Counter)
     causes: Counter = field(default_factory=Counter)
-    differences: list[str] = field(default_factory=list)
+    differences: list[str] = field(default_factory=list)  # the first, as text
 
     @property
     def off(self) -> int:
@@ -210,63 +201,63 @@ class Compared:
         return self.refused.total() + self.causes.total()
 
 
-def compare_with_server(server: Server, questions, total: int, reasoning_field: str | None, truth: Truth) -> Compared:
-    """Ask the server for the prompts of all questions, an iterator; ends with one line where it stops answering."""
-    compared, bar = Compared(), tqdm(total=total, desc="ask the server", unit="turn", mininterval=1)
-    with bar, ThreadPoolExecutor(AT_ONCE) as pool:
-        while batch := [*itertools.islice(questions, IN_A_BATCH)]:
-            bodies = [request_for(question, reasoning_field, truth) for question in batch]
-            for question, served in zip(batch, pool.map(prompt_ids, itertools.repeat(server), bodies)):
-                _note(compared, question, served, truth)
-                bar.update()
+def compare_with_server(
+    server: Server, provenance, built, max_turns: int, reasoning_field: str | None, truth: Truth
+) -> Compared:
+    """Ask the server for at most `max_turns` prompts, evenly spread; ends with one line where it stops answering.
+
+    For the others see `questions_about` and `request_for`.
+    """
+    turns = [(position, turn) for position, its_turns in enumerate(provenance["turns"]) for turn in its_turns]
+    asked = min(max_turns, len(turns))
+    chosen = [turns[index * len(turns) // asked] for index in range(asked)]
+    compared, decode = Compared(len(turns)), truth.tokenizer.decode
+    questions = questions_about(chosen, provenance, built, truth)
+    for question in tqdm(questions, total=asked, desc="ask the server", unit="turn", mininterval=1):
+        compared.asked += 1
+        served = prompt_ids(server, request_for(question, reasoning_field, truth))
+        if isinstance(served, str):
+            compared.refused[served] += 1
+        elif served != question.trained:
+            compared.causes[cause_of(served, question, truth)] += 1
+            sides = [{"input_ids": ids, "labels": []} for ids in (served, question.trained)]
+            said = described(*sides, TOKENS_DIFFER, first_difference(served, question.trained), decode)
+            compared.differences += [f"{question.place}: {said}"][: DIFFERENCES_KEPT - len(compared.differences)]
     return compared
-
-
-def _note(compared: Compared, question: Question, served: list[int] | str, truth: Truth) -> None:
-    if isinstance(served, str):
-        compared.refused[served] += 1
-    elif served == question.trained:
-        compared.exact += 1
-    else:
-        compared.causes[cause_of(served, question, truth)] += 1
-        if len(compared.differences) < DIFFERENCES_KEPT:
-            sides = ({"input_ids": ids, "labels": []} for ids in (served, question.trained))
-            compared.differences.append(f"{question.place}: {describe_mismatch(*sides, truth.tokenizer.decode)}")
 
 
 def cause_of(served: list[int], question: Question, truth: Truth) -> str:
     """Why a prompt is not the server's: the settings with which the check's own definition makes the server's."""
-    encode = functools.partial(truth.tokenizer.encode, add_special_tokens=False)
-    if encode(truth.tokenizer.decode(served)) != served:
+    encode, decode = functools.partial(truth.tokenizer.encode, add_special_tokens=False), truth.tokenizer.decode
+    if encode(decode(served)) != served:
         return "another tokenizer; check with the model that is served"
     style, served_as = question.reading.server_style, question.served_as
-    for other_style in (style, *STYLES):
-        for other_as in (served_as,) if served_as == "no-thinking" else (served_as, *HISTORY_MENDS):
-            with contextlib.suppress(TrajectoryError, jinja2.TemplateError):
-                if encode(_prompt_of(question, other_style, other_as, truth)) == served:
-                    mends = [] if other_style == style else [STYLE_MENDS + other_style]
-                    mends += [] if other_as == served_as else [HISTORY_MENDS[other_as]]
-                    return "; ".join(mends) or "the sample itself is not exact, see above"
-    same = truth.tokenizer.decode(served[: first_difference(served, question.trained)])
+    histories = (served_as,) if served_as == "no-thinking" else (served_as, *HISTORY_MENDS)
+    for other_style, other_as in itertools.product((style, *STYLES), histories):
+        reading = replace(question.reading, server_style=other_style)
+        with contextlib.suppress(TrajectoryError, jinja2.TemplateError):
+            if encode(_prompt_of(replace(question, reading=reading, served_as=other_as), truth)) == served:
+                mends = [] if other_style == style else [STYLE_MENDS + other_style]
+                mends += [] if other_as == served_as else [HISTORY_MENDS[other_as]]
+                return "; ".join(mends) or "the sample itself is not exact, see above"
+    same = decode(served[: first_difference(served, question.trained)])
     if same.rfind("<tools>") > same.rfind("</tools>"):
         return "tools are printed as no style of step 1 does; take keys out of them but name, description, parameters"
     return "another chat template; step 1 --chat-template with the one that is served"
 
 
-def _prompt_of(question: Question, style: str, served_as: str, truth: Truth) -> str:
-    trajectory = read_trajectory(question.row, replace(question.reading, server_style=style))
-    history = _history(trajectory, question, served_as, truth)
-    what = trajectory.messages, trajectory.tools, question.turn
-    return served_turn(*what, served_as, truth.render, history)[0]
+def _prompt_of(question: Question, truth: Truth) -> str:
+    trajectory, history = _conversation(question, truth)
+    messages, tools = trajectory.messages, trajectory.tools
+    return served_turn(messages, tools, question.turn, question.served_as, truth.render, history)[0]
 
 
-def lines_of(compared: Compared, server: Server, of: int) -> list[str]:
-    """The result, to be printed below that of the check; of: how many prompts the data set has."""
-    asked = compared.exact + compared.off
+def lines_of(compared: Compared, server: Server) -> list[str]:
+    """The result, to be printed below that of the check."""
+    exact = compared.asked - compared.off
     return [
-        *compared.differences,
-        f"  asked            {asked:>8}  of {of} prompts at {server.url}{server.path}",
-        f"  exact by server  {compared.exact:>8}  ({compared.exact / max(1, asked):.2%})",
+        f"  asked            {compared.asked:>8}  of {compared.prompts} prompts at {server.url}{server.path}",
+        f"  exact by server  {exact:>8}  ({exact / max(1, compared.asked):.2%})",
         *(f"  refused          {times:>8}  {words}" for words, times in compared.refused.most_common()),
         *(f"  differ           {times:>8}  {cause}" for cause, times in compared.causes.most_common()),
     ]

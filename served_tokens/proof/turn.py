@@ -7,7 +7,7 @@ import contextlib
 import hashlib
 import json
 
-from served_tokens.marks import IGNORE_INDEX, TrajectoryError
+from served_tokens.marks import IGNORE_INDEX, TrajectoryError, in_json
 from served_tokens.proof.echo import echoed_turn
 
 ASSISTANT = "<|im_start|>assistant\n"
@@ -77,13 +77,7 @@ def expected_sample(spans: list[tuple[list[int], list[int]]]) -> dict:
 
 def task_of(task_info, messages: list, tools: list | None) -> bytes:
     """A digest of what no two sides of a split may share: task_info.task_id, else what is served of the row."""
-    task = _parsed(task_info)
+    task = in_json(task_info)
     task = task.get("task_id") if isinstance(task, dict) else None
     same = [messages, tools] if task is None else str(task)
     return hashlib.sha256(json.dumps(same, default=str).encode()).digest()
-
-
-def _parsed(value):
-    with contextlib.suppress(ValueError, RecursionError):
-        return json.loads(value) if isinstance(value, str) else value
-    return value

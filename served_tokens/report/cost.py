@@ -39,7 +39,7 @@ def training_cost(samples: int, tokens: int, supervised: int, schedule: Schedule
 
 def costs_by_way(training: list[Findings], schedule: Schedule, cutoff_len: int) -> dict[str, dict[str, float]]:
     """{how these data sets can be trained: what that costs}; packed samples are taken for full."""
-    supervised = sum(found.counts["supervised tokens"] for found in training)
+    supervised = sum(found.counts.supervised_tokens for found in training)
     samples, tokens = (sum(found.ways[AS_WRITTEN][number] for found in training) for number in (0, 1))
     if schedule.packing:
         return {AS_WRITTEN: training_cost(math.ceil(tokens / cutoff_len), tokens, supervised, schedule)}

@@ -14,7 +14,7 @@ def what_mends(found: Findings, provenance, data_args) -> str:
     """The setting that makes the samples exact, as far as it is known."""
     served_as, merged = set(provenance["served_as"]), any(len(turns) > 1 for turns in provenance["turns"])
     mends = {
-        TOO_LONG: found.counts["cut"],
+        TOO_LONG: found.counts.cut,
         "set template=qwen3_nothink": "template" in served_as and data_args.template == "qwen3",
         "set mask_history=false": merged and data_args.mask_history,
         "set mask_history=true": not (merged or data_args.mask_history),
@@ -29,60 +29,59 @@ def what_mends(found: Findings, provenance, data_args) -> str:
 def problems_of(found: Findings, its: TrainingSet, is_cut: bool, data_args) -> list[str]:
     """Why a data set is not to be trained on."""
     problems, counts = [], found.counts
-    if counts["exact"] < len(its.built):
-        exact = f"{counts['exact']} of {len(its.built)} samples are exact"
+    if sum(found.exact) < len(its.built):
+        exact = f"{sum(found.exact)} of {len(its.built)} samples are exact"
         mend = what_mends(found, its.provenance, data_args)
         problems.append(f"{exact}, so the model would not be trained on what it is served with; {mend}")
-    unsaid = 0 if is_cut or not found.trains else found.why_left_out[NOT_SAID] + counts[NO_TRACE]
+    unsaid = 0 if is_cut or not found.trains else found.why_left_out[NOT_SAID] + found.reasons[NO_TRACE]
     if unsaid:
         problems.append(f"{unsaid} turns or trajectories have no sample and no reason; run step 2 again")
-    if counts["read otherwise"]:
-        problems.append(f"{counts['read otherwise']} rows are read otherwise by step 1 than by the check itself")
-    if counts["reasoning lost"]:
+    if counts.read_otherwise:
+        problems.append(f"{counts.read_otherwise} rows are read otherwise by step 1 than by the check itself")
+    if counts.reasoning_lost:
         problems.append(
-            f"{counts['reasoning lost']} prompts are trained both with and without reasoning to the same answer "
+            f"{counts.reasoning_lost} prompts are trained both with and without reasoning to the same answer "
             f"({found.reasoning_lost}): in a log with a row for each call, past turns have lost theirs; step 2 "
             "--turns last trains the last turn of each row only"
         )
-    if counts["lost texts"]:
-        problems.append(f"{counts['lost texts']} texts of the trajectories are in no sample that should hold them")
+    if found.lost_under.total():
+        problems.append(f"{found.lost_under.total()} texts of the trajectories are in no sample that should hold them")
     return problems
 
 
 def print_findings(found: Findings, max_samples: int | None) -> None:
     """Print what is found: first the texts of a few faults, then the numbers."""
-    counts, checked, kept = found.counts, found.counts["trajectories"], found.counts["supervised turns"]
+    counts, checked, kept = found.counts, found.turns.total(), found.counts.supervised_turns
+    set_aside, turns = found.reasons.total(), sum(found.turns.elements())
     for text in [text for _, text in found.mismatches.values()][:SHOWN_MISMATCHES] + found.lost:
         print(text)
     print(f"{found.name}: {found.settings}")
-    print(
-        "  " + accounted("rows", counts["rows"], checked, "checked for samples", counts["rows set aside"], "set aside")
-    )
-    print("  " + accounted("turns", counts["turns"], kept, "in samples", counts["turns"] - kept, "left out"))
+    print("  " + accounted("rows", checked + set_aside, checked, "checked for samples", set_aside, "set aside"))
+    print("  " + accounted("turns", turns, kept, "in samples", turns - kept, "left out"))
     lines = [(number, f"set aside: {reason}") for reason, number in found.reasons.most_common(SHOWN_KEYS)]
     for why, number in found.why_left_out.most_common():
         cut_short = why == NOT_SAID and max_samples is not None
         lines.append((number, f"left out: max_samples is {max_samples}" if cut_short else f"left out: {why}"))
     lines += [
-        (counts["mismatched"], "mismatched"),
-        (counts["cut"], "over cutoff_len"),
-        (counts["lost texts"], "lost, texts that no sample holds that should"),
+        (found.kinds.total(), "mismatched"),
+        (counts.cut, "over cutoff_len"),
+        (found.lost_under.total(), "lost, texts that no sample holds that should"),
         *((number, f"of them under {key}") for key, number in found.lost_under.most_common(SHOWN_KEYS)),
-        (counts["other targets"], f"prompts are trained to another target too, the first: {found.other_targets}"),
-        (counts["with and without reasoning"], "of them to the same answer with and without reasoning"),
+        (counts.other_targets, f"prompts are trained to another target too, the first: {found.other_targets}"),
+        (counts.with_and_without, "of them to the same answer with and without reasoning"),
     ]
     for number, said in lines:
         if number:
             print(f"  {number:>8} {said}")
-    if counts["recorded turns"]:
-        exact, turns = counts["exact by record"], counts["recorded turns"]
+    if counts.recorded_turns:
+        exact, turns = counts.exact_by_record, counts.recorded_turns
         print(f"  {exact:>8} exact by record, of {turns} turns whose token ids a server recorded")
-    same = counts["rows read twice"] - counts["read otherwise"]
+    same = counts.rows_read_twice - counts.read_otherwise
     print(f"  {same:>8} of {checked} rows the check reads by its own rules too, with the same result")
     print(f"  the longest sample has {max(found.lengths, default=0)} tokens")
-    if counts["with reasoning"] and (without := counts["without reasoning"]):
-        both = without + counts["with reasoning"]
-        print("  " + SOME_REASONING.format(without, both, counts["beside reasoning"]))
+    if counts.with_reasoning and (without := counts.without_reasoning):
+        both = without + counts.with_reasoning
+        print("  " + SOME_REASONING.format(without, both, counts.beside_reasoning))
     if found.unread:
         print(f"  not trained and not shown: {unread_keys(found)}")
 

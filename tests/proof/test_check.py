@@ -3,9 +3,10 @@
 import json
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-from conftest import ROOT, assistant, golden, read_jsonl, user, write_jsonl
+from conftest import ROOT, assistant, golden, user, write_jsonl
 
 EXACT = [  # step 2's options, LlamaFactory's overrides
     ([], ["template=qwen3"]),
@@ -15,12 +16,25 @@ EXACT = [  # step 2's options, LlamaFactory's overrides
 ]
 
 
+MISSING = "samples: 1 turns or trajectories have no sample and no reason; run step 2 again"
+
+
 def mismatched(output: str) -> int:
     return int(output.split(" mismatched")[0].split()[-1]) if " mismatched" in output else 0
 
 
-def arguments(folder, dataset: str, model) -> list:
-    return [ROOT / "qwen3_full_sft.yaml", f"dataset_dir={folder}", f"dataset={dataset}", f"model_name_or_path={model}"]
+@pytest.fixture
+def failed(run_check, tmp_path, tiny_model):
+    """failed(data set, *overrides) -> the finished check, which fails with a line and no traceback."""
+
+    def failed(dataset: str, *overrides):
+        settings = (f"dataset_dir={tmp_path}", f"dataset={dataset}", f"model_name_or_path={tiny_model}")
+        command = (ROOT / "qwen3_full_sft.yaml", *settings, "preprocessing_num_workers=1", *overrides)
+        process = run_check(*command, expect=1)
+        assert "Traceback" not in process.stderr
+        return process
+
+    return failed
 
 
 @pytest.fixture
@@ -45,13 +59,9 @@ def test_golden_cases_are_exact_in_every_mode(pipeline, check, options, override
     assert "PASSED: 53 of 53 samples are exact" in output and "54 turns in = 53 turns in samples + 1 left out" in output
 
 
-@pytest.mark.parametrize("suffix", [".json", ".jsonl", ".parquet"])
-def test_each_format_loads_through_llamafactory(pipeline, check, suffix):
-    assert "PASSED: " in check(pipeline(golden(), suffix=suffix))
-
-
-def test_folder_of_shards_loads_through_llamafactory(pipeline, check):
-    assert "PASSED: 53 of 53 samples are exact" in check(pipeline(golden(), suffix=""))
+@pytest.mark.parametrize("suffix", [".json", ".jsonl", ".parquet", ""])
+def test_each_format_and_a_folder_of_shards_load_through_llamafactory(pipeline, check, suffix):
+    assert "PASSED: 53 of 53 samples are exact" in check(pipeline(golden(), suffix=suffix))
 
 
 def test_data_set_in_which_no_sample_has_a_history_loads_through_llamafactory(pipeline, check):
@@ -62,11 +72,10 @@ def test_data_set_in_which_no_sample_has_a_history_loads_through_llamafactory(pi
 # ---------------------------------------------------------------- each is broken, and caught
 
 
-def test_template_that_is_wrong_for_the_history_is_caught(run_check, pipeline, check, tmp_path, tiny_model):
+def test_template_that_is_wrong_for_the_history_is_caught_and_the_right_one_named(pipeline, failed):
     name = pipeline(golden(), "--history-thinking", "template")
-    output = check(name, "template=qwen3", expect=1)
-    assert mismatched(output) == 14
-    process = run_check(*arguments(tmp_path, name, tiny_model), "template=qwen3", expect=1)
+    process = failed(name, "template=qwen3")
+    assert mismatched(process.stdout) == 14
     assert process.stderr.splitlines()[-1] == (
         f"FAILED: {name}: 39 of 53 samples are exact, so the model would not be trained on what it is served with; set "
         "template=qwen3_nothink"
@@ -74,8 +83,7 @@ def test_template_that_is_wrong_for_the_history_is_caught(run_check, pipeline, c
 
 
 def test_thinking_mode_that_is_wrong_for_the_targets_is_caught(pipeline, check):
-    output = check(pipeline(golden(), "--no-thinking"), expect=1)
-    assert "the loss mask differs" in output
+    assert "the loss mask differs" in check(pipeline(golden(), "--no-thinking"), expect=1)
 
 
 @pytest.mark.parametrize(
@@ -98,21 +106,37 @@ def test_cutoff_that_cuts_samples_is_caught(pipeline, check):
     assert 0 < cut <= 53 and mismatched(output) == 0
 
 
-def test_setting_that_acts_after_the_samples_are_built_is_caught(pipeline, check):
-    name = pipeline(golden())
-    assert " mismatched" not in check(name, "packing=true", expect=1)
-    assert " mismatched" not in check(name, "ignore_pad_token_for_loss=false", expect=1)
-    assert "PASSED: " in check(name, "packing=true", "neat_packing=true")
+@pytest.mark.parametrize(
+    "override, said",
+    [
+        ("packing=true", "packing without neat_packing"),
+        ("ignore_pad_token_for_loss=false", "ignore_pad_token_for_loss is false"),
+        ("template=chatml", "template chatml puts a chat template of its own into the trained model"),
+    ],
+)
+def test_setting_that_acts_after_the_samples_are_built_is_caught(pipeline, failed, override, said):
+    process = failed(pipeline(golden(), "--history-thinking", "template"), "template=qwen3_nothink", override)
+    assert said in process.stderr
 
 
-def test_turn_that_is_trained_more_than_once_is_caught(run_check, pipeline, check, tmp_path, tiny_model):
+def test_packing_that_keeps_samples_apart_passes(pipeline, check):
+    assert "PASSED: " in check(pipeline(golden()), "packing=true", "neat_packing=true")
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (lambda table: pa.concat_tables([table, table.slice(0, 2)]), "2 turns are trained more than once"),
+        (lambda table: table.slice(1), MISSING),
+        (lambda table: table.filter(pc.not_equal(table["trajectory"], 4)), MISSING),
+    ],
+    ids=["samples twice", "a turn missing", "a trajectory missing"],
+)
+def test_samples_that_are_there_twice_or_missing_without_a_reason_are_caught(pipeline, failed, tmp_path, change, said):
     path = tmp_path / f"{pipeline(golden())}.parquet"
-    table = pq.read_table(path)
-    pq.write_table(pa.concat_tables([table, table.slice(0, 2)]), path)
-    output = check("samples", expect=1)
-    assert mismatched(output) == 0 and "= 53 turns in samples" in output
-    process = run_check(*arguments(tmp_path, "samples", tiny_model), expect=1)
-    assert "FAILED: 2 turns are trained more than once" in process.stderr
+    pq.write_table(change(pq.read_table(path)), path)
+    process = failed("samples")
+    assert mismatched(process.stdout) == 0 and f"FAILED: {said}" in process.stderr
 
 
 def test_chat_template_of_another_model_is_caught(run, pipeline, check, tmp_path):
@@ -133,14 +157,12 @@ def test_trajectories_can_be_elsewhere(pipeline, check, tmp_path):
     assert "PASSED: " in check(name, "--trajectories", "moved.jsonl")
 
 
-def test_trajectories_that_are_not_there_or_others_are_named(run_check, pipeline, tmp_path, tiny_model):
+def test_trajectories_that_are_not_there_or_others_are_named(pipeline, failed, tmp_path):
     name = pipeline(golden())
-    command = arguments(tmp_path, name, tiny_model)
-    (tmp_path / "rows.jsonl").rename(tmp_path / "moved.jsonl")
-    assert "rows.jsonl: no such file" in run_check(*command, expect=1).stderr
+    (tmp_path / "rows.jsonl").unlink()
+    assert "rows.jsonl: no such file" in failed(name).stderr
     write_jsonl(tmp_path / "few.jsonl", golden()[:3])
-    process = run_check(*command, "--trajectories", "few.jsonl", expect=1)
-    assert "few.jsonl: has no usable trajectory 3" in process.stderr
+    assert "few.jsonl: has no usable trajectory 3" in failed(name, "--trajectories", "few.jsonl").stderr
 
 
 def test_max_samples_gives_a_quick_look(pipeline, check):
@@ -148,64 +170,40 @@ def test_max_samples_gives_a_quick_look(pipeline, check):
     assert "PASSED for 5 of 53 samples, which are exact" in output and "left out: max_samples is 5" in output
 
 
-def test_data_set_that_step_2_did_not_write_is_named(check, tmp_path, run_check, tiny_model):
-    write_jsonl(
-        tmp_path / "x.jsonl", [{"instruction": "q", "input": "", "output": "a", "system": "", "history": [["a", "b"]]}]
-    )
-    entry = {
-        "x": {"file_name": "x.jsonl", "columns": {"prompt": "instruction", "response": "output", "history": "history"}}
-    }
+def test_data_set_that_step_2_did_not_write_is_named(failed, tmp_path):
+    write_jsonl(tmp_path / "x.jsonl", [{"instruction": "q", "output": "a", "history": [["a", "b"]]}])
+    columns = {"prompt": "instruction", "response": "output", "history": "history"}
+    entry = {"x": {"file_name": "x.jsonl", "columns": columns}}
     (tmp_path / "dataset_info.json").write_text(json.dumps(entry))
-    process = run_check(
-        ROOT / "qwen3_full_sft.yaml",
-        f"dataset_dir={tmp_path}",
-        "dataset=x",
-        f"model_name_or_path={tiny_model}",
-        expect=1,
-    )
-    assert (
-        "data set x: no column reading, served_as, source, trajectory, turns" in process.stderr
-        and "Traceback" not in process.stderr
-    )
+    assert "data set x: no column reading, served_as, source, trajectory, turns" in failed("x").stderr
 
 
-def test_setting_that_llamafactory_refuses_is_a_clear_error(run_check, run, tiny_model):
-    for overrides, reason in (
+@pytest.mark.parametrize(
+    "overrides, reason",
+    [
         (["train_on_prompt=true"], "train_on_prompt"),
-        (["dataset=none", f"model_name_or_path={tiny_model}"], "Undefined dataset none"),
-        (["template=none", f"model_name_or_path={tiny_model}"], "Template none does not exist"),
+        (["dataset=none"], "Undefined dataset none"),
+        (["template=none"], "Template none does not exist"),
         (["model_name_or_path=/none"], "Failed to load tokenizer"),
-    ):
-        process = run_check(ROOT / "qwen3_full_sft.yaml", f"dataset_dir={ROOT}", *overrides, expect=1)
-        assert "LlamaFactory refuses these settings" in process.stderr and reason in process.stderr
-        assert "Traceback" not in process.stderr
-    process = run("check_training_tokens.py", "none.yaml", expect=1)
-    assert "none.yaml: no such .yaml file" in process.stderr
+    ],
+)
+def test_setting_that_llamafactory_refuses_is_a_clear_error(pipeline, failed, overrides, reason):
+    said = failed(pipeline(golden()[:1]), *overrides).stderr
+    assert "LlamaFactory refuses these settings" in said and reason in said
 
 
-def test_several_data_sets_and_an_evaluation_set_are_checked_each(run_check, pipeline, check, tmp_path, tiny_model):
-    def made_of(source: str, name: str, rows: list) -> str:
-        pipeline(rows, name=name)
-        (tmp_path / "rows.jsonl").rename(tmp_path / source)
-        table = pq.read_table(tmp_path / f"{name}.parquet")
-        sources, left_out = pa.array([source] * len(table)), tmp_path / f"{name}.parquet.left_out.jsonl"
-        write_jsonl(left_out, [{**turn, "source": source} for turn in read_jsonl(left_out)])
-        pq.write_table(
-            table.set_column(table.schema.get_field_index("source"), "source", sources), tmp_path / f"{name}.parquet"
-        )
-        return name
+def test_yaml_that_is_not_there_is_named(run):
+    assert "none.yaml: no such .yaml file" in run("check_training_tokens.py", "none.yaml", expect=1).stderr
 
+
+def test_several_data_sets_and_an_evaluation_set_are_checked_each(in_process, check, failed, tmp_path):
     others = [{**case, "messages": [*case["messages"], user("bye")]} for case in golden()]
-    one, two = made_of("1.jsonl", "one", golden()), made_of("2.jsonl", "two", golden())
-    three = made_of("3.jsonl", "three", others)
-    output = check(f"{one},{two}", f"eval_dataset={three}", "eval_strategy=epoch")
-    assert "PASSED: 159 of 159 samples are exact" in output
-    command = [
-        *arguments(tmp_path, f"{one},{two}", tiny_model),
-        "mix_strategy=interleave_over",
-        "interleave_probs=0.5,0.5",
-    ]
-    process = run_check(*command, expect=1)
+    for name, rows in (("one", golden()), ("two", golden()), ("three", others)):
+        write_jsonl(tmp_path / f"{name}.rows.jsonl", rows)
+        in_process("step1_apply_tool_template.py", f"{name}.rows.jsonl", "plain.jsonl")
+        in_process("step2_to_alpaca_mask_history.py", "plain.jsonl", f"{name}.parquet", "--dataset-dir", ".")
+    assert "PASSED: 159 of 159 samples are exact" in check("one,two", "eval_dataset=three", "eval_strategy=epoch")
+    process = failed("one,two", "mix_strategy=interleave_over", "interleave_probs=0.5,0.5")
     assert "FAILED: mix_strategy interleave_over draws some samples more than once" in process.stderr
 
 
@@ -243,21 +241,24 @@ def test_merged_sample_that_lacks_a_turn_it_names_is_caught(breaking, check):
     assert mismatched(check(breaking(claim, rows), expect=1)) == 1
 
 
-def test_sample_without_provenance_is_named(run_check, breaking, tmp_path, tiny_model):
-    name = breaking(lambda sample: sample.update(turns=[]))
-    process = run_check(*arguments(tmp_path, name, tiny_model), expect=1)
-    assert "sample 0 does not say which turns of which trajectory it is" in process.stderr
+NOT_TOLD = "its samples do not say how step 1 read it, or another version wrote them"
 
 
-@pytest.mark.parametrize("told", ["{", "[]", '{"xq7": 1}'])
-def test_sample_of_an_unknown_reading_is_named(run_check, breaking, tmp_path, tiny_model, told):
-    name = breaking(lambda sample: sample.update(reading=told), golden()[:1])
-    process = run_check(*arguments(tmp_path, name, tiny_model), expect=1)
-    assert "its samples do not say how step 1 read it, or another version wrote them" in process.stderr
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"turns": []}, "sample 0 does not say which turns of which trajectory it is"),
+        ({"reading": "{"}, NOT_TOLD),
+        ({"reading": "[]"}, NOT_TOLD),
+        ({"reading": '{"xq7": 1}'}, NOT_TOLD),
+    ],
+)
+def test_sample_that_does_not_say_what_it_is_of_is_named(breaking, failed, change, said):
+    assert said in failed(breaking(lambda sample: sample.update(change), golden()[:1])).stderr
 
 
 def test_turns_left_out_keep_their_reason_for_validation_and_for_a_file_named_by_trajectories(
-    run_check, pipeline, check, tmp_path, tiny_model
+    pipeline, check, tmp_path, tiny_model
 ):
     rows = [
         {"messages": [user(f"q{number}"), assistant("a", "r"), user("q " * 300), assistant("b", "s")]}
@@ -267,8 +268,7 @@ def test_turns_left_out_keep_their_reason_for_validation_and_for_a_file_named_by
     name = pipeline(rows, "--val-ratio", "0.4", "--cutoff-len", "300", "--tokenizer", tiny_model)
     assert "step 2 does not say why" not in check(name, f"eval_dataset={name}_val", "cutoff_len=300")
     (tmp_path / "rows.jsonl").rename(tmp_path / "moved.jsonl")
-    settings = *arguments(tmp_path, name, tiny_model), "cutoff_len=300", "--trajectories", "moved.jsonl"
-    output = run_check(*settings).stdout
+    output = check(name, "cutoff_len=300", "--trajectories", "moved.jsonl")
     assert "13 rows in = 13 rows checked for samples + 0 set aside" in output
     assert "1 left out: their weight, loss or train" in output and "does not say why" not in output
 
@@ -285,19 +285,3 @@ def test_turn_that_the_chat_template_of_the_model_refuses_is_a_mismatch(pipeline
     Qwen3Config().save_pretrained(tmp_path / "model")
     output = check(pipeline(golden()), f"model_name_or_path={tmp_path / 'model'}", expect=1)
     assert mismatched(output) == 1 and "the model's chat template refuses it: no" in output
-
-
-def test_template_that_replaces_the_chat_template_of_the_model_is_caught(run_check, pipeline, tmp_path, tiny_model):
-    name = pipeline(golden(), "--history-thinking", "template")
-    process = run_check(*arguments(tmp_path, name, tiny_model), "template=chatml", expect=1)
-    assert "template chatml puts a chat template of its own into the trained model" in process.stderr
-
-
-@pytest.mark.parametrize("lost", ["a turn", "a trajectory"])
-def test_samples_that_are_missing_without_a_reason_are_caught(run_check, pipeline, tmp_path, tiny_model, lost):
-    path = tmp_path / f"{pipeline(golden())}.parquet"
-    table = pq.read_table(path)
-    keep = [trajectory != 4 for trajectory in table["trajectory"].to_pylist()]
-    pq.write_table(table.filter(pa.array(keep)) if lost == "a trajectory" else table.slice(1), path)
-    process = run_check(*arguments(tmp_path, "samples", tiny_model), expect=1)
-    assert "FAILED: samples: 1 turns or trajectories have no sample and no reason; run step 2 again" in process.stderr

@@ -7,8 +7,8 @@ from conftest import ROOT, assistant, call, golden, read_jsonl, tool, user
 from hypothesis import given
 from hypothesis import strategies as st
 
-from served_tokens.proof.compare import _as_plain
 from served_tokens.proof.own_reader import plain_reading
+from served_tokens.proof.reading import as_plain
 from served_tokens.rows import trajectory
 from served_tokens.rows.trajectory import Reading, read_trajectory
 
@@ -75,32 +75,28 @@ def test_all_rows_of_the_embedded_sample_and_all_golden_cases_but_one_are_plain_
     assert [rows[k]["messages"][2]["content"] for k, read in enumerate(plain) if read is None] == [
         "<think>\ninline\n</think>\n\nanswer"
     ]
-    assert all(read in (None, _as_plain(read_trajectory(one, KEEP_ALL))) for one, read in zip(rows, plain))
+    assert all(read in (None, as_plain(read_trajectory(one, KEEP_ALL))) for one, read in zip(rows, plain))
 
 
 TEXTS = st.text(st.sampled_from('ab \n"\\é{[<|>'), max_size=5)
 VALUES = st.dictionaries(TEXTS, st.one_of(TEXTS, st.integers(), st.none(), st.lists(TEXTS, max_size=2)), max_size=3)
 CALLS = st.builds(call, TEXTS, st.one_of(VALUES, VALUES.map(json.dumps), st.sampled_from([None, "", "{}"])))
-TURNS = st.builds(
-    assistant, st.one_of(TEXTS.map("x{}".format), st.none()), TEXTS, st.lists(CALLS, min_size=1, max_size=2)
-)
+ANSWERS = st.one_of(TEXTS.map("x{}".format), st.none())
+TURNS = st.builds(assistant, ANSWERS, TEXTS, st.lists(CALLS, min_size=1, max_size=2))
 OTHERS = st.one_of(TEXTS.map(user), TEXTS.map(tool), TEXTS.map(lambda text: {"role": "system", "content": text}))
-PLAIN_TOOLS = st.lists(
-    st.builds(
-        lambda name, parameters: {"type": "function", "function": {**FUNCTION, "name": name, "parameters": parameters}},
-        TEXTS,
-        VALUES,
-    ),
-    max_size=2,
+PLAIN_TOOLS = st.builds(
+    lambda name, parameters: {"type": "function", "function": {**FUNCTION, "name": name, "parameters": parameters}},
+    TEXTS,
+    VALUES,
 )
 
 
-@given(st.lists(st.one_of(OTHERS, TURNS), max_size=5), PLAIN_TOOLS, st.booleans())
+@given(st.lists(st.one_of(OTHERS, TURNS), max_size=5), st.lists(PLAIN_TOOLS, max_size=2), st.booleans())
 def test_random_plain_rows_are_read_alike(messages, tools, as_text):
     one = {"messages": [*messages, assistant("a", "r")], "tools": tools}
     if as_text:
         one = {key: json.dumps(value) for key, value in one.items()}
-    assert plain_reading(one) == _as_plain(read_trajectory(one, KEEP_ALL))
+    assert plain_reading(one) == as_plain(read_trajectory(one, KEEP_ALL))
 
 
 def test_the_check_says_how_many_rows_it_reads_twice_and_fails_where_the_two_differ(checked, monkeypatch):

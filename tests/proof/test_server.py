@@ -9,7 +9,7 @@ from small_server import MODELS, a_server, serving
 
 from served_tokens.proof import server as asking
 from served_tokens.proof.compare import Truth
-from served_tokens.proof.server import CHAT, RENDER, Question, chosen_turns, connect, prompt_ids, request_for
+from served_tokens.proof.server import CHAT, RENDER, Question, connect, prompt_ids, request_for
 from served_tokens.rows.trajectory import Reading
 
 RECORDED = json.loads((ROOT / "tests" / "server" / "vllm_render.json").read_text(encoding="utf-8"))
@@ -58,23 +58,19 @@ def test_a_row_is_sent_as_an_agent_sends_it(truth):
 
 
 @pytest.mark.parametrize(
-    "served_as, field, sent",
+    "served_as, field, sent, more",
     [
-        ("template", None, {"reasoning_content": "r"}),
-        ("template", "reasoning", {"reasoning": "r"}),
-        ("template", "none", {}),
-        ("drop", None, {}),
-        ("drop", "reasoning", {"reasoning": "r"}),
+        ("template", None, {"reasoning_content": "r"}, {}),
+        ("template", "reasoning", {"reasoning": "r"}, {}),
+        ("template", "none", {}, {}),
+        ("drop", None, {}, {}),
+        ("drop", "reasoning", {"reasoning": "r"}, {}),
+        ("no-thinking", None, {}, {"chat_template_kwargs": {"enable_thinking": False}}),
     ],
 )
-def test_reasoning_is_sent_as_the_history_of_the_sample_or_the_user_says(truth, served_as, field, sent):
+def test_reasoning_is_sent_as_the_history_of_the_sample_or_the_user_says(truth, served_as, field, sent, more):
     body = request_for(question([user("q"), assistant("a", "r"), user("r")], 2, served_as, ()), field, truth)
-    assert body == {"messages": [user("q"), {**assistant("a"), **sent}]}
-
-
-def test_a_sample_without_thinking_asks_for_a_prompt_without_it(truth):
-    body = request_for(question([user("q"), assistant("a", "r")], 1, "no-thinking", ()), None, truth)
-    assert body == {"messages": [user("q")], "chat_template_kwargs": {"enable_thinking": False}}
+    assert body == {"messages": [user("q"), {**assistant("a"), **sent}], **more}
 
 
 @pytest.mark.parametrize("echo, content", [("vllm", ""), ("vllm-stream", "\n\n")])
@@ -106,13 +102,6 @@ def test_what_is_sent_is_what_vllm_made_the_trained_prompt_of(truth, name):
         assert without_spelling(body["messages"]) == without_spelling(request["messages"])
         assert body.get("tools") == request["tools"] and request["prompt"] == turn[f"prompt_{served_as}"]
     assert recorded
-
-
-def test_turns_are_chosen_evenly_and_never_more_than_there_are():
-    samples = [[1, 3], [5], [1], [2, 4, 6], [7]]
-    assert chosen_turns(samples, 4) == [(0, 1), (1, 5), (3, 2), (3, 6)]
-    assert chosen_turns(samples[:2], 99) == [(0, 1), (0, 3), (1, 5)]
-    assert chosen_turns([], 5) == []
 
 
 def test_a_trained_prompt_is_what_stands_before_the_supervised_run_of_its_turn(truth, tmp_path):

@@ -12,7 +12,7 @@ import pytest
 
 import check_training_tokens as check
 from served_tokens.llamafactory import TrainingSet
-from served_tokens.proof.findings import Findings
+from served_tokens.proof.findings import Findings, Numbers
 from served_tokens.report.charts import Bar, histogram, length_statistics, ticks
 from served_tokens.report.choice import choice_of_samples, samples_of_turn
 from served_tokens.report.cost import Schedule, costs_by_way, training_cost
@@ -133,7 +133,7 @@ def test_cost_counts_steps_and_tokens_as_the_trainer_does(schedule, steps, token
 
 
 def test_costs_of_token_trees_stand_beside_those_of_the_samples_unless_they_are_packed():
-    found = found_of([10] * 64, counts=Counter({"tokens": 640, "supervised tokens": 64}))
+    found = found_of([10] * 64, counts=Numbers(tokens=640, supervised_tokens=64))
     found.ways = {AS_WRITTEN: (64, 640), TREES: (4, 100)}
 
     def told(packing: bool) -> dict:
