@@ -85,7 +85,7 @@ def convert_row(
     counts, messages, served = step1.plain_row(row, place, chat_template, reading)
     with step1.lone_surrogates_refused():
         orjson.dumps([messages, served])
-    of_samples, made = select.convert_row({**row, "messages": messages, "served": served}, place, options)
+    of_samples, made = select.samples_of_row({**row, "messages": messages, "served": served}, place, options)
     return BothCounted(counts, of_samples), made
 
 
