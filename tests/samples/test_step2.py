@@ -285,7 +285,7 @@ def test_step_2_ends_with_the_command_that_checks_its_samples(step2, options, se
 def test_merging_says_what_it_saves(step2):
     samples = step2([CONVERSATION], "--history-thinking", "template", "--merge-turns")
     assert [sample["turns"] for sample in samples] == [[2, 4], [6, 8]]
-    assert "4 turns merged into 2 samples: 1.8 times less text to train on" in step2.said
+    assert "4 turns merged into 2 samples: 1.9 times less text to train on" in step2.said
 
 
 @pytest.mark.parametrize(
