@@ -44,12 +44,13 @@ def apply_chat_template(
     Raises TrajectoryError where the template refuses the messages, or does not render ChatML.
     """
     rendered = _rendered(messages, tools, render)
-    prompts, targets = rendered.prompts, {}
-    for turn in rendered.turns:
-        targets[turn["turn"]] = rendered.plain[turn["message"]]["content"]
     if echo != "none":
-        prompts = _rendered(echoed_history(messages, targets, echo, tools), tools, render).prompts
-    edits = {history: _edits(rendered.plain, its_prompts) for history, its_prompts in prompts.items()}
+        targets = {turn["turn"]: rendered.plain[turn["message"]]["content"] for turn in rendered.turns}
+        echoed = _rendered(echoed_history(messages, targets, echo, tools), tools, render)
+        rendered.prompts = echoed.prompts
+        for turn, sent_back in zip(rendered.turns, echoed.turns):
+            turn["left_out"] = turn["left_out"] or sent_back["left_out"]
+    edits = {history: _edits(rendered.plain, prompts) for history, prompts in rendered.prompts.items()}
     return rendered.plain, {"turns": rendered.turns, **edits, "given": _given(render)}
 
 
@@ -76,8 +77,9 @@ def without_reasoning(messages: list[dict]) -> list[dict]:
 
 
 def _rendered(messages: list[dict], tools: list[dict] | None, render) -> Rendered:
-    by_chains = is_ordinary(messages) and renders_by_chains(render)
-    return (rendered_by_chains if by_chains else rendered_by_prefix)(messages, tools, render)
+    if is_ordinary(messages) and renders_by_chains(render):
+        return rendered_by_chains(messages, tools, render)
+    return rendered_by_prefix(messages, tools, render)
 
 
 def rendered_by_prefix(messages: list[dict], tools: list[dict] | None, render) -> Rendered:
@@ -123,7 +125,8 @@ def rendered_by_chains(messages: list[dict], tools: list[dict] | None, render) -
             rendered.prompts["template"][k] = past[:first] + kept[first:j]
             thinks = messages[k].get("reasoning_content", "").strip()
             target = text if thinks else _alone(messages[k], render)
-            answer = past[j] if past[j][:1].strip() else _answer(messages[k], render)
+            opens_with_text = past[j][:1].strip()  # else the template may strip it behind a think block
+            answer = past[j] if opens_with_text else _answer(messages[k], render)
             rendered.plain[j]["content"], turn["answer"] = target, _answer_start(target, answer)
     return rendered
 
@@ -131,12 +134,15 @@ def rendered_by_chains(messages: list[dict], tools: list[dict] | None, render) -
 def is_ordinary(messages: list[dict]) -> bool:
     """Whether a user query comes first, no turn follows on another, and no text holds what templates look for."""
     roles = [message["role"] for message in messages]
+    if roles[:1] != ["user"] and roles[:2] != ["system", "user"]:
+        return False
+    if ("assistant", "assistant") in itertools.pairwise(roles):
+        return False
     for message in messages:
         is_output = message["role"] == "user" and message["content"].startswith("<tool_response>")
         if is_output or "</think>" in message["content"]:
             return False
-    opens_with_query = roles[:1] == ["user"] or roles[:2] == ["system", "user"]
-    return opens_with_query and ("assistant", "assistant") not in itertools.pairwise(roles)
+    return True
 
 
 @functools.cache

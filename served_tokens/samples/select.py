@@ -123,6 +123,7 @@ def chosen_samples(messages: list[dict], served: dict, options: Options) -> tupl
 
 
 def _counted(messages: list[dict], served: dict, samples: list[dict], options: Options) -> Selected:
+    """What is counted of a row of step 1 and the samples made of it, but for turns that are left out or held out."""
     trained = {turn for sample in samples for turn in sample["turns"]}
     targets = {turn["turn"]: messages[turn["message"]]["content"] for turn in served["turns"]}
     usable = [turn["turn"] for turn in served["turns"] if not turn["left_out"]]

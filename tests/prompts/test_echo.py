@@ -125,3 +125,9 @@ def test_echoed_edits_are_the_same_however_they_are_rendered(messages, last, ech
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(turns, "renders_by_chains", lambda render: False)
         assert by_chains == apply_chat_template(messages, [{}], RENDER, echo)
+
+
+def test_a_turn_before_any_query_comes_back_without_reasoning_as_the_check_has_it(checked):
+    greeting = [{"role": "system", "content": "P"}, assistant("Hi", "greet them")]
+    row = {"messages": [*greeting, user("q"), assistant("a", "r"), user("q2"), assistant("b", "s")]}
+    assert "PASSED: 2 of 2 samples are exact" in checked([row], step1=("--echo", "vllm")).stdout
