@@ -56,9 +56,9 @@ from served_tokens.files.write import (
     work_folder,
 )
 from served_tokens.marks import TrajectoryError
-from served_tokens.prompts.chat_template import QWEN3, ChatTemplate, read_chat_template
+from served_tokens.prompts.chat_template import QWEN3, ChatTemplate, load_chat_template, read_chat_template
 from served_tokens.prompts.echo import ECHOES
-from served_tokens.prompts.turns import apply_chat_template, apply_despite_control_tokens, prepared_template
+from served_tokens.prompts.turns import apply_chat_template, apply_despite_control_tokens
 from served_tokens.rows.keys import FIELDS, KNOWN
 from served_tokens.rows.notes import Noted, digest, noted
 from served_tokens.rows.other import holds_conversation
@@ -102,9 +102,9 @@ def plain_row(row: dict, place: Place, chat_template: ChatTemplate, reading: Rea
     """(counts, the plain messages of a row, what is served of it: see `apply_chat_template`)"""
     trajectory = read_trajectory(row, reading, chat_template.control_tokens)
     counts = noted(trajectory)
-    render, by_chains = prepared_template(chat_template)
+    render = load_chat_template(chat_template)
     apply = apply_despite_control_tokens if reading.allow_control_tokens else apply_chat_template
-    plain, served = apply(trajectory.messages, trajectory.tools, render, by_chains, reading.echo)
+    plain, served = apply(trajectory.messages, trajectory.tools, render, reading.echo)
     for turn in served["turns"]:
         turn["left_out"] = trajectory.not_trained.get(turn["turn"], turn["left_out"])
         counts.left_out.update([turn["left_out"]] if turn["left_out"] else [])
@@ -288,7 +288,7 @@ def main() -> None:
     if args.output:
         check_output(output)
     chat_template = read_chat_template(args.chat_template)
-    prepared_template(chat_template)  # before the work, so that a bad one costs nothing
+    load_chat_template(chat_template)  # before the work, so that a bad one costs nothing
     files = input_files(args.input, args.file, args.split)
     refuse_inputs([args.input, *files], output, output.with_name(output.name + REJECTS))
     as_json, reading = part_suffix(output) == ".jsonl", reading_of(args)

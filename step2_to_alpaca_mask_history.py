@@ -49,7 +49,7 @@ from served_tokens.rows.notes import NO_REASONING, SOME_REASONING
 from served_tokens.samples.alpaca import sample_schema, training_settings
 from served_tokens.samples.dataset_info import BY_CONTENT, BY_TASK, name_of, read_dataset_info, register
 from served_tokens.samples.lengths import load_tokenizer
-from served_tokens.samples.select import VALIDATION, Options, Selected, convert_row, load_text
+from served_tokens.samples.select import VALIDATION, Options, Selected, load_text, samples_of_row
 
 ROOT = Path(__file__).resolve().parent
 DEFAULT_INPUT = ROOT / "data" / "envscaler_sample_apply_qwen3_template.jsonl"
@@ -262,7 +262,7 @@ def main() -> None:
     refuse_inputs([args.input, *files], *outputs, *beside, *previews, settings.dataset_info)
     replaced = ", in place of an earlier one" if output.exists() else ""
     with work_folder(output) as parts:
-        convert = functools.partial(convert_row, options=settings.options)
+        convert = functools.partial(samples_of_row, options=settings.options)
         work = Work(convert, output, parts, part_suffix(output), sample_schema(), args.strict, load_text)
         totals = convert_files(files, work, args.num_proc, "step 2")
         print_reasons(totals, save_beside(parts, REJECTS, output), len(files) > 1)

@@ -34,8 +34,7 @@ from served_tokens.files.processes import Totals, Work, convert_shard, print_rea
 from served_tokens.files.read import FORMATS, LEFT_OUT, REJECTS, Place, is_data, stream_rows
 from served_tokens.files.write import shown
 from served_tokens.marks import Counts
-from served_tokens.prompts.chat_template import ChatTemplate, read_chat_template
-from served_tokens.prompts.turns import prepared_template
+from served_tokens.prompts.chat_template import ChatTemplate, load_chat_template, read_chat_template
 from served_tokens.rows.notes import Noted
 from served_tokens.rows.trajectory import Reading
 from served_tokens.samples import select
@@ -86,7 +85,7 @@ def convert_row(
     counts, messages, served = step1.plain_row(row, place, chat_template, reading)
     with step1.lone_surrogates_refused():
         orjson.dumps([messages, served])
-    of_samples, made = select.convert_row({**row, "messages": messages, "served": served}, place, options)
+    of_samples, made = select.samples_of_row({**row, "messages": messages, "served": served}, place, options)
     return BothCounted(counts, of_samples), made
 
 
@@ -164,7 +163,7 @@ def parsed_arguments() -> tuple[argparse.Namespace, step2.Settings]:
 def main() -> None:
     args, settings = parsed_arguments()
     chat_template = read_chat_template(args.chat_template)
-    prepared_template(chat_template)  # before the work, so that a bad one costs nothing
+    load_chat_template(chat_template)  # before the work, so that a bad one costs nothing
     (system, path), (output_system, output) = find(args.input), find(args.address)
     paths = find_files(system, path)
     if not paths:

@@ -45,8 +45,8 @@ def main() -> None:
     render, tokenizer = load_chat_template(read_chat_template(str(QWEN3))), load_tokenizer(args.model)
     lengths, once, turns = {name: Counter() for name, *_ in WAYS}, 0, 0
     for row in tqdm(made_up.rows(args.rows), total=args.rows, unit=" rows"):
-        given = read_trajectory(row)
-        plain, served = apply_chat_template(given.messages, given.tools, render)
+        trajectory = read_trajectory(row)
+        plain, served = apply_chat_template(trajectory.messages, trajectory.tools, render)
         served |= {"source": "", "trajectory": 0, "reading": {}}
         count = token_counter(tokenizer, "")
         for name, served_as, merge in WAYS:

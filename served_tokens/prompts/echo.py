@@ -9,8 +9,6 @@ parser/abstract_parser.py, tool_parsers/hermes_tool_parser.py), one token at a t
 import json
 import re
 
-from served_tokens.marks import BLOCK_END, TrajectoryError
-
 ECHOES = ("none", "vllm", "vllm-stream")
 CALL = "<tool_call>"
 REASONING_ENDS = re.compile("</think>|(?=<tool_call>)")
@@ -23,70 +21,47 @@ def echoed_history(messages: list[dict], targets: dict[int, str], echo: str, too
     """The messages with each turn k in `targets` as the server's answer to it, handed to the chat template again.
 
     Args:
-        messages, tools: as `served_trajectory` returns them.
+        messages, tools: as `read_trajectory` returns them.
         targets: what the model writes at turn k after a generation prompt that opens no think block, by k.
-        echo: one of ECHOES; "none" leaves the messages as they are.
+        echo: "vllm" or "vllm-stream".
     That is the `template` history; `without_reasoning` of it is what an agent sends that sends no reasoning back.
     """
     history = list(messages)
-    for turn, target in targets.items() if echo != "none" else ():
-        answer = answer_to(target, echo, bool(tools))
-        history[turn] = {**answer, "content": answer["content"] or ""}
-        for call in answer.get("tool_calls", ()):
-            call["function"]["arguments"] = _read_again(call["function"]["arguments"])
+    for k, target in targets.items():
+        history[k] = answer_sent_back(target, echo == "vllm-stream", bool(tools))
     return history
 
 
-def _read_again(arguments: str) -> dict:
-    """What vLLM makes of arguments in the history: what is no object, or broken, is {}; raises TrajectoryError."""
-    try:
-        value = json.loads(arguments)
-    except json.JSONDecodeError:
-        return {}
-    except (ValueError, RecursionError) as error:
-        raise TrajectoryError(f"tool call arguments cannot be read ({error}), so a server refuses them") from None
-    return value if isinstance(value, dict) else {}
-
-
-def answer_to(target: str, echo: str, tools: bool, thinking: bool = True) -> dict:
-    """The message that a client gets for what the model wrote, up to <|im_end|>.
+def answer_sent_back(target: str, streamed: bool, tools: bool) -> dict:
+    """A past turn as the chat template gets it; arguments are objects.
 
     Args:
+        target: what the model wrote.
+        streamed: whether the agent read the answer as a stream.
         tools: whether the request had any; else a call is text.
-        thinking: false where the request said `enable_thinking: false`: nothing is reasoning then.
-    Returns {"role", "content": text or None}, with "reasoning_content" and "tool_calls" where there are such; arguments
-    are strings.
     """
-    written, streamed = target.partition(BLOCK_END)[0], echo == "vllm-stream"
-    reasoning, content = _parsed_reasoning(written, streamed) if thinking else ("", written)
-    calls = []
+    reasoning, *rest = REASONING_ENDS.split(target, maxsplit=1)  # a call ends reasoning too
+    reasoning, content, calls = reasoning.replace("<think>", ""), "".join(rest), []
+    if not streamed:
+        content = content.replace("</think>", "")
     if tools:
-        content, calls = (_streamed_calls if streamed else _parsed_calls)(content)
-    answer = {"role": "assistant", "content": content or None}
+        content, calls = _streamed_calls(content) if streamed else _whole_calls(content)
+    answer = {"role": "assistant", "content": content}
     if reasoning:
         answer["reasoning_content"] = reasoning
     if calls:
-        answer["tool_calls"] = [
-            {"id": f"call_{index}", "type": "function", "function": {"name": name, "arguments": arguments}}
-            for index, (name, arguments) in enumerate(calls)
-        ]
+        functions = [{"name": name, "arguments": arguments} for name, arguments in calls]
+        answer["tool_calls"] = [{"type": "function", "function": function} for function in functions]
     return answer
 
 
-def _parsed_reasoning(written: str, streamed: bool) -> tuple[str, str]:
-    """(reasoning, content). A call ends reasoning too; of further `</think>`, only those of a stream are kept."""
-    reasoning, *content = REASONING_ENDS.split(written, maxsplit=1)
-    content = "".join(content)
-    return reasoning.replace("<think>", ""), content if streamed else content.replace("</think>", "")
-
-
-def _parsed_calls(content: str) -> tuple[str, list]:
+def _whole_calls(content: str) -> tuple[str, list]:
     """(content before the calls, [(name, arguments)]); where one call is broken, none is parsed."""
     calls = []
     try:
         for match in CALLS.finditer(content):
             call = json.loads(match[1])
-            calls.append((call["name"] + "", json.dumps(call["arguments"], ensure_ascii=False)))
+            calls.append((call["name"] + "", _object(call["arguments"])))
     except (ValueError, TypeError, KeyError, RecursionError):
         return content, []
     before = content.partition(CALL)[0]
@@ -102,19 +77,27 @@ def _streamed_calls(content: str) -> tuple[str, list]:
         if not name:
             break
         arguments = ARGUMENTS.search(call)
-        calls.append((name[1], _streamed_arguments(arguments[1], call) if arguments else ""))
-    return before if opened else before.removesuffix(_held_back(before)), calls
+        sent = arguments[1] if arguments else ""
+        if _read(call) is not None:  # else the bracket that closes the call was sent before anybody knew
+            sent = sent.removesuffix("}")
+        calls.append((name[1], _object(_read(sent))))
+    held_back = "" if opened else _start_of_call(before)  # what could become a call is never sent
+    return before.removesuffix(held_back), calls
 
 
-def _streamed_arguments(arguments: str, call: str) -> str:
-    """Less the bracket that closes the call, if that is JSON; else it was sent before anybody knew."""
-    try:
-        json.loads(call)
-    except (ValueError, RecursionError):
-        return arguments
-    return arguments.removesuffix("}").rstrip()
-
-
-def _held_back(text: str) -> str:
-    """The end of a stream that could be the start of a call, which is never sent."""
+def _start_of_call(text: str) -> str:
+    """What the text ends with that a call could begin with."""
     return next((CALL[:size] for size in range(len(CALL) - 1, 0, -1) if text.endswith(CALL[:size])), "")
+
+
+def _read(text: str):
+    """The value of a JSON text, None where it is none."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _object(value) -> dict:
+    """What vLLM makes of arguments in the history."""
+    return value if isinstance(value, dict) else {}

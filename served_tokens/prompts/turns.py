@@ -1,15 +1,13 @@
 """Plain messages: what each turn generates, and how the messages before it read in its served prompt."""
 
-import contextlib
 import functools
 import itertools
 from dataclasses import dataclass
 
 from served_tokens.marks import BLOCK_START, TrajectoryError, map_texts
-from served_tokens.prompts.chat_template import QUERY, ChatTemplate, load_chat_template, split_blocks, with_stand_ins
+from served_tokens.prompts.chat_template import QUERY, split_blocks
 from served_tokens.prompts.echo import echoed_history
 
-OUTPUT = {"role": "tool", "content": "t"}
 NO_QUERY = "the chat template renders this turn without a think block, as no user query comes before it"
 
 
@@ -17,28 +15,23 @@ NO_QUERY = "the chat template renders this turn without a think block, as no use
 class Rendered:
     """A trajectory as the chat template shows it.
 
-    blocks: (role, text) of each message, in one rendering of the whole.
-    targets: what the model writes at each turn; answers: the same with `enable_thinking=False`.
-    left_out: why a turn cannot be trained, or None.
-    edits: {"drop": […], "template": […]}, see `apply_chat_template`.
+    plain, turns: see `apply_chat_template`.
+    prompts: {"drop": {turn: the texts of the blocks before it, as its served prompt shows them}, "template": …}.
     """
 
-    blocks: list[tuple[str, str]]
-    targets: list[str]
-    answers: list[str]
-    left_out: list[str | None]
-    edits: dict[str, list[dict]]
+    plain: list[dict]
+    turns: list[dict]
+    prompts: dict[str, dict[int, list[str]]]
 
 
 def apply_chat_template(
-    messages: list[dict], tools: list[dict] | None, render, by_chains: bool = True, echo: str = "none"
+    messages: list[dict], tools: list[dict] | None, render, echo: str = "none"
 ) -> tuple[list[dict], dict]:
     """Plain messages of one trajectory, and the edits that turn them into the served prompt of each turn.
 
     Args:
         messages, tools: as a server hands them to the chat template, without control tokens.
         render: see `load_chat_template`.
-        by_chains: see `renders_by_chains`; the result is the same.
         echo: how past turns come back to the server (see `echo`): "none", as the messages have them.
     Returns (plain, served):
         plain: [{"role", "content"}], one per block of the rendering; an assistant message holds its target.
@@ -50,30 +43,32 @@ def apply_chat_template(
             the part of each target that the generation prompt holds already (nothing, or `<think>` and a newline).
     Raises TrajectoryError where the template refuses the messages, or does not render ChatML.
     """
-    turns = [k for k, message in enumerate(messages) if message["role"] == "assistant"]
-    way = rendered_by_chains if by_chains and is_ordinary(messages) else rendered_by_prefix
-    rendered = way(messages, tools, turns, render, echo)
-    plain = [{"role": role, "content": text} for role, text in rendered.blocks]
-    served = {"turns": [], **rendered.edits, "given": _given(render)}
-    for number, (k, j) in enumerate(zip(turns, _places(rendered.blocks, turns))):
-        target, answer = rendered.targets[number], rendered.answers[number]
-        plain[j]["content"] = target
-        start = len(target) - len(answer) if target.endswith(answer) else None
-        served["turns"].append({"turn": k, "message": j, "answer": start, "left_out": rendered.left_out[number]})
-    return plain, served
+    rendered = _rendered(messages, tools, render)
+    if echo != "none":
+        targets = {turn["turn"]: rendered.plain[turn["message"]]["content"] for turn in rendered.turns}
+        echoed = _rendered(echoed_history(messages, targets, echo, tools), tools, render)
+        rendered.prompts = echoed.prompts
+        for turn, sent_back in zip(rendered.turns, echoed.turns):
+            turn["left_out"] = turn["left_out"] or sent_back["left_out"]
+    edits = {history: _edits(rendered.plain, prompts) for history, prompts in rendered.prompts.items()}
+    return rendered.plain, {"turns": rendered.turns, **edits, "given": _given(render)}
 
 
 def apply_despite_control_tokens(
-    messages: list[dict], tools: list[dict] | None, render, by_chains: bool = True, echo: str = "none"
+    messages: list[dict], tools: list[dict] | None, render, echo: str = "none"
 ) -> tuple[list[dict], dict]:
-    """`apply_chat_template` for texts that may hold control tokens, at which its renderings could not be split."""
-    hidden, hidden_tools, reveal = with_stand_ins(messages, tools)
-    if not reveal:
-        return apply_chat_template(messages, tools, render, by_chains, echo)
-    if reveal(render(hidden, hidden_tools)) != render(messages, tools):
+    """`apply_chat_template` for texts that may hold the marks of ChatML, at which its renderings could not be split."""
+
+    def hide(value):  # by a text as long as the marks, so that offsets stay right
+        return map_texts(value, lambda text: text.replace("<|im_", "<|im+"))
+
+    def reveal(value):
+        return map_texts(value, lambda text: text.replace("<|im+", "<|im_"))
+
+    if reveal(render(hide(messages), hide(tools))) != render(messages, tools):
         raise TrajectoryError("the chat template alters texts with control tokens, so its rendering cannot be split")
-    plain, served = apply_chat_template(hidden, hidden_tools, render, by_chains, echo)
-    return map_texts(plain, reveal), map_texts(served, reveal)
+    plain, served = apply_chat_template(hide(messages), hide(tools), render, echo)
+    return reveal(plain), reveal(served)
 
 
 def without_reasoning(messages: list[dict]) -> list[dict]:
@@ -81,117 +76,83 @@ def without_reasoning(messages: list[dict]) -> list[dict]:
     return [{key: value for key, value in message.items() if key != "reasoning_content"} for message in messages]
 
 
-def rendered_by_prefix(messages: list[dict], tools, turns: list[int], render, echo: str) -> Rendered:
-    """The naive definition: every prefix rendered."""
-    blocks, targets, left_out, edits = split_blocks(render(messages, tools)), [], [], {}
-    for k in turns:
-        target, in_place = _alone(messages[k], render), None
-        with contextlib.suppress(TrajectoryError):  # some templates refuse messages without a query
-            in_place = split_blocks(render(messages[: k + 1], tools))[-1][1]
-        left_out.append(None if in_place == target else NO_QUERY)
-        targets.append(target if in_place is None or "reasoning_content" in messages[k] else in_place)
-    history = echoed_history(messages, dict(zip(turns, targets)), echo, tools)
-    contents = [text for _, text in blocks]
-    for j, target in zip(_places(blocks, turns), targets):
-        contents[j] = target
-    for mode, past in (("drop", without_reasoning(history)), ("template", history)):
-        prompts = []
-        for number, k in enumerate(turns):
-            try:
-                prompt = split_blocks(render(past[:k], tools, add_generation_prompt=True))
-            except TrajectoryError as error:
-                prompt, left_out[number] = [], str(error)
-            if [role for role, _ in prompt] != [role for role, _ in blocks[: len(prompt)]]:
-                raise TrajectoryError(f"the chat template renders other messages before turn {k} than later")
-            prompts.append([text for _, text in prompt])
-        edits[mode] = _edits(turns, contents, prompts, range(len(blocks)))
-    answers = [_answer(messages[k], render) for k in turns]
-    return Rendered(blocks=blocks, targets=targets, answers=answers, left_out=left_out, edits=edits)
+def _rendered(messages: list[dict], tools: list[dict] | None, render) -> Rendered:
+    if is_ordinary(messages) and renders_by_chains(render):
+        return rendered_by_chains(messages, tools, render)
+    return rendered_by_prefix(messages, tools, render)
 
 
-def rendered_by_chains(messages: list[dict], tools, turns: list[int], render, echo: str) -> Rendered:
-    """The same for an ordinary trajectory, each message rendered twice.
+def rendered_by_prefix(messages: list[dict], tools: list[dict] | None, render) -> Rendered:
+    """The naive definition: each turn is rendered in its place, and the prompt before it in both histories."""
+    rendered = _begun(messages, split_blocks(render(messages, tools)))
+    roles = [message["role"] for message in rendered.plain]
+    for turn in rendered.turns:
+        k, j = turn["turn"], turn["message"]
+        alone = target = _alone(messages[k], render)
+        try:  # some templates refuse messages without a query
+            target = split_blocks(render(messages[: k + 1], tools))[-1][1]
+            if target != alone:
+                turn["left_out"] = NO_QUERY
+            for history, past in (("drop", without_reasoning(messages[:k])), ("template", messages[:k])):
+                prompt = split_blocks(render(past, tools, add_generation_prompt=True))
+                if [role for role, _ in prompt] != roles[:j]:
+                    raise TrajectoryError("the chat template renders other messages before this turn than later")
+                rendered.prompts[history][k] = [text for _, text in prompt]
+        except TrajectoryError as error:
+            turn["left_out"] = str(error)
+        rendered.plain[j]["content"] = target
+        turn["answer"] = _answer_start(target, _answer(messages[k], render))
+    return rendered
 
-    A chain is what lies between two user messages. A turn has two looks: `kept` in the prompts of its chain, as the
-    chain alone is rendered, and `past` in those of later chains, as the whole is rendered without reasoning.
+
+def rendered_by_chains(messages: list[dict], tools: list[dict] | None, render) -> Rendered:
+    """The same for an ordinary trajectory, with each message rendered twice.
+
+    A chain is a user message and what follows it up to the next one. A turn has two looks: the prompts of its own chain
+    show it as a rendering of the chain alone does, those of later chains as one of the whole without reasoning does.
     """
-    blocks = split_blocks(render([*without_reasoning(messages), QUERY], tools))[:-1]
-    places, chains = _places(blocks, turns), _chains(messages)
-    past, kept = [blocks[j][1] for j in places], []
-    for start, of_chain in chains:
-        kept += _assistants(render(messages[start : of_chain[-1] + 1], None))
-    targets, lasts = list(kept), {of_chain[-1] for _, of_chain in chains}
-    for number, k in enumerate(turns):  # the last turn of a chain stands there as its target, and any with reasoning
-        if k not in lasts and not messages[k].get("reasoning_content", "").strip():
-            targets[number] = _alone(messages[k], render)
-    answers = [text if text[:1].strip() else _answer(messages[k], render) for k, text in zip(turns, past)]
-    if echo != "none":
-        history = echoed_history(messages, dict(zip(turns, targets)), echo, tools)
-        if not is_ordinary(history):  # a stream keeps the second </think> of a turn
-            return rendered_by_prefix(messages, tools, turns, render, echo)
-        echoed = [history[k] for k in turns]
-        looks = _assistants(render([QUERY, *without_reasoning(echoed), QUERY, *echoed, OUTPUT], None))
-        past, kept = looks[: len(turns)], looks[len(turns) :]
-    prompts = {"drop": [past[:number] for number in range(len(turns))], "template": []}
-    for _, of_chain in chains:
-        begun = len(prompts["template"])
-        prompts["template"] += [past[:begun] + kept[begun : begun + more] for more in range(len(of_chain))]
-    edits = {mode: _edits(turns, targets, prompts[mode], places) for mode in prompts}
-    return Rendered(blocks=blocks, targets=targets, answers=answers, left_out=[None] * len(turns), edits=edits)
+    rendered = _begun(messages, split_blocks(render([*without_reasoning(messages), QUERY], tools))[:-1])
+    past = [message["content"] for message in rendered.plain]
+    kept = list(past)
+    queries = [k for k, message in enumerate(messages) if message["role"] == "user"]
+    for start, end in itertools.pairwise([*queries, len(messages)]):
+        turns = [turn for turn in rendered.turns if start < turn["turn"] < end]
+        in_chain = [text for role, text in split_blocks(render(messages[start:end], None)) if role == "assistant"]
+        for turn, text in zip(turns, in_chain):
+            k, j, first = turn["turn"], turn["message"], turns[0]["message"]
+            kept[j] = text
+            rendered.prompts["drop"][k] = past[:j]
+            rendered.prompts["template"][k] = past[:first] + kept[first:j]
+            thinks = messages[k].get("reasoning_content", "").strip()
+            target = text if thinks else _alone(messages[k], render)
+            opens_with_text = past[j][:1].strip()  # else the template may strip it behind a think block
+            answer = past[j] if opens_with_text else _answer(messages[k], render)
+            rendered.plain[j]["content"], turn["answer"] = target, _answer_start(target, answer)
+    return rendered
 
 
 def is_ordinary(messages: list[dict]) -> bool:
-    """Whether each turn answers a user query or tool outputs, and no text holds what templates look for."""
-    first = 1 if messages[0]["role"] == "system" else 0
-    for before, message in itertools.pairwise([{"role": "assistant"}, *messages[first:]]):
-        if message["role"] == "assistant" and (before["role"] == "assistant" or "</think>" in message["content"]):
+    """Whether a user query comes first, no turn follows on another, and no text holds what templates look for."""
+    roles = [message["role"] for message in messages]
+    if roles[:1] != ["user"] and roles[:2] != ["system", "user"]:
+        return False
+    if ("assistant", "assistant") in itertools.pairwise(roles):
+        return False
+    for message in messages:
+        is_output = message["role"] == "user" and message["content"].startswith("<tool_response>")
+        if is_output or "</think>" in message["content"]:
             return False
-        if message["role"] == "user" and message["content"].startswith("<tool_response>"):
-            return False
-    return messages[first : first + 1] != [] and messages[first]["role"] == "user"
-
-
-def _chains(messages: list[dict]) -> list[tuple[int, list[int]]]:
-    """(user message, turns) of each chain that has turns, as positions in messages."""
-    chains = []
-    for k, message in enumerate(messages):
-        if message["role"] == "user":
-            chains.append((k, []))
-        elif message["role"] == "assistant":
-            chains[-1][1].append(k)
-    return [chain for chain in chains if chain[1]]
-
-
-def _edits(turns: list[int], contents: list[str], prompts: list[list[str]], places) -> list[dict]:
-    """What changes from the served prompt of one turn to that of the next.
-
-    Args:
-        contents: the texts before any prompt, each of the message at its place; prompts: the first of them, in each.
-    """
-    edits, contents = [], list(contents)
-    for k, prompt in zip(turns, prompts):
-        for j, text in enumerate(prompt):
-            if text != contents[j]:
-                edits.append({"turn": k, "message": places[j], "content": text})
-                contents[j] = text
-    return edits
+    return True
 
 
 @functools.cache
-def prepared_template(template: ChatTemplate) -> tuple:
-    """(render, whether it renders by chains), made once in each process."""
-    render = load_chat_template(template)
-    return render, renders_by_chains(render)
-
-
 def renders_by_chains(render) -> bool:
-    """Whether rendering by chains gives what the naive definition gives, on a conversation with all that templates
-    look at.
-
-    It does for Qwen3 and most of its relatives. For a template that fails here, every prefix is rendered.
+    """Whether rendering by chains gives what rendering by prefix gives, on a conversation with all that templates look
+    at, with tools and without. It does for Qwen3 and most of its relatives.
     """
     calls = [{"function": {"name": "f", "arguments": {"x": 1}}}] * 2
     chain = [
+        QUERY,
         {"role": "assistant", "content": "a", "reasoning_content": "r", "tool_calls": calls},
         {"role": "tool", "content": "1" * 3000},  # a template might shorten it
         {"role": "tool", "content": "2"},
@@ -201,26 +162,38 @@ def renders_by_chains(render) -> bool:
     ]
     system, blank = {"role": "system", "content": "s"}, {"role": "assistant", "content": "c", "reasoning_content": "\n"}
     tools = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
-    whole = [system, QUERY, *chain, QUERY, *chain[:3], system, *chain[3:], QUERY, QUERY, blank, QUERY, *chain[:2]]
+    bare = [QUERY, blank, *chain, *chain[:4], system, *chain[4:], QUERY, QUERY, blank, *chain[:3]]
     try:
         return all(
-            apply_chat_template(probe, its_tools, render, True) == apply_chat_template(probe, its_tools, render, False)
-            for probe, its_tools in ((whole, tools), (whole[1:], None), ([QUERY, chain[-1], QUERY, *chain], None))
+            rendered_by_chains(probe, its_tools, render) == rendered_by_prefix(probe, its_tools, render)
+            for probe, its_tools in (([system, *bare], tools), (bare, None))
         )
     except TrajectoryError:
         return False
 
 
-def _places(blocks: list[tuple], turns: list[int]) -> list[int]:
-    """Which blocks of the rendering are the turns."""
+def _begun(messages: list[dict], blocks: list[tuple[str, str]]) -> Rendered:
+    """The blocks of a rendering of all messages, in which the turns are yet to be filled in."""
+    turns = [k for k, message in enumerate(messages) if message["role"] == "assistant"]
     places = [j for j, (role, _) in enumerate(blocks) if role == "assistant"]
     if len(places) != len(turns):
         raise TrajectoryError(f"the chat template renders {len(turns)} assistant messages as {len(places)} blocks")
-    return places
+    return Rendered(
+        plain=[{"role": role, "content": text} for role, text in blocks],
+        turns=[{"turn": k, "message": j, "answer": None, "left_out": None} for k, j in zip(turns, places)],
+        prompts={"drop": {}, "template": {}},
+    )
 
 
-def _assistants(rendered: str) -> list[str]:
-    return [text for role, text in split_blocks(rendered) if role == "assistant"]
+def _edits(plain: list[dict], prompts: dict[int, list[str]]) -> list[dict]:
+    """What changes from `plain` to the served prompt of the first turn, and from each to the next."""
+    edits, shown = [], [message["content"] for message in plain]
+    for k, prompt in prompts.items():
+        for j, text in enumerate(prompt):
+            if text != shown[j]:
+                edits.append({"turn": k, "message": j, "content": text})
+                shown[j] = text
+    return edits
 
 
 def _alone(message: dict, render) -> str:
@@ -232,6 +205,10 @@ def _answer(message: dict, render) -> str:
     """What the model generates in place of a message with `enable_thinking=False`."""
     [message] = without_reasoning([message])
     return _alone(message, render).removeprefix(_given(render, enable_thinking=False))
+
+
+def _answer_start(target: str, answer: str) -> int | None:
+    return len(target) - len(answer) if target.endswith(answer) else None
 
 
 @functools.cache

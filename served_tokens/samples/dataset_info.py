@@ -1,6 +1,5 @@
 """Validation sets and data sets: what is held out, and how LlamaFactory finds what is written."""
 
-import contextlib
 import hashlib
 import json
 import os
@@ -8,31 +7,30 @@ from pathlib import Path
 
 from served_tokens.files.read import format_of
 from served_tokens.files.write import whole_file
+from served_tokens.marks import in_json
 from served_tokens.samples.alpaca import COLUMNS
 
 BY_TASK = "task (rows with the same task_info.task_id fall on one side)"
 BY_CONTENT = "content (rows with the same messages fall on one side; they name no task_info.task_id)"
 
 
-def group_of(task_info, messages: list) -> tuple[str, str]:
-    """What is held out together with a row: (BY_TASK, the id of its task), or where it names none (BY_CONTENT, a
-    digest).
+def held_out_by(task_info, messages: list[dict], ratio: float, seed: int) -> str | None:
+    """Whether a row is held out for validation: BY_TASK, BY_CONTENT where it names no task, or None where it is not.
+
+    It hangs on the task or the content alone, so that no other row moves it to the other side.
 
     Args:
         task_info: the column of the row, an object or its JSON.
         messages: the plain messages of step 1.
+        ratio: the part of the tasks that is held out.
     """
-    with contextlib.suppress(ValueError, RecursionError):
-        task_info = json.loads(task_info) if isinstance(task_info, str) else task_info
-    if isinstance(task_info, dict) and task_info.get("task_id") is not None:
-        return BY_TASK, str(task_info["task_id"])
-    return BY_CONTENT, hashlib.sha256(json.dumps(messages).encode()).hexdigest()
-
-
-def is_held_out(group: tuple[str, str], ratio: float, seed: int) -> bool:
-    """By a hash of the group alone, so that no other row moves it to the other side."""
-    digest = hashlib.sha256("\n".join((str(seed), *group)).encode(errors="surrogatepass")).digest()
-    return int.from_bytes(digest[:8]) < ratio * 2**64
+    task = in_json(task_info)
+    if isinstance(task, dict) and task.get("task_id") is not None:
+        by, group = BY_TASK, str(task["task_id"])
+    else:
+        by, group = BY_CONTENT, hashlib.sha256(json.dumps(messages).encode()).hexdigest()
+    digest = hashlib.sha256("\n".join((str(seed), by, group)).encode(errors="surrogatepass")).digest()
+    return by if int.from_bytes(digest[:8]) < ratio * 2**64 else None
 
 
 def read_dataset_info(path: Path) -> dict:

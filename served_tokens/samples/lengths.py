@@ -9,28 +9,27 @@ from served_tokens.marks import BLOCK_END, BLOCK_START
 def token_counter(tokenizer, given: str):
     """count(columns, no_thinking) -> tokens that LlamaFactory makes of a sample, for the samples of one trajectory.
 
-    It tokenizes the system text, each user and each assistant text by itself (0.9.5, data/template.py), and control
-    tokens split a text before it is tokenized. So each text is tokenized once, whatever number of samples it is in.
+    Control tokens split a text before it is tokenized, so what stands between two of them is tokenized once, whatever
+    number of samples it is in.
     """
 
     @functools.cache
-    def tokens(text: str) -> int:
-        return len(tokenizer(text, add_special_tokens=False)["input_ids"])
+    def count_between(text: str) -> int:
+        return len(tokenizer(text, add_special_tokens=False)["input_ids"]) if text else 0
 
-    @functools.cache
-    def block(role: str, text: str) -> int:
-        texts = re.split(r"<\|im_(?:start|end)\|>", f"{role}\n{text}")  # a text may spell out others
-        return len(texts) + 1 + sum(map(tokens, filter(None, texts))) + tokens("\n")
-
-    @functools.cache
-    def answer(text: str) -> int:
-        return tokens(f"assistant\n{given}") + tokens(text) + 2 + tokens("\n")
+    def count_text(text: str) -> int:
+        first, *others = re.split(r"<\|im_(?:start|end)\|>", text)
+        return count_between(first) + sum(1 + count_between(other) for other in others)
 
     def count(columns: dict, no_thinking: bool) -> int:
-        total = block("system", columns["system"]) if columns["system"] else 0
-        for user, assistant in [*columns["history"], [columns["instruction"], columns["output"]]]:
-            total += block("user", user) + answer(assistant)
-        return total + no_thinking * tokens("<think>\n\n</think>\n\n")
+        opening = f"{BLOCK_END}\n{BLOCK_START}assistant\n{given}"
+        prompt = f"{BLOCK_START}system\n{columns['system']}{BLOCK_END}\n" if columns["system"] else ""
+        for user, assistant in columns["history"]:
+            prompt += f"{BLOCK_START}user\n{user}{opening}{assistant}{BLOCK_END}\n"
+        prompt += f"{BLOCK_START}user\n{columns['instruction']}{opening}"
+        if no_thinking:
+            prompt += "<think>\n\n</think>\n\n"
+        return count_text(prompt) + count_text(f"{columns['output']}{BLOCK_END}\n")
 
     return count
 

@@ -1,23 +1,30 @@
-"""The embedded chat template and the environment it is rendered in."""
-
-import json
+"""The embedded chat template, and what the environment and the ways of rendering make of others."""
 
 import pytest
-from conftest import GOLDEN, ROOT, assistant, call, golden, tool, user
+from conftest import GOLDEN, assistant, call, golden, tool, user
 from reading_rows import READ_AS_IT_IS, served_trajectory
 
 from served_tokens.marks import TrajectoryError
+from served_tokens.prompts import turns
 from served_tokens.prompts.chat_template import QWEN3, load_chat_template, read_chat_template
 from served_tokens.prompts.turns import apply_chat_template, renders_by_chains
 from served_tokens.proof.turn import served_turn
 from served_tokens.samples.alpaca import to_samples
 
+RENDER = load_chat_template(read_chat_template(str(QWEN3)))
+CHAIN = [user("q"), assistant("", "r", [call("f", {})]), tool("1"), assistant("a", "s")]
+by_name = pytest.mark.parametrize("case", GOLDEN, ids=lambda case: case["name"])
 
-def load(name):
-    return load_chat_template(read_chat_template(str(name)))
 
+@pytest.fixture
+def load(tmp_path):
+    """load(text) -> render of a chat template t.jinja."""
 
-RENDER = load(QWEN3)
+    def load(text: str):
+        (tmp_path / "t.jinja").write_text(text, encoding="utf-8")
+        return load_chat_template(read_chat_template(str(tmp_path / "t.jinja")))
+
+    return load
 
 
 def served_text(sample: dict) -> tuple[str, str]:
@@ -28,7 +35,16 @@ def served_text(sample: dict) -> tuple[str, str]:
     return text.removesuffix("<|im_end|>\n"), sample["output"] + "<|im_end|>\n"
 
 
-@pytest.mark.parametrize("case", GOLDEN, ids=lambda case: case["name"])
+def made_into_samples(messages, tools, render, served_as: str) -> tuple[list, dict]:
+    plain, served = apply_chat_template(messages, tools, render)
+    return to_samples(plain, {**served, "source": "", "trajectory": 0, **READ_AS_IT_IS}, served_as)
+
+
+def test_golden_cases_are_all_there():
+    assert len(GOLDEN) == 25 and sum(len(case["turns"]) for case in GOLDEN) == 54
+
+
+@by_name
 def test_template_file_renders_the_official_prompts_and_targets(case):
     messages, tools = served_trajectory(*golden(case["name"]))
     for turn in case["turns"]:
@@ -38,24 +54,20 @@ def test_template_file_renders_the_official_prompts_and_targets(case):
 
 
 @pytest.mark.parametrize("by_chains", [True, False])
-@pytest.mark.parametrize("case", GOLDEN, ids=lambda case: case["name"])
-def test_both_steps_reproduce_the_official_prompts_and_targets(case, by_chains):
-    plain, served = apply_chat_template(*served_trajectory(*golden(case["name"])), RENDER, by_chains=by_chains)
+@by_name
+def test_both_steps_reproduce_the_official_prompts_and_targets(case, by_chains, monkeypatch):
+    monkeypatch.setattr(turns, "renders_by_chains", lambda render: by_chains)
     expected = {turn["turn"]: turn for turn in case["turns"]}
-    assert [turn["turn"] for turn in served["turns"]] == list(expected)
-    for turn in served["turns"]:
-        assert plain[turn["message"]]["content"] + "<|im_end|>\n" == expected[turn["turn"]]["target"]
-    served |= {"source": "golden", "trajectory": 0, **READ_AS_IT_IS}
     for mode in ("drop", "template"):
-        samples, left_out = to_samples(plain, served, mode)
-        assert len(samples) + len(left_out) == len(expected)
+        samples, left_out = made_into_samples(*served_trajectory(*golden(case["name"])), RENDER, mode)
+        assert sorted([*left_out, *(sample["turns"][0] for sample in samples)]) == list(expected)
         assert len(left_out) == (case["name"] == "assistant_opens")
         for sample in samples:
-            turn = expected[sample["turns"][-1]]
+            turn = expected[sample["turns"][0]]
             assert served_text(sample) == (turn[f"prompt_{mode}"], turn["target"])
 
 
-@pytest.mark.parametrize("case", GOLDEN, ids=lambda case: case["name"])
+@by_name
 def test_rendering_equals_that_of_transformers(case, tokenizer):
     messages, tools = served_trajectory(*golden(case["name"]))
     for variables in ({}, {"enable_thinking": False}):
@@ -67,89 +79,42 @@ def test_rendering_equals_that_of_transformers(case, tokenizer):
             assert ours == theirs
 
 
-def test_environment_has_what_templates_for_transformers_use(tmp_path):
-    source = tmp_path / "t.jinja"
-    source.write_text(
+def test_environment_has_what_templates_for_transformers_use(load):
+    render = load(
         "{% for m in messages %}{% if m.role == 'tool' %}{% continue %}{% endif %}<|im_start|>{{ m.role }}\n"
-        "{% generation %}{{ m.content }}{% endgeneration %}<|im_end|>\n{% endfor %}"
-        "{{ tools | tojson(indent=1) if tools else '' }}{{ raise_exception('no') if messages | length > 2 else '' }}"
+        "{% generation %}{{ m.content }}{% endgeneration %}<|im_end|>\n{% endfor %}{{ strftime_now('') }}"
+        "{{ tools | tojson ~ tools | tojson(indent=1, ensure_ascii=true) if tools else '' }}"
+        "{{ raise_exception('no') if messages | length > 2 else '' }}"
     )
-    render = load(source)
     assert render([user("é<"), tool("x")], None) == "<|im_start|>user\né<<|im_end|>\n"
-    assert render([user("a")], [{"b": 1}]).endswith('[\n {\n  "b": 1\n }\n]')
+    assert render([user("a")], [{"é": 1}]).endswith('[{"é": 1}][\n {\n  "\\u00e9": 1\n }\n]')
     with pytest.raises(TrajectoryError, match="no"):
         render([user("a")] * 3, None)
-
-
-def test_template_cannot_reach_python_internals(tmp_path):
-    source = tmp_path / "t.jinja"
-    source.write_text("{{ messages.__class__.__mro__[1].__subclasses__() }}")
-    with pytest.raises(SystemExit, match="unsafe"):
-        load(source)
 
 
 @pytest.mark.parametrize(
     "rendered", ["[INST] q [/INST]", "<|im_start|>user<|im_sep|>q<|im_end|>", "<s><|im_start|>user\nq<|im_end|>\n"]
 )
-def test_template_that_is_not_chatml_is_named_as_such(rendered, tmp_path):
-    (tmp_path / "t.jinja").write_text(rendered)
+def test_template_that_is_not_chatml_is_named_as_such(rendered, load):
     with pytest.raises(SystemExit, match=r"t.jinja: the chat template is not ChatML"):
-        load(tmp_path / "t.jinja")
+        load(rendered)
 
 
-def test_template_in_which_no_prompt_begins_with_another_stays_exact(tmp_path):
+def test_template_in_which_no_prompt_begins_with_another_stays_exact(load):
     """Each block shows how many messages there are."""
-    numbered = QWEN3.read_text(encoding="utf-8").replace(
-        "'<|im_end|>\\n' -}}", "messages | length ~ '<|im_end|>\\n' -}}"
-    )
-    assert "messages | length ~" in numbered
-    (tmp_path / "numbered.jinja").write_text(numbered, encoding="utf-8")
-    render = load(tmp_path / "numbered.jinja")
-    messages = [user("q"), assistant("", "r", [call("f", {})]), tool("1"), assistant("a", "s")]
-    assert not renders_by_chains(render)
-    plain, served = apply_chat_template(messages, None, render, by_chains=False)
-    samples, _ = to_samples(plain, {**served, "source": "", "trajectory": 0, **READ_AS_IT_IS}, "drop")
-    for sample in samples:
-        assert served_text(sample)[0] == served_turn(messages, None, sample["turns"][-1], "drop", render)[0]
+    qwen3 = QWEN3.read_text(encoding="utf-8")
+    render = load(qwen3.replace("'<|im_end|>\\n' -}}", "messages | length ~ '<|im_end|>\\n' -}}"))
+    assert renders_by_chains(RENDER) and not renders_by_chains(render)
+    [sample], _ = made_into_samples(CHAIN[:2], None, render, "drop")
+    assert served_text(sample)[0] == "<|im_start|>user\nq1<|im_end|>\n<|im_start|>assistant\n"
 
 
-def test_template_that_looks_at_more_than_expected_is_seen_by_the_check(tmp_path):
-    """A switch in the system prompt: no conversation of the probe shows it, so step 1 does not know of it."""
-    switch = QWEN3.read_text(encoding="utf-8").replace(
-        "(loop.last or reasoning)", "(loop.last or reasoning) and '/no_think' not in messages[0].content"
-    )
-    (tmp_path / "switch.jinja").write_text(switch, encoding="utf-8")
-    render = load(tmp_path / "switch.jinja")
-    assert renders_by_chains(render)
-    messages = [
-        {"role": "system", "content": "/no_think"},
-        user("q"),
-        assistant("", "r", [call("f", {})]),
-        tool("1"),
-        assistant("a", "s"),
-    ]
+def test_template_that_looks_at_more_than_expected_is_seen_by_the_check(load):
+    """A switch in the system prompt: step 1 renders chains without it, and the check's own definition with it."""
+    qwen3 = QWEN3.read_text(encoding="utf-8")
+    thinks = "(loop.last or reasoning)"
+    render = load(qwen3.replace(thinks, f"{thinks} and '/no_think' not in messages[0].content"))
+    messages = [{"role": "system", "content": "/no_think"}, *CHAIN]
     plain, _ = apply_chat_template(messages, None, render)
-    _, target = served_turn(messages, None, 4, "drop", render)
-    assert target != plain[4]["content"] + "<|im_end|>\n"
-    _, target = served_turn(messages, None, 4, "drop", RENDER)
-    assert target == plain[4]["content"] + "<|im_end|>\n"
-
-
-def test_golden_cases_are_the_official_ones():
-    assert len(GOLDEN) == 25 and sum(len(case["turns"]) for case in GOLDEN) == 54
-    assert json.loads((ROOT / "tests/golden/qwen3_rendering.json").read_text(encoding="utf-8")) == GOLDEN
-
-
-@pytest.mark.parametrize(
-    "options", ["", "indent=0", "indent=2", "separators=(',', ':')", "sort_keys=true", "ensure_ascii=true"]
-)
-def test_tojson_writes_what_json_writes(options, tmp_path):
-    (tmp_path / "x.jinja").write_text(
-        "<|im_start|>x\n{% if tools %}{{ tools[0] | tojson(" + options + ") }}{% endif %}<|im_end|>\n\n",
-        encoding="utf-8",
-    )
-    render = load(tmp_path / "x.jinja")
-    tool = {"name": "é", "b": [1, {"a": None}]}
-    arguments = eval(f"dict({options})", {"true": True})
-    expected = json.dumps(tool, **{"ensure_ascii": False, **arguments})
-    assert render([], [tool]) == f"<|im_start|>x\n{expected}<|im_end|>\n"
+    assert renders_by_chains(render) and plain[4]["content"] == "<think>\ns\n</think>\n\na"
+    assert served_turn(messages, None, 4, "drop", render)[1] == "a<|im_end|>\n"

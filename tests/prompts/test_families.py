@@ -1,10 +1,8 @@
 """Other models of the ChatML family, each by a small template that has the property in question."""
 
-import json
-
 import pytest
 import tiny_qwen3
-from conftest import ROOT, assistant, call, tool, user, write_jsonl
+from conftest import ROOT, assistant, call, read_jsonl, tool, user, write_jsonl
 
 QWEN3 = (ROOT / "chat_templates" / "qwen3.jinja").read_text(encoding="utf-8")
 TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {"x": {}}}}}]
@@ -100,84 +98,69 @@ TURNS = sum(message["role"] == "assistant" for row in ROWS for message in row["m
 NOTHINK, PARSED = ["template=qwen3_nothink"], ["template=null"]
 MERGE = ["--history-thinking", "template", "--merge-turns"]
 NO_THINK, NO_THINKING = ["--no-thinking"], ["template=qwen3", "enable_thinking=false"]
-CASES = [  # model, its template, that of the folder LlamaFactory trains (see README, "Other models"), step 2, overrides
-    ("qwen2.5", QWEN25, QWEN25, [], NOTHINK),
-    ("qwen2.5", QWEN25, QWEN25, [], ["template=qwen"]),
-    ("qwen2.5", QWEN25, QWEN25, MERGE, [*NOTHINK, "mask_history=false"]),
-    ("instruct-2507", INSTRUCT_2507, INSTRUCT_2507, [], NOTHINK),
-    ("instruct-2507", INSTRUCT_2507, INSTRUCT_2507, MERGE, [*NOTHINK, "mask_history=false"]),
-    ("thinking-2507", THINKING_2507, THINKING_2507, [], PARSED),
-    ("thinking-2507", THINKING_2507, THINKING_2507, ["--history-thinking", "template"], PARSED),
-    ("thinking-2507", THINKING_2507, THINKING_2507, MERGE, [*PARSED, "mask_history=false"]),
-    ("qwen3.5", QWEN35_STRICT, QWEN35, [], PARSED),
-    ("qwen3.5", QWEN35_STRICT, QWEN35, MERGE, [*PARSED, "mask_history=false"]),
-    ("qwen3.5", QWEN35_STRICT, QWEN35_STRICT, NO_THINK, NO_THINKING),
+CASES = [  # its template, that of the folder LlamaFactory trains (see README, "Other models"), step 2, overrides
+    pytest.param(QWEN25, QWEN25, [], NOTHINK, id="qwen2.5"),
+    pytest.param(QWEN25, QWEN25, [], ["template=qwen"], id="qwen2.5 by its own name"),
+    pytest.param(QWEN25, QWEN25, MERGE, [*NOTHINK, "mask_history=false"], id="qwen2.5 merged"),
+    pytest.param(INSTRUCT_2507, INSTRUCT_2507, [], NOTHINK, id="instruct-2507"),
+    pytest.param(INSTRUCT_2507, INSTRUCT_2507, MERGE, [*NOTHINK, "mask_history=false"], id="instruct-2507 merged"),
+    pytest.param(THINKING_2507, THINKING_2507, [], PARSED, id="thinking-2507"),
+    pytest.param(THINKING_2507, THINKING_2507, MERGE[:2], PARSED, id="thinking-2507 template"),
+    pytest.param(THINKING_2507, THINKING_2507, MERGE, [*PARSED, "mask_history=false"], id="thinking-2507 merged"),
+    pytest.param(QWEN35_STRICT, QWEN35, [], PARSED, id="qwen3.5"),
+    pytest.param(QWEN35_STRICT, QWEN35, MERGE, [*PARSED, "mask_history=false"], id="qwen3.5 merged"),
+    pytest.param(QWEN35_STRICT, QWEN35_STRICT, NO_THINK, NO_THINKING, id="qwen3.5 without thinking"),
 ]
 
 
-@pytest.mark.parametrize(
-    "model, template, trained, options, overrides",
-    CASES,
-    ids=lambda value: value if value in ("qwen2.5", "qwen3.5") else None,
-)
+@pytest.mark.parametrize("template, trained, options, overrides", CASES)
 def test_family_is_exact_through_both_scripts_and_the_check(
-    run, check, tmp_path, model, template, trained, options, overrides
+    in_process, capsys, check, tmp_path, template, trained, options, overrides
 ):
     from transformers import Qwen3Config
 
     folder = tmp_path / "model"
     tiny_qwen3.build_tokenizer(trained).save_pretrained(folder)
     Qwen3Config().save_pretrained(folder)
-    (tmp_path / "served.jinja").write_text(template, encoding="utf-8")
-    write_jsonl(tmp_path / "rows.jsonl", ROWS)
-    run("step1_apply_tool_template.py", "rows.jsonl", "plain.jsonl", "--chat-template", "served.jinja")
-    process = run("step2_to_alpaca_mask_history.py", "plain.jsonl", "samples.parquet", "--dataset-dir", ".", *options)
-    hint = process.stdout.rpartition("qwen3_full_sft.yaml dataset_dir=. dataset=samples")[2].split()
+    step1(in_process, tmp_path, template)
+    in_process("step2_to_alpaca_mask_history.py", "plain.jsonl", "samples.parquet", "--dataset-dir", ".", *options)
+    hint = capsys.readouterr().out.rpartition("qwen3_full_sft.yaml dataset_dir=. dataset=samples")[2].split()
     assert set(hint) <= set(overrides) or overrides == ["template=qwen"]
     output = check("samples", f"model_name_or_path={folder}", *overrides)
     assert "PASSED: " in output
     supervised = int(output.split(" turns in samples")[0].split()[-1])
-    assert (
-        TURNS - 2 <= supervised < TURNS
-    )  # the opening turn has no user block, and one may hold a newline LlamaFactory removes
+    assert TURNS - 2 <= supervised < TURNS  # one opens without a user block, one may hold a newline that is removed
 
 
-def step1(run, tmp_path, template: str, rows=ROWS) -> tuple[list[dict], str]:
+def step1(in_process, tmp_path, template: str) -> list[dict]:
     (tmp_path / "t.jinja").write_text(template, encoding="utf-8")
-    write_jsonl(tmp_path / "rows.jsonl", rows)
-    process = run("step1_apply_tool_template.py", "rows.jsonl", "plain.jsonl", "--chat-template", "t.jinja")
-    return [
-        json.loads(line) for line in (tmp_path / "plain.jsonl").read_text(encoding="utf-8").splitlines()
-    ], process.stdout
+    write_jsonl(tmp_path / "rows.jsonl", ROWS)
+    in_process("step1_apply_tool_template.py", "rows.jsonl", "plain.jsonl", "--chat-template", "t.jinja")
+    return read_jsonl(tmp_path / "plain.jsonl")
 
 
-def test_default_system_prompt_of_a_template_becomes_a_message(run, tmp_path):
-    rows, output = step1(run, tmp_path, QWEN25)
+def test_default_system_prompt_of_a_template_becomes_a_message(in_process, tmp_path, capsys):
+    rows = step1(in_process, tmp_path, QWEN25)
     assert rows[1]["messages"][0] == {"role": "system", "content": "You are a default."}
-    assert "8 turns have reasoning that this chat template does not render" in output
+    assert "8 turns have reasoning that this chat template does not render" in capsys.readouterr().out
 
 
-def test_think_tag_of_the_generation_prompt_is_given_and_not_a_part_of_the_output(run, tmp_path):
-    rows, _ = step1(run, tmp_path, THINKING_2507)
+def test_think_tag_of_the_generation_prompt_is_given_and_not_a_part_of_the_output(in_process, tmp_path):
+    rows = step1(in_process, tmp_path, THINKING_2507)
     assert rows[0]["served"]["given"] == "<think>\n"
     assert rows[0]["messages"][-1]["content"] == "<think>\nr6\n</think>\n\na3"
-    run("step2_to_alpaca_mask_history.py", "plain.jsonl", "out.jsonl", "--dataset-dir", ".")
-    outputs = [json.loads(line)["output"] for line in (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert "r6\n</think>\n\na3" in outputs
+    in_process("step2_to_alpaca_mask_history.py", "plain.jsonl", "out.jsonl", "--dataset-dir", ".")
+    assert "r6\n</think>\n\na3" in [sample["output"] for sample in read_jsonl(tmp_path / "out.jsonl")]
 
 
-def test_xml_calls_are_rendered_as_the_template_says(run, tmp_path):
-    rows, _ = step1(run, tmp_path, QWEN35_STRICT)
+def test_calls_are_in_xml_and_a_turn_whose_prompt_is_refused_is_left_out_where_the_template_says_so(
+    in_process, tmp_path, capsys
+):
+    rows = step1(in_process, tmp_path, QWEN35_STRICT)
     assert rows[0]["messages"][2]["content"] == (
         "<think>\nr1\n</think>\n\nso\n<tool_call>\n<function=f>\n<parameter=x>\n1\n</parameter>\n</function>\n</tool_call>"
         "\n<tool_call>\n<function=f>\n<parameter=y>\né\n\n</parameter>\n</function>\n</tool_call>"
     )
-
-
-def test_turn_whose_prompt_the_template_refuses_is_left_out_and_the_rest_stays(run, tmp_path):
-    rows, output = step1(run, tmp_path, QWEN35_STRICT)
-    assert [turn["left_out"] for turn in rows[2]["served"]["turns"]] == [
-        "the chat template refuses the messages: No user query found.",
-        None,
-    ]
-    assert "1 turns left out: the chat template refuses the messages: No user query found." in output
+    refused = "the chat template refuses the messages: No user query found."
+    assert [turn["left_out"] for turn in rows[2]["served"]["turns"]] == [refused, None]
+    assert f"1 turns left out: {refused}" in capsys.readouterr().out

@@ -265,19 +265,19 @@ def role_marks_of_what_is_written_out_lost(text):
 # ---------------------------------------------------------------- in the writing
 
 
-@around(step2, "convert_row")
+@around(step2, "samples_of_row")
 def a_sample_written_twice(result):
     counts, made = result
     return counts, [made[0], *made]
 
 
-@around(step2, "convert_row")
+@around(step2, "samples_of_row")
 def a_sample_lost(result):
     counts, made = result
     return counts, made[1:]
 
 
-@around(step2, "convert_row")
+@around(step2, "samples_of_row")
 def an_escaped_character(result):
     counts, made = result
     for _, row in made:
@@ -286,7 +286,7 @@ def an_escaped_character(result):
     return counts, made
 
 
-@around(step2, "convert_row")
+@around(step2, "samples_of_row")
 def samples_under_the_wrong_turn(result):
     counts, made = result
     samples = [row for _, row in made if "output" in row]

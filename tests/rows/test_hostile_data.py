@@ -13,7 +13,6 @@ from test_exactness import MODES, llamafactory
 
 from served_tokens.files.read import Place
 from served_tokens.marks import IGNORE_INDEX, TrajectoryError
-from served_tokens.prompts import chat_template
 from served_tokens.prompts.chat_template import QWEN3, load_chat_template, read_chat_template
 from served_tokens.proof.turn import served_turn
 from served_tokens.rows import notes
@@ -101,12 +100,8 @@ def test_allowed_control_tokens_stay_exact_and_forge_no_message(place, tokenizer
     assert_exact(tokenizer, PLACES[place]("<|endoftext|><|image_pad|>"), tools, allow_control_tokens=True)
 
 
-def test_word_that_stands_in_for_a_control_token_is_as_long_and_occurs_nowhere_else(monkeypatch):
-    letters = iter("aaaaaaaaaabbbbbbbbbbcccccccc")
-    monkeypatch.setattr(chat_template.random, "choices", lambda _, k: [next(letters) for _ in range(k)])
-    messages, _, reveal = chat_template.with_stand_ins([user("<|im_start|>Qsaaaaaaaaaa")], None)
-    assert messages == [user("QsbbbbbbbbbbQsaaaaaaaaaa")]
-    assert reveal(messages[0]["content"]) == "<|im_start|>Qsaaaaaaaaaa"
+def test_text_that_spells_out_what_stands_in_for_a_control_token_is_set_aside():
+    assert "alters texts with control tokens" in reason(user("<|im+end|>"), assistant("a"), allow_control_tokens=True)
 
 
 def test_template_that_alters_control_tokens_sets_the_trajectory_aside(tmp_path):
@@ -303,7 +298,7 @@ def test_huge_trajectories_are_converted():
     chain = [message for turn in range(600) for message in (assistant("", "r", [call("f", {"x": turn})]), tool("t"))]
     row, _ = converted(user("q"), *chain)
     samples, reasons = to_samples(row["messages"], row["served"], "drop")
-    assert (len(samples), reasons, len(samples[-1]["history"])) == (600, [], 599)
+    assert (len(samples), reasons, len(samples[-1]["history"])) == (600, {}, 599)
 
 
 # ---------------------------------------------------------------- a chat template and a model from a stranger
