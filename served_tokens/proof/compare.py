@@ -12,7 +12,7 @@ import jinja2
 
 from served_tokens.files.hub import local_copy
 from served_tokens.files.processes import TOO_DEEP, in_processes
-from served_tokens.files.read import Place, parse_row, progress, read_shards, rows_of
+from served_tokens.files.read import Place, parse_row, progress, read_chunks
 from served_tokens.marks import BLOCK_END, IGNORE_INDEX, TrajectoryError
 from served_tokens.proof.findings import PLACES_KEPT, Findings
 from served_tokens.proof.lost import lost_texts
@@ -159,10 +159,10 @@ def _note_answers(found: Findings, known: dict, answers: list) -> None:
 
 def _batches(sources):
     """Yield ([(place, raw), …], bytes of their file that are done with them)."""
-    for shard in read_shards([*sources]):
-        rows = [*rows_of(shard)]
-        for start in range(0, len(rows), ROWS_AT_ONCE):
-            yield rows[start : start + ROWS_AT_ONCE], shard.size if start + ROWS_AT_ONCE >= len(rows) else 0
+    for chunk in read_chunks([*sources]):
+        for start in range(0, len(chunk.rows), ROWS_AT_ONCE):
+            is_last = start + ROWS_AT_ONCE >= len(chunk.rows)
+            yield chunk.rows[start : start + ROWS_AT_ONCE], chunk.size if is_last else 0
 
 
 def _check_rows(found: Findings, samples: Samples, truth: Truth, batch: tuple) -> Checked:
