@@ -15,7 +15,9 @@ import json
 import random
 from pathlib import Path
 
-from served_tokens.files.write import inferred_schema, join, part_suffix, row_writer
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from step1_apply_tool_template import SAMPLE
 
 ROWS = 9022
@@ -134,13 +136,17 @@ def _environment(number: int) -> tuple[list[dict], str]:
 
 
 def write(path: Path, number: int, turns: int | None = None) -> Path:
-    """The first rows as a file, whose name says the format."""
-    part = path.with_name(f"{path.stem}_part{part_suffix(path)}")
-    with row_writer(part, inferred_schema([row(0, "conversation")])) as add:
-        for made in rows(number, turns):
-            add(made)
-    join([part], path)
-    part.unlink(missing_ok=True)
+    """The first rows as a file, whose name says the format: .jsonl, .json or .parquet."""
+    if path.suffix == ".parquet":
+        made = [{**its, "task_info": json.dumps(its["task_info"])} for its in rows(number, turns)]
+        pq.write_table(pa.Table.from_pylist(made), path, row_group_size=512)
+        return path
+    opening, between, closing = ("[", ",\n", "]\n") if path.suffix == ".json" else ("", "\n", "\n")
+    with path.open("w", encoding="utf-8") as file:
+        file.write(opening)
+        for count, its in enumerate(rows(number, turns)):
+            file.write((between if count else "") + json.dumps(its, ensure_ascii=False))
+        file.write(closing)
     return path
 
 

@@ -28,7 +28,7 @@ from pathlib import Path
 from benchmarks import loading, made_up
 from served_tokens.files.read import find_files, read_rows
 from served_tokens.prompts.chat_template import QWEN3, split_blocks
-from served_tokens.rows.trajectory import read_trajectory, without_reasoning
+from served_tokens.rows.trajectory import read_trajectory
 
 ROOT = Path(__file__).resolve().parent.parent
 COLUMNS = ("instruction", "input", "output", "system", "history")
@@ -47,8 +47,9 @@ def render(messages: list, tools, **options) -> str:
 def reference(source: str, target: str) -> None:
     rows = json.loads(Path(source).read_text(encoding="utf-8"))
     for row in rows:
-        messages, tools, *_ = read_trajectory(row)
-        row["messages"] = [{"role": role, "content": text} for role, text in split_blocks(render(messages, tools))]
+        given = read_trajectory(row)
+        rendered = render(given.messages, given.tools)
+        row["messages"] = [{"role": role, "content": text} for role, text in split_blocks(rendered)]
     between = Path(f"{target}.between")
     with between.open("w", encoding="utf-8") as file:
         json.dump(rows, file, ensure_ascii=False, indent=4)
@@ -64,16 +65,19 @@ def reference(source: str, target: str) -> None:
 def naive(source: str, target: str) -> None:
     samples = []
     for row in json.loads(Path(source).read_text(encoding="utf-8")):
-        messages, tools, *_ = read_trajectory(row)
-        for turn, message in enumerate(messages):
-            if message["role"] == "assistant":
-                prompt = render(without_reasoning(messages[:turn]), tools, add_generation_prompt=True)
-                whole = render(messages[: turn + 1], tools)
-                (_, system), *blocks = split_blocks(prompt)
-                texts = [text for _, text in blocks]
-                history = [texts[at : at + 2] for at in range(0, len(texts) - 1, 2)]
-                output = whole.rpartition("<|im_start|>assistant\n")[2].removesuffix("<|im_end|>\n")
-                samples.append(sample(texts[-1], output, system, history))
+        given = read_trajectory(row)
+        for turn in given.turns:
+            past = [
+                {key: value for key, value in message.items() if key != "reasoning_content"}
+                for message in given.messages[:turn]
+            ]
+            prompt = render(past, given.tools, add_generation_prompt=True)
+            whole = render(given.messages[: turn + 1], given.tools)
+            (_, system), *blocks = split_blocks(prompt)
+            texts = [text for _, text in blocks]
+            history = [texts[at : at + 2] for at in range(0, len(texts) - 1, 2)]
+            output = whole.rpartition("<|im_start|>assistant\n")[2].removesuffix("<|im_end|>\n")
+            samples.append(sample(texts[-1], output, system, history))
     dump(samples, target)
 
 

@@ -45,9 +45,9 @@ def main() -> None:
     render, tokenizer = load_chat_template(read_chat_template(str(QWEN3))), load_tokenizer(args.model)
     lengths, once, turns = {name: Counter() for name, *_ in WAYS}, 0, 0
     for row in tqdm(made_up.rows(args.rows), total=args.rows, unit=" rows"):
-        messages, tools, *_ = read_trajectory(row)
-        plain, served = apply_chat_template(messages, tools, render)
-        served |= {"source": "", "trajectory": 0}
+        given = read_trajectory(row)
+        plain, served = apply_chat_template(given.messages, given.tools, render)
+        served |= {"source": "", "trajectory": 0, "reading": {}}
         count = token_counter(tokenizer, "")
         for name, served_as, merge in WAYS:
             samples, _ = to_samples(plain, served, served_as, merge)
