@@ -98,7 +98,7 @@ def default_output(source: str) -> Path:
     if is_on_hub(source):
         path = ROOT / "data" / hub.name_of(source)
     elif path.is_dir():
-        path, kind = path.absolute(), ""
+        path, kind = path if path.name.strip(".") else path.resolve(), ""
     return path.with_name(path.name.removesuffix(kind) + SUFFIX + (kind.removesuffix(".gz") or ".jsonl"))
 
 

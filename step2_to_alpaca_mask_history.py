@@ -119,6 +119,7 @@ class Settings:
 
 def settings_of(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Settings:
     """What the options come to; ends where they exclude each other or cannot be, before the work."""
+    write.check_output(args.output)
     if args.no_thinking and args.history_thinking == "template":
         parser.error("--no-thinking leaves no reasoning for --history-thinking template to keep; drop one of the two")
     if args.merge_turns and args.history_thinking != "template":

@@ -58,7 +58,7 @@ def test_same_samples_as_the_scripts_though_a_worker_is_killed(run, tmp_path):
     (shards / "d.json").write_text(json.dumps(rows))
     (shards / "e.jsonl.gz").write_bytes(gzip.compress((shards / "a.jsonl").read_bytes()))
 
-    process = start(f"local://{shards}", "out", "--dataset-dir", ".", cwd=tmp_path)
+    process = start(f"file://{shards}", "out", "--dataset-dir", ".", cwd=tmp_path)
     while not (working := workers_of("convert_file")):
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.02)
