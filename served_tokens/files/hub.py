@@ -21,16 +21,13 @@ os.environ.setdefault("HF_HUB_DISABLE_XET", "1")  # a download by Xet that break
 
 @dataclass(frozen=True)
 class Repository:
-    """A data set at the commit of a revision, and the names of its files.
-
-    cache: the folder that it has in the Hub's cache, where the Hub itself is not to be had.
-    """
+    """A data set at the commit of a revision, and the names of its files, as the Hub says or what its cache holds."""
 
     id: str
     revision: str
     commit: str
     names: list[str]
-    cache: Path | None = None
+    is_cache: bool = False
 
 
 def is_data_set(source: str) -> bool:
@@ -70,7 +67,7 @@ def download_trajectories(source: str, pattern: str | None, formats: tuple, why_
     if len(splits) > 1 and not pattern:
         several = "several of its files hold trajectories, and they are not shards of one split"
         raise SystemExit(f"{source}: {several}; say which to read by --file NAME_OR_GLOB:\n{_listed(read)}")
-    cached = ", from the cache" if repository.cache else ""
+    cached = ", from the cache" if repository.is_cache else ""
     print(f"{repository.id} at revision {repository.commit[:12]}{cached}: reads\n{_listed(read)}")
     if why_not:
         print(f"and not\n{_listed(why_not, why_not)}")
@@ -116,17 +113,18 @@ def _open_repository(source: str) -> Repository:
     except Exception:
         raise SystemExit(f"{source}: no such file, and not to be had from the Hugging Face Hub ({reason})") from None
     names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
-    return Repository(data_set, revision, folder.name, names, folder)
+    return Repository(data_set, revision, folder.name, names, is_cache=True)
 
 
 def _why_not(repository: Repository, name: str, why_no_trajectories) -> str | None:
     """Why a file is none of trajectories, by its first row; of one on the Hub only what is read is downloaded."""
-    from huggingface_hub import HfFileSystem
+    from huggingface_hub import HfFileSystem, try_to_load_from_cache
 
     address = f"datasets/{repository.id}@{repository.commit}/{name}"
     try:
-        cached = repository.cache and (repository.cache / name).open("rb")
-        with cached or HfFileSystem().open(address, "rb", block_size=LOOKED_AT) as file:
+        path = try_to_load_from_cache(repository.id, name, revision=repository.commit, repo_type="dataset")
+        is_there = isinstance(path, str)
+        with open(path, "rb") if is_there else HfFileSystem().open(address, block_size=LOOKED_AT) as file:
             return why_no_trajectories(file, name)
     except (SystemExit, ValueError) as error:
         return str(error).removeprefix(f"{name}: ")
