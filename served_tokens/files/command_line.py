@@ -43,7 +43,5 @@ def exit_on_signals() -> None:
             signal.signal(other, lambda *_: None)
         sys.exit(128 + number)
 
-    if not hasattr(signal, "SIGALRM") or not hasattr(os, "fork"):
-        sys.exit("this needs a system with fork and SIGALRM: Linux, or macOS")
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, end)

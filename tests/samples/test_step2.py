@@ -189,13 +189,6 @@ def test_folder_of_step_1_is_read(in_process, tmp_path):
     assert len(read_samples(tmp_path / "out")) == 8
 
 
-def test_folder_with_other_files_is_left_alone(step2, tmp_path):
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "mine.txt").write_text("")
-    assert "out: holds more than Parquet files" in step2([CONVERSATION], output="out", expect=1).stderr
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.txt"]
-
-
 def test_preview_holds_the_first_samples(step2, tmp_path):
     samples = step2([CONVERSATION], "--preview", "2")
     assert json.loads((tmp_path / "out_preview.json").read_text(encoding="utf-8")) == samples[:2]
@@ -275,7 +268,6 @@ def test_merging_says_what_it_saves(step2):
     [
         (1, ["none.jsonl"], "none.jsonl: no such file; run step1_apply_tool_template.py first"),
         (1, ["x.jsonl", "out.txt"], "out.txt: unknown file type '.txt'"),
-        (1, ["x.jsonl", "x.jsonl"], "x.jsonl: is the input too"),
         (2, ["x.jsonl", "a,b.parquet"], "LlamaFactory separates data sets by commas"),
         (2, ["x.jsonl", "dataset_info.json"], "dataset_info.json registers the data sets"),
         (2, ["x.jsonl", "--preview", "-1"], "is no whole number above 0"),
