@@ -236,7 +236,7 @@ def main() -> None:
     replaced = ", in place of an earlier one" if output.exists() else ""
     convert = functools.partial(convert_row, chat_template=chat_template, reading=reading_of(args))
     with write.work_folder(output) as folder:
-        work = Work(convert, Noted, outputs, folder, texts=("messages", "served"), strict=args.strict)
+        work = Work(convert, Noted, outputs, folder, strict=args.strict)
         totals = convert_files(files, work, args.num_proc, "step 1")
         print_reasons(work.finish(read.REJECTS), totals.set_aside, len(files) > 1)
         print_unread(totals)

@@ -103,18 +103,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 @dataclass(frozen=True)
 class Settings:
-    """What the options come to: of each sample, and where LlamaFactory finds them.
-
-    dataset_dir: LlamaFactory's; dataset_name: in its dataset_info.json.
-    """
+    """What the options come to: of each sample, and under which name and in which file LlamaFactory finds them."""
 
     options: Options
-    dataset_dir: Path
     dataset_name: str
-
-    @property
-    def dataset_info(self) -> Path:
-        return self.dataset_dir / "dataset_info.json"
+    dataset_info: Path
 
 
 def settings_of(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Settings:
@@ -145,7 +138,7 @@ def settings_of(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Se
     folder = args.dataset_dir or (ROOT if is_default else args.output.parent)
     served_as = "no-thinking" if args.no_thinking else args.history_thinking
     same = {its.name: getattr(args, its.name) for its in fields(Options) if its.name != "served_as"}
-    settings = Settings(Options(served_as=served_as, **same), folder, name)
+    settings = Settings(Options(served_as=served_as, **same), name, folder / "dataset_info.json")
     if args.output.resolve() == settings.dataset_info.resolve():
         parser.error(f"{args.output} registers the data sets; name another output")
     read_dataset_info(settings.dataset_info)  # before the work, so that a broken one costs nothing
@@ -199,7 +192,8 @@ def print_counts(totals: Totals) -> None:
 def print_next(settings: Settings, counts: Selected) -> None:
     """The command that checks the samples, with the settings that they are for."""
     options, name = settings.options, settings.dataset_name
-    told = [] if settings.dataset_dir.samefile(ROOT) else [f"dataset_dir={shown(settings.dataset_dir)}"]
+    folder = settings.dataset_info.parent
+    told = [] if folder.samefile(ROOT) else [f"dataset_dir={shown(folder)}"]
     told += [f"eval_dataset={name}{VALIDATION}"] if options.val_ratio else []
     told += [f"dataset={name}"] if name != DEFAULT_OUTPUT.name else []
     told += training_settings(options.served_as, max(counts.given), not counts.not_thinking, options.merge_turns)

@@ -40,7 +40,7 @@ class Work:
     counts: the class of the counts.
     outputs: {stream: the file or folder for its rows}
     folder: a work folder, in which outputs are written until they are whole.
-    schema, texts: see `packed`.
+    schema: of outputs that are Parquet, see `packed`.
     strict: stop at the first row that is to be set aside.
     loads: what reads the JSON of a line.
     """
@@ -50,7 +50,6 @@ class Work:
     outputs: dict[str, Path]
     folder: Path
     schema: object = None
-    texts: tuple = ()
     strict: bool = False
     loads: Callable = json.loads
 
@@ -129,7 +128,7 @@ def convert_chunk(work: Work, chunk: Chunk) -> Converted:
             totals.counts.add(counts)
             for stream, row in rows:
                 made[stream].append(row)
-    rows = {its: packed(rows, work.outputs[its], work.schema, work.texts) for its, rows in made.items()}
+    rows = {its: packed(rows, work.outputs[its], work.schema) for its, rows in made.items()}
     return Converted(totals, rows, chunk.size)
 
 

@@ -16,6 +16,7 @@ from served_tokens.files.read import format_of
 ROW_GROUP = 512  # rows
 # Most text of a sample is that of the samples before it too: as a dictionary, a row group holds each text once.
 PARQUET = {"compression": "zstd", "dictionary_pagesize_limit": 1 << 25}
+TEXTS = ("messages", "served")  # columns of step 1: texts, small integers and null, which orjson writes too, but faster
 FILES = (".json", ".jsonl", ".parquet")  # that are written; a name without an extension is a folder
 
 
@@ -163,17 +164,16 @@ def is_text(output: Path) -> bool:
     return format_of(output) in (".json", ".jsonl")
 
 
-def packed(rows: list, output: Path, schema=None, texts=()) -> bytes:
+def packed(rows: list, output: Path, schema=None) -> bytes:
     """The rows of a chunk as `append` takes them, in the format of an output.
 
     Args:
         rows: dicts, or where the output is JSON also lines of it.
         schema: of a Parquet file. Without one, scalars keep their types, and lists and objects become JSON, so that no
             key of one reaches another.
-        texts: columns that hold but texts, small integers and null, which are written faster.
     """
     if is_text(output):
-        return b"".join(row if isinstance(row, bytes) else json_row(row, texts) for row in rows)
+        return b"".join(row if isinstance(row, bytes) else json_row(row) for row in rows)
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -181,7 +181,7 @@ def packed(rows: list, output: Path, schema=None, texts=()) -> bytes:
     for name in schema.names if schema else dict.fromkeys(key for row in rows for key in row):
         values = [row.get(name) for row in rows]
         if not schema:
-            values = [_json(its, name in texts).decode() if isinstance(its, (dict, list)) else its for its in values]
+            values = [_json(its, name in TEXTS).decode() if isinstance(its, (dict, list)) else its for its in values]
         try:
             columns[name] = pa.array(values, schema.field(name).type if schema else None)
         except (pa.ArrowException, OverflowError, UnicodeEncodeError) as error:
@@ -191,9 +191,9 @@ def packed(rows: list, output: Path, schema=None, texts=()) -> bytes:
     return file.getvalue()
 
 
-def json_row(row: dict, texts=()) -> bytes:
+def json_row(row: dict) -> bytes:
     """A row as a line of JSON: what is no JSON as text, half characters as escapes, all others as they are."""
-    columns = (_json(key) + b": " + _json(value, key in texts) for key, value in row.items())
+    columns = (_json(key) + b": " + _json(value, key in TEXTS) for key, value in row.items())
     return b"{" + b", ".join(columns) + b"}\n"
 
 
