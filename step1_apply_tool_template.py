@@ -18,43 +18,15 @@ included. How that message looks later, as history in the prompts of other turns
 """
 
 import argparse
-import contextlib
 import functools
-import itertools
-import json
 import os
 import shlex
 import sys
 from pathlib import Path
 
-import orjson
-
-from served_tokens.files import hub
+from served_tokens.files import hub, read, write
 from served_tokens.files.command_line import CommandLine, exit_on_signals, positive_count, run
-from served_tokens.files.processes import Totals, Work, convert_files, parts_of, print_reasons, save_beside
-from served_tokens.files.read import (
-    FORMATS,
-    REJECTS,
-    Place,
-    find_files,
-    first_columns,
-    format_of,
-    local_file,
-    open_parquet,
-    read_rows,
-)
-from served_tokens.files.write import (
-    accounted,
-    check_output,
-    inferred_schema,
-    join,
-    json_row,
-    part_suffix,
-    refuse_inputs,
-    shown,
-    still_there,
-    work_folder,
-)
+from served_tokens.files.processes import Totals, Work, convert_files, print_reasons
 from served_tokens.marks import TrajectoryError
 from served_tokens.prompts.chat_template import QWEN3, ChatTemplate, load_chat_template, read_chat_template
 from served_tokens.prompts.echo import ECHOES
@@ -69,37 +41,15 @@ from served_tokens.samples.dataset_info import name_of
 ROOT = Path(__file__).resolve().parent
 SAMPLE = ROOT / "data" / "envscaler_sample.jsonl"
 SUFFIX = "_apply_qwen3_template"
-OURS = ("messages", "served")
 UNSEEN = "turns have reasoning that this chat template does not render; their targets are without it"
-ROWS_OF_SCHEMA = 512  # that decide the types of a Parquet file
 
 
-def convert_row(
-    row: dict, place: Place, chat_template: ChatTemplate, as_json: bool, reading: Reading = AS_IT_IS
+def plain_row(
+    row: dict, place: read.Place, chat_template: ChatTemplate, reading: Reading = AS_IT_IS
 ) -> tuple[Noted, list]:
-    """One input row -> (what to know of it, counted; [("", output row or its JSON)]); raises TrajectoryError."""
+    """One input row -> (what to know of it, counted; [("", the output row)]); raises TrajectoryError."""
     if "served" in row:
         raise TrajectoryError("the row has a column `served`: it is one of step 1 already")
-    counts, messages, served = plain_row(row, place, chat_template, reading)
-    converted = {**row, "messages": messages, "served": served}
-    with lone_surrogates_refused():
-        if as_json:
-            return counts, [("", json_row(converted, OURS))]
-        json.dumps(row, ensure_ascii=False, default=str).encode()
-        return counts, [("", {**converted, **{column: orjson.dumps(converted[column]).decode() for column in OURS}})]
-
-
-@contextlib.contextmanager
-def lone_surrogates_refused():
-    """Half a character, which can be in JSON but in no file: raises TrajectoryError where it is to be written."""
-    try:
-        yield
-    except (UnicodeEncodeError, orjson.JSONEncodeError):
-        raise TrajectoryError("the text holds a lone surrogate, which no tokenizer can read") from None
-
-
-def plain_row(row: dict, place: Place, chat_template: ChatTemplate, reading: Reading) -> tuple[Noted, list, dict]:
-    """(counts, the plain messages of a row, what is served of it: see `apply_chat_template`)"""
     trajectory = read_trajectory(row, reading, chat_template.control_tokens)
     counts = noted(trajectory)
     render = load_chat_template(chat_template)
@@ -111,19 +61,42 @@ def plain_row(row: dict, place: Place, chat_template: ChatTemplate, reading: Rea
         reasoning = trajectory.messages[turn["turn"]].get("reasoning_content", "").strip()
         counts.not_rendered += reasoning not in plain[turn["message"]]["content"]
     counts.digests.append(digest(plain))
+    try:
+        "".join(message["content"] for message in plain).encode()
+    except UnicodeEncodeError:
+        raise TrajectoryError("the text holds a lone surrogate, which no tokenizer can read") from None
     told = {"source": place.source, "trajectory": place.row, "reading": reading.told()}
-    return counts, plain, {**told, "enable_thinking": trajectory.given.thinking, **served}
+    served = {**told, "enable_thinking": trajectory.given.thinking, **served}
+    return counts, [("", {**row, "messages": plain, "served": served})]
 
 
 def is_on_hub(source: str) -> bool:
     """Whether INPUT is the id of a data set, and not a file."""
-    return hub.is_data_set(source) and not format_of(source) and not Path(source).exists()
+    return hub.is_data_set(source) and not read.format_of(source) and not Path(source).exists()
+
+
+def input_files(source: str, pattern: str | None) -> list[str]:
+    """The files behind INPUT, or the addresses of those that hold trajectories in a data set of the Hub."""
+    if is_on_hub(source):
+        return hub.download_trajectories(source, pattern, read.FORMATS, why_no_trajectories)
+    if pattern:
+        raise SystemExit(f"{source}: is no Hugging Face data set id; --file chooses among the files of one")
+    return read.find_files(source)
+
+
+def why_no_trajectories(file, name: str) -> str | None:
+    """Why an open file holds no trajectories, by the columns of its first row; None where it does."""
+    columns = read.first_columns(file, name)
+    if holds_conversation(columns):
+        return None
+    return f"its rows have no column messages, but {', '.join(columns) or 'none at all'}"
 
 
 def default_output(source: str) -> Path:
-    path, kind = Path(source), format_of(source) or Path(source).suffix
+    """INPUT's name with SUFFIX, in its format, beside it; of a data set in ./data."""
+    path, kind = Path(source), read.format_of(source) or ""
     if is_on_hub(source):
-        path, kind = ROOT / "data" / hub.name_of(source), ""
+        path = ROOT / "data" / hub.name_of(source)
     elif path.is_dir():
         path, kind = path if path.name.strip(".") else path.resolve(), ""
     return path.with_name(path.name.removesuffix(kind) + SUFFIX + (kind.removesuffix(".gz") or ".jsonl"))
@@ -132,50 +105,11 @@ def default_output(source: str) -> Path:
 def output_of_step2(output: Path) -> list[str]:
     """Where the samples go, but for EnvScaler's, whose place is the default of step 2."""
     name = name_of(output).removesuffix(SUFFIX)
-    return [] if "envscaler" in name.lower() else [shown(output.with_name(f"alpaca_mask_history_{name}"))]
-
-
-def why_no_trajectories(file, name: str) -> str | None:
-    """Why an open file holds no trajectories, by the columns of its first row; None where it does."""
-    columns = first_columns(file, name)
-    if holds_conversation(columns):
-        return None
-    return f"its rows have no column messages, but {', '.join(columns) or 'none at all'}"
-
-
-def input_files(source: str, pattern: str | None, split: str | None) -> list[str]:
-    """The files behind INPUT, or the addresses of those that hold trajectories in a data set of the Hub."""
-    if is_on_hub(source):
-        return hub.download_trajectories(source, pattern, split, FORMATS, why_no_trajectories)
-    if pattern or split:
-        raise SystemExit(f"{source}: is no Hugging Face data set id; --file and --split choose among the files of one")
-    return find_files(source)
-
-
-def output_schema(files: list[str], reading: Reading, control_tokens: tuple):
-    """The columns of a Parquet output: those of Parquet inputs keep their types, else the first good rows tell."""
-    if {format_of(local_file(file)) for file in files} != {".parquet"}:
-        rows = (row for file in files for _, row, error in read_rows(file) if not error)
-        first = itertools.islice((row for row in rows if is_good(row, reading, control_tokens)), ROWS_OF_SCHEMA)
-        return inferred_schema([{**row, **dict.fromkeys(OURS, "")} for row in first])
-    import pyarrow as pa
-
-    first, *others = (open_parquet(local_file(file), file).schema_arrow for file in files)
-    for file, other in zip(files[1:], others):
-        if not other.equals(first):
-            raise SystemExit(f"{file}: has other columns than {files[0]}; write .jsonl, or run this for each file")
-    fields = {field.name: field for field in first}
-    return pa.schema([*{**fields, "messages": pa.field("messages", pa.string())}.values(), ("served", pa.string())])
-
-
-def is_good(row: dict, reading: Reading, control_tokens: tuple) -> bool:
-    """Whether a row is not set aside for what a server makes of it."""
-    with contextlib.suppress(TrajectoryError, RecursionError):
-        return bool(read_trajectory(row, reading, control_tokens))
-    return False
+    return [] if "envscaler" in name.lower() else [write.shown(output.with_name(f"alpaca_mask_history_{name}"))]
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
+    """How rows are read, and which chat template they go through."""
     add = parser.add_argument
     add(
         "--chat-template",
@@ -217,8 +151,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--allow-control-tokens",
         action="store_true",
-        help="keep trajectories whose texts hold control tokens such as "
-        "<|im_start|>, which the model reads as such when it is served and trained (default: set them aside)",
+        help="keep trajectories whose texts hold control tokens such as <|im_start|>, read as such by the model when "
+        "it is served and trained (default: set them aside)",
     )
     add(
         "--allow-calls-without-tools",
@@ -266,17 +200,25 @@ def print_unread(totals: Totals) -> None:
         print(f"  what does not: {options}", file=sys.stderr)
 
 
+def print_counts(totals: Totals, output: str) -> None:
+    """Where all rows and turns went, and what to know of them."""
+    counts, left_out = totals.counts, totals.counts.left_out.total()
+    rows = write.accounted("rows", totals.rows_in, counts.trajectories, "out", totals.set_aside, "set aside")
+    print(f"{rows}: {output}")
+    print(write.accounted("turns", counts.turns, counts.turns - left_out, "for samples", left_out, "left out"))
+    print("\n".join(counts.lines()))
+    if counts.not_rendered:
+        print(f"{counts.not_rendered} {UNSEEN}")
+
+
 def parsed_arguments() -> argparse.Namespace:
     parser = CommandLine(__doc__)
     add = parser.add_argument
-    add("input", nargs="?", default=shown(SAMPLE), metavar="INPUT")
+    add("input", nargs="?", default=write.shown(SAMPLE), metavar="INPUT")
     add("output", nargs="?", type=Path, metavar="OUTPUT", help=f"default: INPUT's name with {SUFFIX}")
-    add("--file", metavar="NAME", help="of a data set, read this file only, or those that this glob matches")
-    add("--split", metavar="NAME", help="of a data set, read the files of this split only")
+    add("--file", metavar="NAME_OR_GLOB", help="of a data set, read this file only, or those that this glob matches")
     add_options(parser)
-    add(
-        "--num-proc", type=positive_count, default=os.cpu_count(), metavar="N", help="processes (default: one per core)"
-    )
+    add("--num-proc", type=positive_count, default=os.cpu_count(), metavar="N", help="processes (default: the cores)")
     add("--strict", action="store_true", help="stop at the first bad row instead of setting it aside")
     return parser.parse_intermixed_args()
 
@@ -285,32 +227,29 @@ def main() -> None:
     exit_on_signals()
     args = parsed_arguments()
     output = args.output or default_output(args.input)
-    if args.output:
-        check_output(output)
+    write.check_output(output)
     chat_template = read_chat_template(args.chat_template)
     load_chat_template(chat_template)  # before the work, so that a bad one costs nothing
-    files = input_files(args.input, args.file, args.split)
-    refuse_inputs([args.input, *files], output, output.with_name(output.name + REJECTS))
-    as_json, reading = part_suffix(output) == ".jsonl", reading_of(args)
-    schema = None if as_json else output_schema(files, reading, chat_template.control_tokens)
-    convert = functools.partial(convert_row, chat_template=chat_template, as_json=as_json, reading=reading)
+    files = input_files(args.input, args.file)
+    outputs = {"": output, read.REJECTS: output.with_name(output.name + read.REJECTS)}
+    write.refuse_inputs([args.input, *files], *outputs.values())
     replaced = ", in place of an earlier one" if output.exists() else ""
-    with work_folder(output) as parts:
-        work = Work(convert, output, parts, part_suffix(output), schema, args.strict)
+    convert = functools.partial(plain_row, chat_template=chat_template, reading=reading_of(args))
+    with write.work_folder(output) as folder:
+        work = Work(convert, Noted, outputs, folder, strict=args.strict)
         totals = convert_files(files, work, args.num_proc, "step 1")
-        print_reasons(totals, save_beside(parts, REJECTS, output), len(files) > 1)
+        print_reasons(work.finish(read.REJECTS), totals.set_aside, len(files) > 1)
         print_unread(totals)
-        if not totals.counts:
-            sys.exit(f"{args.input}: no trajectory is left; {shown(output)} is not written{still_there(output)}")
-        join(parts_of(parts), output)
-    counts, left_out = totals.counts, totals.counts.left_out.total()
-    rows = accounted("rows", totals.rows_in, counts.trajectories, "out", totals.set_aside, "set aside")
-    print(f"{rows}: {shown(output)}{replaced}")
-    print(accounted("turns", counts.turns, counts.turns - left_out, "for samples", left_out, "left out"))
-    print("\n".join(counts.lines()))
-    if counts.not_rendered:
-        print(f"{counts.not_rendered} {UNSEEN}")
-    print(shlex.join(["next:", "python", "step2_to_alpaca_mask_history.py", shown(output), *output_of_step2(output)]))
+        if not totals.counts.trajectories:
+            still_there = write.still_there(output)
+            sys.exit(f"{args.input}: no trajectory is left; {write.shown(output)} is not written{still_there}")
+        work.finish("")
+    print_counts(totals, f"{write.shown(output)}{replaced}")
+    print(
+        shlex.join(
+            ["next:", "python", "step2_to_alpaca_mask_history.py", write.shown(output), *output_of_step2(output)]
+        )
+    )
 
 
 if __name__ == "__main__":

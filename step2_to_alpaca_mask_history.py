@@ -30,20 +30,11 @@ from pathlib import Path
 
 import orjson
 
-from served_tokens.files.command_line import CommandLine, exit_on_signals, positive_count, ratio, run, whole_number
-from served_tokens.files.processes import Totals, Work, convert_files, parts_of, print_reasons, save_beside
-from served_tokens.files.read import LEFT_OUT, PREVIEW, REJECTS, find_files, read_rows
-from served_tokens.files.write import (
-    accounted,
-    check_output,
-    join,
-    part_suffix,
-    refuse_inputs,
-    shown,
-    still_there,
-    whole_file,
-    work_folder,
-)
+from served_tokens.files import read, write
+from served_tokens.files.command_line import CommandLine, exit_on_signals, positive_count, run
+from served_tokens.files.processes import Totals, Work, convert_files, print_reasons
+from served_tokens.files.read import LEFT_OUT, PREVIEW, REJECTS
+from served_tokens.files.write import accounted, shown
 from served_tokens.marks import map_texts
 from served_tokens.rows.notes import NO_REASONING, SOME_REASONING
 from served_tokens.samples.alpaca import sample_schema, training_settings
@@ -53,8 +44,8 @@ from served_tokens.samples.select import VALIDATION, Options, Selected, load_tex
 
 ROOT = Path(__file__).resolve().parent
 DEFAULT_INPUT = ROOT / "data" / "envscaler_sample_apply_qwen3_template.jsonl"
-SHOWN_TEXT = 1000  # characters of a text in the preview, from its start and from its end
 DEFAULT_OUTPUT = ROOT / "data" / "alpaca_mask_history_envscaler_sft_traj_9k"
+SHOWN_TEXT = 1000  # characters of a text in the preview, from its start and from its end
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -64,15 +55,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--history-thinking",
         choices=("drop", "template"),
         default="drop",
-        help="the reasoning of earlier turns: dropped, as for "
-        "an agent that does not send it back (default), or kept where the chat template keeps it",
+        help="the reasoning of earlier turns: dropped, as for an agent that does not send it back (default), or kept "
+        "where the chat template keeps it",
     )
     add("--no-thinking", action="store_true", help="targets without reasoning, for a non-thinking model")
     add(
         "--merge-turns",
         action="store_true",
-        help="train each token once: one sample for all turns whose served prompts begin with "
-        "one another (with --history-thinking template)",
+        help="train each token once: one sample for all turns whose served prompts begin with one another (with "
+        "--history-thinking template)",
     )
     add(
         "--turns",
@@ -87,18 +78,19 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--cutoff-len",
         type=positive_count,
         metavar="TOKENS",
-        help="leave samples out that LlamaFactory would cut at this "
-        "cutoff_len; they must be shorter, as it may cut one of exactly this length",
+        help="leave samples out that LlamaFactory would cut at this cutoff_len; they must be shorter: it may cut one "
+        "of exactly this length",
     )
     add("--tokenizer", metavar="MODEL", help="counts the tokens: a model directory or a Hub model id")
     add(
         "--val-ratio",
-        type=ratio,
+        type=float,
         default=0.0,
         metavar="R",
         help="hold about this part of the tasks out, for validation: OUTPUT's name with _val",
     )
-    add("--seed", type=whole_number, default=42, help="of the validation set (default: 42)")
+    add("--seed", type=int, default=42, help="of the validation set (default: 42)")
+    add("--preview", type=positive_count, default=5, metavar="N", help="samples in the preview (default: 5)")
     add("--dataset-name", help="the name in dataset_info.json (default: OUTPUT's name)")
     add(
         "--dataset-dir",
@@ -111,22 +103,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 @dataclass(frozen=True)
 class Settings:
-    """What the options come to: of each sample, and where LlamaFactory finds them.
-
-    dataset_dir: LlamaFactory's; dataset_name: in its dataset_info.json.
-    """
+    """What the options come to: of each sample, and under which name and in which file LlamaFactory finds them."""
 
     options: Options
-    dataset_dir: Path
     dataset_name: str
-
-    @property
-    def dataset_info(self) -> Path:
-        return self.dataset_dir / "dataset_info.json"
+    dataset_info: Path
 
 
 def settings_of(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Settings:
     """What the options come to; ends where they exclude each other or cannot be, before the work."""
+    write.check_output(args.output)
     if args.no_thinking and args.history_thinking == "template":
         parser.error("--no-thinking leaves no reasoning for --history-thinking template to keep; drop one of the two")
     if args.merge_turns and args.history_thinking != "template":
@@ -138,9 +124,13 @@ def settings_of(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Se
         parser.error("--cutoff-len and --tokenizer go together: tokens are counted to see what would be cut")
     if args.max_turns and args.max_turns < args.min_turns:
         parser.error("--max-turns is below --min-turns, so nothing would be left")
+    if not 0 <= args.val_ratio < 1:
+        parser.error(f"--val-ratio {args.val_ratio}: is no number from 0 up to, but not, 1")
     name = args.dataset_name or name_of(args.output)
     if "," in name:
         parser.error(f"{name}: LlamaFactory separates data sets by commas; name it without by --dataset-name")
+    if set("[]*?") & set(str(args.output)):
+        parser.error(f"{args.output}: LlamaFactory reads [ ] * and ? in a path as patterns; name another output")
     if args.tokenizer:
         os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are parallel already
         load_tokenizer(args.tokenizer)  # before the work, so that a bad one costs nothing
@@ -148,11 +138,34 @@ def settings_of(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Se
     folder = args.dataset_dir or (ROOT if is_default else args.output.parent)
     served_as = "no-thinking" if args.no_thinking else args.history_thinking
     same = {its.name: getattr(args, its.name) for its in fields(Options) if its.name != "served_as"}
-    settings = Settings(Options(served_as=served_as, **same), folder, name)
+    settings = Settings(Options(served_as=served_as, **same), name, folder / "dataset_info.json")
+    if args.output.resolve() == settings.dataset_info.resolve():
+        parser.error(f"{args.output} registers the data sets; name another output")
     read_dataset_info(settings.dataset_info)  # before the work, so that a broken one costs nothing
     if folder.is_dir() and not os.access(folder, os.W_OK):
         sys.exit(f"{settings.dataset_info}: cannot be written; name another folder by --dataset-dir")
     return settings
+
+
+def outputs_of(output: Path, has_validation: bool) -> dict[str, Path]:
+    """{stream: the file or folder that its rows go into}, see `Work`"""
+    outputs = {stream: output.with_name(output.name + stream) for stream in ("", REJECTS, LEFT_OUT)}
+    if has_validation:
+        name = name_of(output)
+        outputs[VALIDATION] = output.with_name(name + VALIDATION + output.name.removeprefix(name))
+    return outputs
+
+
+def preview_of(output: Path) -> Path:
+    return output.with_name(name_of(output) + PREVIEW)
+
+
+def check_outputs(outputs: dict[str, Path], inputs: list[str], settings: Settings) -> None:
+    """End where an output cannot be, or would replace an input."""
+    samples = [output for stream, output in outputs.items() if stream in ("", VALIDATION)]
+    for output in samples:
+        write.check_output(output)
+    write.refuse_inputs(inputs, *outputs.values(), *map(preview_of, samples), settings.dataset_info)
 
 
 def print_counts(totals: Totals) -> None:
@@ -179,7 +192,8 @@ def print_counts(totals: Totals) -> None:
 def print_next(settings: Settings, counts: Selected) -> None:
     """The command that checks the samples, with the settings that they are for."""
     options, name = settings.options, settings.dataset_name
-    told = [] if settings.dataset_dir.samefile(ROOT) else [f"dataset_dir={shown(settings.dataset_dir)}"]
+    folder = settings.dataset_info.parent
+    told = [] if folder.samefile(ROOT) else [f"dataset_dir={shown(folder)}"]
     told += [f"eval_dataset={name}{VALIDATION}"] if options.val_ratio else []
     told += [f"dataset={name}"] if name != DEFAULT_OUTPUT.name else []
     told += training_settings(options.served_as, max(counts.given), not counts.not_thinking, options.merge_turns)
@@ -189,9 +203,9 @@ def print_next(settings: Settings, counts: Selected) -> None:
 
 def refuse_nothing(args: argparse.Namespace, totals: Totals) -> None:
     """Stop where one of the two sides would be empty."""
-    counts = totals.counts or Selected()
+    counts = totals.counts
     if counts.samples == counts.validation:
-        if totals.counts:
+        if counts.trajectories:
             print_counts(totals)
         beside = " beside the validation set" if counts.validation else ""
         reason = f"no sample is left to train on{beside}"
@@ -200,7 +214,7 @@ def refuse_nothing(args: argparse.Namespace, totals: Totals) -> None:
         reason = f"{none}; raise it, or take another --seed"
     else:
         return
-    sys.exit(f"{args.input}: {reason}; {shown(args.output)} is not written{still_there(args.output)}")
+    sys.exit(f"{args.input}: {reason}; {shown(args.output)} is not written{write.still_there(args.output)}")
 
 
 def shortened(text: str) -> str:
@@ -209,82 +223,35 @@ def shortened(text: str) -> str:
     return text if left_out <= 0 else f"{text[:SHOWN_TEXT]} […{left_out} characters…] {text[-SHOWN_TEXT:]}"
 
 
-def save(output: Path, parts: Path, stream: str, preview: int) -> None:
-    """Join the samples of a stream, and write the first ones beside them once more, to be read by a person."""
-    of_stream = parts_of(parts, stream)
-    first = [*itertools.islice((row for part in of_stream for _, row, _ in read_rows(str(part))), preview)]
-    first = map_texts(first, shortened)
-    join(of_stream, output)
-    with whole_file(output.with_name(name_of(output) + PREVIEW)) as part:
+def save(work: Work, stream: str, settings: Settings, preview: int) -> None:
+    """Give samples their name, write the first ones beside them to be read by a person, and register them."""
+    output = work.finish(stream)
+    rows = (row for file in read.find_files(str(output)) for _, row, _ in read.read_rows(file))
+    first = map_texts([*itertools.islice(rows, preview)], shortened)
+    with write.whole_file(preview_of(output)) as part:
         part.write_bytes(orjson.dumps(first, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+    register(settings.dataset_info, settings.dataset_name + stream, output)
 
 
-def parsed_arguments() -> tuple[argparse.Namespace, Settings]:
-    parser = CommandLine(__doc__)
-    add = parser.add_argument
-    add("input", nargs="?", default=shown(DEFAULT_INPUT), metavar="INPUT")
-    add(
-        "output",
-        nargs="?",
-        type=Path,
-        default=Path(shown(DEFAULT_OUTPUT)),
-        metavar="OUTPUT",
-        help=f"default: {shown(DEFAULT_OUTPUT)}",
+def finish(args: argparse.Namespace, settings: Settings, work: Work, totals: Totals) -> None:
+    """Give what is written its names, and say what there is now."""
+    refuse_nothing(args, totals)
+    output, counts, replaced = (
+        args.output,
+        totals.counts,
+        ", in place of an earlier one" if args.output.exists() else "",
     )
-    add_options(parser)
-    add("--preview", type=positive_count, default=5, metavar="N", help="samples in the preview (default: 5)")
-    add(
-        "--num-proc", type=positive_count, default=os.cpu_count(), metavar="N", help="processes (default: one per core)"
-    )
-    add("--strict", action="store_true", help="stop at the first bad row instead of setting it aside")
-    args = parser.parse_intermixed_args()
-    check_output(args.output)
-    settings = settings_of(parser, args)
-    if set("[]*?") & set(str(args.output)):
-        parser.error(f"{args.output}: LlamaFactory reads [ ] * and ? in a path as patterns; name another output")
-    if args.output.resolve() == settings.dataset_info.resolve():
-        parser.error(f"{args.output} registers the data sets; name another output")
-    return args, settings
-
-
-def main() -> None:
-    exit_on_signals()
-    args, settings = parsed_arguments()
-    if not Path(args.input).exists():
-        sys.exit(f"{args.input}: no such file; run step1_apply_tool_template.py first")
-    files, output, name = find_files(args.input), args.output, name_of(args.output)
-    val_output = output.with_name(name + VALIDATION + output.name.removeprefix(name))
-    outputs = [output, val_output] if args.val_ratio else [output]
-    for path in outputs:
-        check_output(path)
-    beside = [output.with_name(output.name + stream) for stream in (REJECTS, LEFT_OUT)]
-    previews = [path.with_name(name_of(path) + PREVIEW) for path in outputs]
-    refuse_inputs([args.input, *files], *outputs, *beside, *previews, settings.dataset_info)
-    replaced = ", in place of an earlier one" if output.exists() else ""
-    with work_folder(output) as parts:
-        convert = functools.partial(samples_of_row, options=settings.options)
-        work = Work(convert, output, parts, part_suffix(output), sample_schema(), args.strict, load_text)
-        totals = convert_files(files, work, args.num_proc, "step 2")
-        print_reasons(totals, save_beside(parts, REJECTS, output), len(files) > 1)
-        refuse_nothing(args, totals)
-        counts = totals.counts
-        left_out = save_beside(parts, LEFT_OUT, output)
-        save(output, parts, "", args.preview)
-        if counts.validation:
-            save(val_output, parts, VALIDATION, args.preview)
-    register(settings.dataset_info, settings.dataset_name, output)
-
-    print_counts(totals)
-    if left_out:
-        print(f"each of them, with its reason: {shown(left_out)}")
-    print(
-        f"{shown(output)}{replaced}, registered as {settings.dataset_name} in {shown(settings.dataset_info)}; "
-        f"the first samples: {shown(output.with_name(name + PREVIEW))}"
-    )
+    save(work, "", settings, args.preview)
     if counts.validation:
-        register(settings.dataset_info, settings.dataset_name + VALIDATION, val_output)
+        save(work, VALIDATION, settings, args.preview)
+    print_counts(totals)
+    if left_out := work.finish(LEFT_OUT):
+        print(f"each of them, with its reason: {shown(left_out)}")
+    registered = f"registered as {settings.dataset_name} in {shown(settings.dataset_info)}"
+    print(f"{shown(output)}{replaced}, {registered}; the first samples: {shown(preview_of(output))}")
+    if counts.validation:
         as_name = f"registered as {settings.dataset_name}{VALIDATION}"
-        print(f"{shown(val_output)}: {counts.validation} of the samples, for validation; {as_name}")
+        print(f"{shown(work.outputs[VALIDATION])}: {counts.validation} of the samples, for validation; {as_name}")
         for by in (BY_CONTENT, BY_TASK):
             if counts.held_out[by]:
                 print(f"  of {counts.held_out[by]} trajectories, held out by {by}")
@@ -292,6 +259,29 @@ def main() -> None:
         earlier = f"{settings.dataset_name}{VALIDATION} is of an earlier run, and its trajectories are trained on now"
         print(f"{earlier}: evaluate on it no more")
     print_next(settings, counts)
+
+
+def main() -> None:
+    exit_on_signals()
+    parser = CommandLine(__doc__)
+    add = parser.add_argument
+    add("input", nargs="?", default=shown(DEFAULT_INPUT), metavar="INPUT")
+    add("output", nargs="?", type=Path, default=Path(shown(DEFAULT_OUTPUT)), metavar="OUTPUT")
+    add_options(parser)
+    add("--num-proc", type=positive_count, default=os.cpu_count(), metavar="N", help="processes (default: the cores)")
+    add("--strict", action="store_true", help="stop at the first bad row instead of setting it aside")
+    args = parser.parse_intermixed_args()
+    settings = settings_of(parser, args)
+    if not Path(args.input).exists():
+        sys.exit(f"{args.input}: no such file; run step1_apply_tool_template.py first")
+    files, outputs = read.find_files(args.input), outputs_of(args.output, args.val_ratio > 0)
+    check_outputs(outputs, [args.input, *files], settings)
+    convert = functools.partial(samples_of_row, options=settings.options)
+    with write.work_folder(args.output) as folder:
+        work = Work(convert, Selected, outputs, folder, sample_schema(), strict=args.strict, loads=load_text)
+        totals = convert_files(files, work, args.num_proc, "step 2")
+        print_reasons(work.finish(REJECTS), totals.set_aside, len(files) > 1)
+        finish(args, settings, work, totals)
 
 
 if __name__ == "__main__":

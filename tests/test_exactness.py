@@ -16,7 +16,7 @@ from llamafactory.data.processor import SupervisedDatasetProcessor
 from llamafactory.hparams import DataArguments
 from reading_rows import served_trajectory
 
-from served_tokens.files.read import Place, parse_row
+from served_tokens.files.read import Place
 from served_tokens.marks import IGNORE_INDEX, TrajectoryError, map_texts
 from served_tokens.prompts.chat_template import QWEN3, load_chat_template, read_chat_template
 from served_tokens.prompts.turns import is_ordinary, rendered_by_chains, rendered_by_prefix
@@ -24,7 +24,7 @@ from served_tokens.proof.turn import expected_sample, served_turn
 from served_tokens.rows.trajectory import CONTROL_TOKENS, Reading
 from served_tokens.samples.alpaca import COLUMNS, step1_columns, to_samples
 from served_tokens.samples.lengths import token_counter
-from step1_apply_tool_template import convert_row
+from step1_apply_tool_template import plain_row
 
 TEMPLATE = read_chat_template(str(QWEN3))
 RENDER = load_chat_template(TEMPLATE)
@@ -103,8 +103,8 @@ def samples_of(messages, tools, mode, merge_turns=False):
 
     Raises TrajectoryError.
     """
-    _, [(_, row)] = convert_row({"messages": messages, "tools": tools}, Place("x", 0), TEMPLATE, True, ALL)
-    return to_samples(*step1_columns(parse_row(row)), mode, merge_turns)
+    _, [(_, row)] = plain_row({"messages": messages, "tools": tools}, Place("x", 0), TEMPLATE, ALL)
+    return to_samples(*step1_columns(row), mode, merge_turns)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -154,7 +154,7 @@ def test_merged_samples_supervise_each_turn_once_in_its_served_context(conversat
 def test_only_the_option_lets_control_tokens_through(conversation, tools):
     text = json.dumps([conversation, tools])
     try:
-        convert_row({"messages": conversation, "tools": tools}, Place("x", 0), TEMPLATE, True)
+        plain_row({"messages": conversation, "tools": tools}, Place("x", 0), TEMPLATE)
     except TrajectoryError:
         return
     assert not any(token in text for token in CONTROL_TOKENS)

@@ -64,9 +64,9 @@ def ids(path) -> list[int]:
 def test_file_of_trajectories_is_read_and_the_samples_made_of_them_are_not(step1, tmp_path):
     output = step1(TWO_FILES).stdout
     assert "3 rows in = 3 rows out + 0 set aside" in output
-    assert "reads\n  envscaler_sft_traj_9k_metadata.json (" in output
-    assert "and not\n  mask_history_all_traj-9K_apply_qwen3_template.json (" in output
-    assert "): its rows have no column messages, but instruction, input, output, system, history" in output
+    assert "reads\n  envscaler_sft_traj_9k_metadata.json\n" in output
+    reason = "its rows have no column messages, but instruction, input, output, system, history"
+    assert f"and not\n  mask_history_all_traj-9K_apply_qwen3_template.json: {reason}\n" in output
     served = read_jsonl(tmp_path / "y.jsonl")[2]["served"]
     assert (
         served["source"] == f"hf://datasets/me/t@{COMMIT}/envscaler_sft_traj_9k_metadata.json"
@@ -89,70 +89,47 @@ def test_what_is_no_file_of_trajectories_does_not_end_the_run(step1, tmp_path):
         "t.jsonl": json.dumps(row(1)).encode(),
     }
     output = step1(files).stdout
-    assert ids(tmp_path / "y.jsonl") == [1] and "reads\n  t.jsonl (" in output
-    assert "  stats.json (11.0B): not an array" in output and "  a.jsonl (9.00B): the row is not valid JSON" in output
-    assert "index.parquet (" in output and "): its rows have no column messages, but image" in output
-    assert "d.parquet (4.00B): not a Parquet file" in output and "README" not in output and "png" not in output
+    assert ids(tmp_path / "y.jsonl") == [1] and "reads\n  t.jsonl\n" in output
+    assert "  stats.json: not an array" in output and "  a.jsonl: the row is not valid JSON" in output
+    assert "index.parquet: its rows have no column messages, but image" in output
+    assert "d.parquet: not a Parquet file" in output and "README" not in output and "png" not in output
 
 
-def test_splits_are_never_read_together(step1, tmp_path):
-    files = {"train.json": in_json(1), "test.json": in_json(2), "all/traj.json": in_json(1, 2)}
-    errors = step1(files, expect=1).stderr
-    assert "me/t: several of its files hold trajectories, and they are not shards of one split" in errors
-    assert (
-        "name one, by --file NAME or --split NAME:\n  all/traj.json (" in errors
-        and "  test.json (" in errors
-        and "  train.json (" in errors
-    )
-    assert not (tmp_path / "y.jsonl").exists()
-
-
-@pytest.mark.parametrize(
-    "arguments, expected",
-    [
-        (["--split", "train"], [1]),
-        (["--split", "test"], [2]),
-        (["--file", "test.json"], [2]),
-        (["--file", "data/t?s*.json"], [2]),
-        (["--file", "*.json", "--split", "test"], [2]),
-    ],
+OTHERS = (
+    "me/t: several of its files hold trajectories, and they are not shards of one split; say which to read by --file "
 )
-def test_split_or_file_chooses(step1, tmp_path, arguments, expected):
-    step1({"data/train.json": in_json(1), "data/test.json": in_json(2)}, *arguments)
-    assert ids(tmp_path / "y.jsonl") == expected
 
 
-def test_split_of_several_configs_is_not_read_together(step1):
-    files = {"retail/train.json": in_json(1), "airline/train.json": in_json(2)}
-    assert "not shards of one split" in step1(files, "--split", "train", expect=1).stderr
+SEVERAL = "several of its files hold trajectories, and they are not shards of one split; say which to read by --file"
 
 
 @pytest.mark.parametrize(
     "files, arguments, expected",
     [
+        (["train.json", "test.json", "all/traj.json"], [], None),
+        (["data/train.json", "data/test.json"], ["--file", "test.json"], [1]),
+        (["data/train.json", "data/test.json"], ["--file", "data/t?s*.json"], [1]),
         (["data/train-00000-of-00002.json", "data/train-00001-of-00002.json"], [], [0, 1]),
-        (["train/0.json", "train/1.json"], [], None),
-        (["train/0.json", "train/1.json"], ["--file", "train/*"], [0, 1]),
-        (["part-1.json", "part-2.json"], ["--file", "part-*.json"], [0, 1]),
-        (["part-1.json", "part-2.json"], [], None),  # they may be versions
-        (["train/0.json", "test/0.json"], ["--split", "train"], [0]),
-        (["train/0.json", "train/1.json"], ["--file", "train/1.json"], [1]),
-        (["train-00000-of-00001.json", "test-00000-of-00001.json"], ["--file", "*.json"], None),
+        (["train-00000-of-00001.json", "test-00000-of-00001.json"], [], None),
+        (["train/0.json", "train/1.json"], [], None),  # they may be versions
+        (["train/0.json", "train/1.json", "test/0.json"], ["--file", "train/*"], [0, 1]),
+        (["a[1].json", "b.json"], ["--file", "a[1].json"], [0]),
     ],
 )
-def test_shards_of_one_split_are_read_in_the_order_of_their_names(step1, tmp_path, files, arguments, expected):
+def test_shards_of_one_split_are_read_together_and_other_files_only_by_their_names(
+    step1, tmp_path, files, arguments, expected
+):
     process = step1(
         {name: in_json(number) for number, name in enumerate(files)}, *arguments, expect=0 if expected else 1
     )
     if expected:
         rows = read_jsonl(tmp_path / "y.jsonl")
+        sources = [f"hf://datasets/me/t@{COMMIT}/{files[number]}" for number in expected]
         assert [row["id"] for row in rows] == expected
-        assert [row["served"]["trajectory"] for row in rows] == [0] * len(rows)
-        assert [row["served"]["source"] for row in rows] == [
-            f"hf://datasets/me/t@{COMMIT}/{files[number]}" for number in expected
-        ]
+        assert [(row["served"]["source"], row["served"]["trajectory"]) for row in rows] == [(its, 0) for its in sources]
     else:
-        assert "not shards of one split" in process.stderr
+        assert f"me/t: {SEVERAL} NAME_OR_GLOB:\n  " + "\n  ".join(sorted(files)) + "\n" in process.stderr
+        assert not (tmp_path / "y.jsonl").exists()
 
 
 @pytest.mark.parametrize(
@@ -161,14 +138,10 @@ def test_shards_of_one_split_are_read_in_the_order_of_their_names(step1, tmp_pat
         (
             {"a.json": b"[3]", "stats.json": b"{}"},
             [],
-            "none of its files holds trajectories:\n  a.json (3.00B): the row is not an object but a number\n  stats",
+            "none of its files holds trajectories:\n  a.json: the row is not an object but a number\n  stats",
         ),
-        ({"README.md": b""}, [], "me/t: the data set has no file for .json, .jsonl, .jsonl.gz, .parquet"),
-        (
-            {"a.json": b"[]"},
-            ["--file", "b.json", "--split", "x"],
-            "has no file for --file b.json and --split x; it has\n  a.json (2.00B)",
-        ),
+        ({"README.md": b""}, [], "me/t: no file matches .json, .jsonl, .jsonl.gz, .parquet"),
+        ({"a.json": b"[]"}, ["--file", "b.json"], "no file matches b.json; there are\n  a.json"),
     ],
 )
 def test_data_set_without_such_a_file_is_a_clear_error(step1, files, arguments, reason):
@@ -176,10 +149,10 @@ def test_data_set_without_such_a_file_is_a_clear_error(step1, files, arguments, 
     assert reason in errors and "Traceback" not in errors
 
 
-def test_file_and_split_are_refused_for_a_file(run, tmp_path):
+def test_file_is_refused_for_a_file(run, tmp_path):
     write_jsonl(tmp_path / "x.jsonl", [row(1)])
-    errors = run(STEP1, "x.jsonl", "y.jsonl", "--split", "train", expect=1).stderr
-    assert "x.jsonl: is no Hugging Face data set id; --file and --split choose among the files of one" in errors
+    errors = run(STEP1, "x.jsonl", "y.jsonl", "--file", "train.json", expect=1).stderr
+    assert "x.jsonl: is no Hugging Face data set id; --file chooses among the files of one" in errors
 
 
 def test_row_of_a_shard_that_is_set_aside_is_named_with_its_file(step1, tmp_path):

@@ -45,7 +45,7 @@ def workers_of(task: str) -> list[int]:
 
 
 def test_same_samples_as_the_scripts_though_a_worker_is_killed(run, tmp_path):
-    rows = read_jsonl(SAMPLE) * 20
+    rows = read_jsonl(SAMPLE) * 30
     bad = {"messages": [{"role": "user", "content": "q"}]}
     shards = tmp_path / "shards"
     write_jsonl(shards / "a.jsonl", [*rows, bad])
@@ -58,11 +58,11 @@ def test_same_samples_as_the_scripts_though_a_worker_is_killed(run, tmp_path):
     (shards / "d.json").write_text(json.dumps(rows))
     (shards / "e.jsonl.gz").write_bytes(gzip.compress((shards / "a.jsonl").read_bytes()))
 
-    process = start(f"local://{shards}", "out", "--dataset-dir", ".", cwd=tmp_path)
+    process = start(f"file://{shards}", "out", "--dataset-dir", ".", cwd=tmp_path)
     while not (working := workers_of("convert_file")):
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.02)
-    time.sleep(0.3)
+    time.sleep(0.1)
     assert working[0] in workers_of("convert_file")
     os.kill(working[0], signal.SIGKILL)
     stdout, stderr = process.communicate(timeout=240)
@@ -93,16 +93,8 @@ def test_joins_the_cluster_that_ray_address_names(tmp_path):
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     environment = {"RAY_ADDRESS": address, "RAY_AUTH_MODE": "disabled"}
-    ray = Path(sys.executable).with_name("ray")
-    command = [
-        ray,
-        "start",
-        "--head",
-        "--block",
-        "--num-cpus=2",
-        "--include-dashboard=false",
-        f"--port={address.split(':')[1]}",
-    ]
+    options = ["--head", "--block", "--num-cpus=2", "--include-dashboard=false", f"--port={address.split(':')[1]}"]
+    command = [Path(sys.executable).with_name("ray"), "start", *options]
     head = subprocess.Popen(command, env={**os.environ, "RAY_AUTH_MODE": "disabled"}, stdout=subprocess.PIPE, text=True)
     try:
         assert any("Ray runtime started" in line for line in head.stdout)
@@ -122,7 +114,7 @@ def test_cluster_that_cannot_be_joined_is_named(monkeypatch, tmp_path):
         mock.patch("ray.init", side_effect=ConnectionError("no answer")),
         pytest.raises(SystemExit, match=r"RAY_ADDRESS=10.0.0.1:6379: no answer"),
     ):
-        steps_on_ray.convert_files([], None, "work", None)
+        list(steps_on_ray.results_of([], None, None))
 
 
 def test_shard_that_cannot_be_read_is_named_and_leaves_nothing(tmp_path):
@@ -136,13 +128,14 @@ def test_shard_that_cannot_be_read_is_named_and_leaves_nothing(tmp_path):
 
 
 def test_wrong_argument_is_a_clear_error_before_ray_starts(tmp_path):
-    for name in ("empty", "there"):
-        (tmp_path / name).mkdir()
+    for name in ("empty", "there/mine"):
+        (tmp_path / name).mkdir(parents=True)
     write_jsonl(tmp_path / "x.jsonl", [])
     for arguments, reason in (
         (("empty", "out"), "empty: no .json, .jsonl, .jsonl.gz, .parquet file there"),
         (("none", "out"), "none: no .json, .jsonl, .jsonl.gz, .parquet file there"),
-        (("x.jsonl", "there"), "there: is there already; remove it, or name another folder"),
+        (("x.jsonl", "there"), "there: holds more than Parquet files of these scripts; name another folder"),
+        (("x.jsonl", "x.jsonl"), "x.jsonl: is the input too; name another output"),
         (("x.jsonl", "x.jsonl/out"), "x.jsonl/out: cannot be written ("),
     ):
         process = start(*arguments, "--dataset-dir", ".", cwd=tmp_path)

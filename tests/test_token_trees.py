@@ -9,14 +9,14 @@ from conftest import REFUND, assistant, user
 from hypothesis import given, settings
 from test_exactness import CONVERSATION, MODES, TEMPLATE, llamafactory
 
-from served_tokens.files.read import Place, parse_row
+from served_tokens.files.read import Place
 from served_tokens.marks import IGNORE_INDEX, TrajectoryError
 from served_tokens.rows.trajectory import Reading
 from served_tokens.samples.alpaca import step1_columns, to_samples
 from served_tokens.trees.check import AS_WRITTEN, TREES, check_rows, differing
 from served_tokens.trees.files import columns_of
 from served_tokens.trees.rows import Sample, padded, rows_of
-from step1_apply_tool_template import convert_row
+from step1_apply_tool_template import plain_row
 
 NO = IGNORE_INDEX
 SETS = 3000
@@ -208,8 +208,8 @@ def tokenized(conversations, mode) -> list:
     """LlamaFactory's (ids, labels) of the samples of both steps; raises TrajectoryError."""
     made, reading = [], Reading(allow_control_tokens=True, allow_calls_without_tools=True)
     for messages in conversations:
-        _, [(_, row)] = convert_row({"messages": messages}, Place("x", 0), TEMPLATE, True, reading)
-        made += to_samples(*step1_columns(parse_row(row)), mode)[0]
+        _, [(_, row)] = plain_row({"messages": messages}, Place("x", 0), TEMPLATE, reading)
+        made += to_samples(*step1_columns(row), mode)[0]
     return [Sample(*map(np.array, llamafactory(*MODES[mode][0])(one))) for one in made]
 
 

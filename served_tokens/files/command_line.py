@@ -23,23 +23,6 @@ def positive_count(text: str) -> int:
     return int(text)
 
 
-def whole_number(text: str) -> int:
-    """Any whole number, for argparse."""
-    if not text.removeprefix("-").isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number")
-    return int(text)
-
-
-def ratio(text: str) -> float:
-    """A number from 0 up to, but not, 1, for argparse."""
-    try:
-        if 0 <= float(text) < 1:
-            return float(text)
-    except ValueError:
-        pass
-    raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 up to, but not, 1")
-
-
 def run(main) -> None:
     """Run a script: what the terminal cannot show is escaped, and a pipe that is closed ends it without a trace."""
     for stream in (sys.stdout, sys.stderr):
@@ -60,7 +43,5 @@ def exit_on_signals() -> None:
             signal.signal(other, lambda *_: None)
         sys.exit(128 + number)
 
-    if not hasattr(signal, "SIGALRM") or not hasattr(os, "fork"):
-        sys.exit("this needs a system with fork and SIGALRM: Linux, or macOS")
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, end)

@@ -1,8 +1,8 @@
-"""Shards over processes: what a script does with a row, done with all rows of many files.
+"""Rows over processes: what a script does with a row, done with all rows of many files.
 
-A shard is the unit of work. The process that converts it writes its rows, those set aside and what else there is,
-each to a part of its own; what comes back are counts. So the outputs are the same with any number of processes, and
-one of them that is killed leaves an error and not a gap.
+The parent reads rows and hands them out in chunks; a process converts those of a chunk and hands back bytes, which the
+parent writes in order. So the outputs are the same with any number of processes, and one of them that is
+killed leaves an error and not a gap.
 """
 
 import collections
@@ -16,161 +16,146 @@ import re
 import signal
 import sys
 import threading
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
-from served_tokens.files.read import REJECTS, Place, Shard, parse_row, progress, read_shards, rows_of, shown_raw
-from served_tokens.files.write import join, row_writer, written
+from served_tokens.files.read import REJECTS, Chunk, Place, parse_row, progress, read_chunks, read_rows
+from served_tokens.files.write import append, finish, json_row, packed, shown, written
 from served_tokens.marks import Counts, TrajectoryError
 
 SHOWN_REASONS, SHOWN_REASON = 5, 1000  # reasons on the screen; characters of a reason that are kept
 TOO_DEEP = "the row is nested too deeply"
 
 
-class Work(NamedTuple):
-    """What is done with a shard.
+@dataclass(frozen=True)
+class Work:
+    """What is done with rows.
 
-    convert: convert(row, place) -> (counts, [(stream, row), …]); it raises TrajectoryError where the row is to be
-        set aside. A stream is what its parts end with: "" is the output, another one goes beside it.
-    output: what the streams are of, for messages.
-    folder: where the parts are written, as NUMBER + stream + suffix.
-    suffix, schema: of the rows of the output, see `row_writer`; a stream that ends with .jsonl is written so.
+    convert: convert(row, place) -> (counts, [(stream, row), …]); it raises TrajectoryError where the row is to be set
+        aside. A stream is of the rows that go into one output: "" of the converted ones, REJECTS of those set aside.
+    counts: the class of the counts.
+    outputs: {stream: the file or folder for its rows}
+    folder: a work folder, in which outputs are written until they are whole.
+    schema: of outputs that are Parquet, see `packed`.
     strict: stop at the first row that is to be set aside.
     loads: what reads the JSON of a line.
     """
 
     convert: Callable
-    output: Path
+    counts: type[Counts]
+    outputs: dict[str, Path]
     folder: Path
-    suffix: str
     schema: object = None
     strict: bool = False
     loads: Callable = json.loads
 
+    def part(self, stream: str) -> Path:
+        """Where an output is written until it is whole."""
+        return self.folder / self.outputs[stream].name
+
+    def finish(self, stream: str) -> Path | None:
+        """Give an output its name, and return it. Where it has no rows, the file of an earlier run goes."""
+        output = self.outputs[stream]
+        if self.part(stream).exists():
+            finish(self.part(stream), output)
+            return output
+        with written(output):
+            output.unlink(missing_ok=True)
+        return None
+
 
 @dataclass
-class Totals:
+class Totals(Counts):
     """What comes of rows.
 
-    rows_in, set_aside: how many were read, and how many of these are set aside.
-    reasons: {kind: [rows, the first one's place, its reason]}.
+    counts: what `convert` counts of them. rows_in: how many were read; set_aside: how many of these are set aside.
     unread: {key that nobody reads: rows that are set aside for it}.
-    counts: what `convert` counts, None before the first row.
     """
 
+    counts: Counts
     rows_in: int = 0
     set_aside: int = 0
-    reasons: dict = field(default_factory=dict)
     unread: Counter = field(default_factory=Counter)
-    counts: Counts | None = None
 
-    def add(self, other: "Totals") -> None:
-        self.rows_in += other.rows_in
-        self.set_aside += other.set_aside
-        for kind, (number, *first) in other.reasons.items():
-            self.reasons.setdefault(kind, [0, *first])[0] += number
-        self.unread.update(other.unread)
-        self.count(other.counts)
 
-    def count(self, counts: Counts | None) -> None:
-        """Add what is counted of a row, or of a part of the rows."""
-        if self.counts is None:
-            self.counts = counts
-        elif counts is not None:
-            self.counts.add(counts)
+@dataclass(frozen=True)
+class Converted:
+    """What comes of a chunk. rows: {stream: its rows, see `packed`}; size: bytes of the file that the chunk was."""
+
+    totals: Totals
+    rows: dict[str, bytes]
+    size: int
 
 
 def convert_files(sources: list[str], work: Work, num_proc: int, desc: str) -> Totals:
     """Convert the rows of files over processes, with a progress bar; see `Work` for what is written where."""
-    totals = Totals()
-    results = in_processes(functools.partial(_convert, work), enumerate(read_shards(sources)), num_proc)
+    results = in_processes(functools.partial(convert_chunk, work), read_chunks(sources), num_proc)
     with progress(sources, desc) as bar, contextlib.closing(results):
-        for of_shard, size in results:
-            totals.add(of_shard)
-            bar.update(size)
+        return collect(results, work, bar)
+
+
+def collect(results, work: Work, bar) -> Totals:
+    """Write what comes of chunks, Converted, in their order."""
+    totals = Totals(work.counts())
+    for number, result in enumerate(results):
+        totals.add(result.totals)
+        for stream, rows in result.rows.items():
+            with written(work.outputs[stream]):
+                append(work.part(stream), number, rows)
+        bar.update(result.size)
     return totals
 
 
-def convert_shard(work: Work, number: int, rows) -> Totals:
-    """Convert one shard and write its parts. `rows`: (place, raw), see `rows_of`."""
-    totals = Totals()
-    with contextlib.ExitStack() as stack:
-
-        @functools.cache
-        def writer(stream: str):
-            suffix = "" if stream.endswith(".jsonl") else work.suffix
-            stack.enter_context(written(Path(f"{work.output}{stream}")))
-            return stack.enter_context(row_writer(work.folder / f"{number:06}{stream}{suffix}", work.schema))
-
-        for place, raw in rows:
-            totals.rows_in += 1
-            try:
-                counts, made = work.convert(parse_row(raw, work.loads), place)
-            except (TrajectoryError, RecursionError) as error:
-                reason = TOO_DEEP if isinstance(error, RecursionError) else str(error)
-                if work.strict:
-                    raise SystemExit(
-                        f"{place.source}: row {place.row}: {reason}; fix the row, or drop --strict to set it aside"
-                    ) from None
-                kind, reason = re.sub(r"\d+", "#", reason), reason[:SHOWN_REASON]
-                writer(REJECTS)(rejected(place, reason, raw))
-                unread = Counter(getattr(error, "keys", ()))
-                totals.add(Totals(set_aside=1, reasons={kind: [1, place, reason]}, unread=unread))
-            else:
-                totals.count(counts)
-                for stream, row in made:
-                    writer(stream)(row)
-    return totals
+def convert_chunk(work: Work, chunk: Chunk) -> Converted:
+    """Convert the rows of a chunk."""
+    totals, made = Totals(work.counts(), rows_in=len(chunk.rows)), defaultdict(list)
+    for place, raw in chunk.rows:
+        try:
+            counts, rows = work.convert(parse_row(raw, work.loads), place)
+        except (TrajectoryError, RecursionError) as error:
+            reason = TOO_DEEP if isinstance(error, RecursionError) else str(error)
+            if work.strict:
+                way_out = "fix the row, or drop --strict to set it aside"
+                raise SystemExit(f"{place.source}: row {place.row}: {reason}; {way_out}") from None
+            made[REJECTS].append(_rejected(place, reason[:SHOWN_REASON], raw))
+            totals.set_aside += 1
+            totals.unread.update(getattr(error, "keys", ()))
+        else:
+            totals.counts.add(counts)
+            for stream, row in rows:
+                made[stream].append(row)
+    rows = {its: packed(rows, work.outputs[its], work.schema) for its, rows in made.items()}
+    return Converted(totals, rows, chunk.size)
 
 
-def rejected(place: Place, reason: str, raw) -> bytes:
-    """The line of a row that is set aside, in ASCII, so that one with a lone surrogate can be written too."""
+def _rejected(place: Place, reason: str, raw) -> bytes:
+    """The line of a row that is set aside: the row is parsed where it can be, and not there where it is too deep."""
     line = {**place._asdict(), "reason": reason}
     try:
-        return json.dumps({**line, "trajectory": shown_raw(raw)}, default=str).encode()
-    except (RecursionError, TypeError, ValueError):
-        return json.dumps({**line, "trajectory": None}).encode()
+        return json_row({**line, "trajectory": json.loads(raw) if isinstance(raw, bytes) else raw})
+    except (ValueError, RecursionError):
+        return json_row({**line, "trajectory": raw.decode("utf-8", "replace") if isinstance(raw, bytes) else None})
 
 
-def parts_of(folder: Path, stream: str = "") -> list[Path]:
-    """The parts of a stream, in order."""
-    return sorted(path for path in folder.iterdir() if re.fullmatch(rf"\d+{re.escape(stream)}(\.\w+)?", path.name))
-
-
-def save_beside(folder: Path, stream: str, output: Path) -> Path | None:
-    """Join the parts of a stream beside the output, under its name and the stream's; None where there are none.
-
-    A file of an earlier run is then gone.
-    """
-    path = output.with_name(output.name + stream)
-    if parts := parts_of(folder, stream):
-        join(parts, path)
-        return path
-    with written(path):
-        path.unlink(missing_ok=True)
-    return None
-
-
-def print_reasons(totals: Totals, path: Path | str | None, of_several_files: bool) -> None:
-    """Where the rows are that were set aside, and why."""
-    if not path:
+def print_reasons(path: Path | None, number: int, of_several_files: bool) -> None:
+    """Why so many rows are set aside, of the file with them."""
+    if path is None:
         return
-    print(f"{totals.set_aside} rows set aside with their reasons: {path}", file=sys.stderr)
-    for number, place, reason in sorted(totals.reasons.values(), key=lambda kind: -kind[0])[:SHOWN_REASONS]:
-        file = f" of {place.source}" * of_several_files
-        print(f"  {number} like row {place.row}{file}: {reason}", file=sys.stderr)
-    if len(totals.reasons) > SHOWN_REASONS:
-        print(f"  and {len(totals.reasons) - SHOWN_REASONS} more kinds of reasons, in the file", file=sys.stderr)
-
-
-def _convert(work: Work, numbered: tuple[int, Shard]) -> tuple[Totals, int]:
-    number, shard = numbered
-    return convert_shard(work, number, rows_of(shard)), shard.size
+    kinds, firsts = Counter(), {}
+    for _, line, error in read_rows(str(path)):
+        if not error:  # a row that is nested too deeply to be read
+            kind, of = re.sub(r"\d+", "#", line["reason"]), f" of {line['source']}" if of_several_files else ""
+            kinds[kind] += 1
+            firsts.setdefault(kind, f"row {line['row']}{of}: {line['reason']}")
+    print(f"{number} rows set aside with their reasons: {shown(path)}", file=sys.stderr)
+    for kind, rows in kinds.most_common(SHOWN_REASONS):
+        print(f"  {rows} like {firsts[kind]}", file=sys.stderr)
+    if len(kinds) > SHOWN_REASONS:
+        print(f"  and {len(kinds) - SHOWN_REASONS} more kinds of reasons, in the file", file=sys.stderr)
 
 
 def in_processes(function, items, num_proc: int):

@@ -1,8 +1,4 @@
-"""Reading: the rows of .jsonl, .jsonl.gz, .json and .parquet files, in shards that a process reads by itself.
-
-A row is an object. A shard is a range of lines, some row groups of a Parquet file, or what was read of a JSON array
-or a gzip; which rows it holds depends on the file alone.
-"""
+"""Reading: the rows of .jsonl, .jsonl.gz, .json and .parquet files, in chunks that are small whatever the file is."""
 
 import codecs
 import gzip
@@ -12,25 +8,29 @@ import os
 import re
 import sys
 import zlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from tqdm import tqdm
 
 from served_tokens.files.hub import local_copy
-from served_tokens.marks import TrajectoryError
+from served_tokens.marks import TrajectoryError, kind_of
 
 FORMATS = (".json", ".jsonl", ".jsonl.gz", ".parquet")
 REJECTS, LEFT_OUT, PREVIEW = ".rejects.jsonl", ".left_out.jsonl", "_preview.json"  # beside an output: its name and this
-GZIP = b"\x1f\x8b"
-SHARD_BYTES = 1 << 23  # about the size of a shard
+CHUNK_BYTES = 1 << 21  # of rows in memory, about
 FIRST_CHUNK = 1 << 13  # characters of a JSON array read at first: who wants the first row only need not download more
 JSON_CHUNK = 1 << 20  # characters read at a time from there on
-PARQUET_ROWS, PARQUET_BUFFER = (
-    32,
-    1 << 20,
-)  # rows and bytes read at a time, where a row group may be as long as the file
+PARQUET_ROWS, PARQUET_BUFFER = 32, 1 << 20  # rows and bytes read at a time: a row group may be as long as the file
 SECONDS_OF_LOG = 30  # between two lines of progress in a log file
+MIXED = {  # columns, and what of them must be no Arrow struct: calls and tools
+    **dict.fromkeys(
+        ("messages", "conversations", "prompt", "completion"),
+        r"\b(arguments|args|input|parameters): struct<|\btools: list<\w+: struct<",
+    ),
+    **dict.fromkeys(("tools", "functions"), "struct<"),
+}
 
 tqdm.monitor_interval = 0  # no thread beside the bar: processes are forked
 
@@ -42,15 +42,16 @@ class Place(NamedTuple):
     row: int
 
 
-class Shard(NamedTuple):
-    """Some rows of a file: read already, or at a span of it, (start, bytes) of lines or (first, end) of row groups."""
+@dataclass(frozen=True)
+class Chunk:
+    """Some rows of a file that follow one another.
 
-    first: Place
-    size: int  # bytes of the file
-    path: str
-    inode: int
-    span: tuple = ()
-    rows: tuple = ()
+    rows: (place, raw) of each; raw is the bytes of a line, or a value that is parsed already.
+    size: bytes of the file that were read for them.
+    """
+
+    rows: list
+    size: int
 
 
 def format_of(name: Path | str) -> str | None:
@@ -60,17 +61,15 @@ def format_of(name: Path | str) -> str | None:
 
 def find_files(source: str) -> list[str]:
     """The files behind a path: itself, or all in a folder, at any depth, by name; ends where there are none."""
-    path = local_copy(source) or Path(source)
-    if not path.is_dir():
-        local_file(source)
-        return [source]
-    walked = (Path(folder, name) for folder, _, names in os.walk(path, followlinks=True) for name in names)
-    found = sorted(file for file in walked if is_data(file.relative_to(path)))
+    path, found = local_copy(source) or Path(source), [source]
+    if path.is_dir():
+        walked = (Path(folder, name) for folder, _, names in os.walk(path, followlinks=True) for name in names)
+        found = [str(file) for file in sorted(walked) if is_data(file.relative_to(path))]
     if not found:
         raise SystemExit(f"{source}: the folder holds no {', '.join(FORMATS)} file")
     for file in found:
-        local_file(str(file))
-    return [*map(str, found)]
+        local_file(file)
+    return found
 
 
 def is_data(path: Path) -> bool:
@@ -80,131 +79,64 @@ def is_data(path: Path) -> bool:
 
 
 def local_file(source: str) -> Path:
-    """The data file at a path, or at an address in a Hugging Face data set (see `hub_data_set`)."""
+    """The data file at a path, or at an address in a Hugging Face data set (see files/hub.py)."""
     path = local_copy(source) or Path(source)
-    if path.is_file():
-        if not format_of(path):
-            raise SystemExit(f"{source}: unknown file type {path.suffix!r}; known are {', '.join(FORMATS)}")
-        try:
-            with path.open("rb") as file:
-                start = file.read(2)
-        except OSError as error:
-            raise SystemExit(f"{source}: cannot be read ({error})") from None
-        packed = start == GZIP
-        if start in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-            raise SystemExit(f"{source}: is UTF-16; write it as UTF-8")
-        if packed != (format_of(path) == ".jsonl.gz"):
-            raise SystemExit(f"{source}: is {'' if packed else 'not '}compressed by gzip; only a .jsonl.gz file is")
-        return path
-    raise SystemExit(f"{source}: no such file; give a {', '.join(FORMATS)} file or a Hugging Face data set id")
+    if not path.is_file():
+        raise SystemExit(f"{source}: no such file; give a {', '.join(FORMATS)} file or a Hugging Face data set id")
+    if not format_of(path):
+        raise SystemExit(f"{source}: unknown file type {path.suffix!r}; known are {', '.join(FORMATS)}")
+    return path
 
 
-# ---------------------------------------------------------------- shards
+def progress(sources: list[str], desc: str):
+    """A bar over the bytes of files. In a log file it is a line now and then."""
+    size = sum(local_file(source).stat().st_size for source in sources)
+    lines = {"mininterval": SECONDS_OF_LOG, "bar_format": "{desc}: {percentage:.0f} %, {elapsed}\n"}
+    return tqdm(total=size, desc=desc, unit="B", unit_scale=True, **({} if sys.stderr.isatty() else lines))
 
 
-def read_shards(sources: list[str]):
-    """Yield the shards of files, in order."""
+# ---------------------------------------------------------------- rows
+
+
+def read_chunks(sources: list[str]):
+    """Yield the rows of files, in order, as chunks."""
     for source in sources:
-        path = local_file(source)
-        read = {".jsonl": _line_shards, ".parquet": _row_group_shards}.get(format_of(path), _stream_shards)
         try:
-            with path.open("rb") as file:
-                yield from read(file, source, str(path), os.fstat(file.fileno()).st_ino)
+            with local_file(source).open("rb") as file:
+                yield from chunks_of(file, source)
         except OSError as error:
             raise SystemExit(f"{source}: cannot be read ({error})") from None
 
 
-def rows_of(shard: Shard):
-    """Yield (place, raw) for each row of a shard: raw is its line, or a value that is parsed already."""
-    source, first = shard.first
-    try:
-        for index, raw in enumerate(_rows_at(shard) if shard.span else shard.rows, first):
-            yield Place(source, index), raw
-    except OSError as error:
-        raise SystemExit(f"{source}: cannot be read ({error})") from None
+def chunks_of(file, source: str):
+    """Yield the rows of an open file of any file system as chunks; the source is its name, which says the format."""
+    rows, held, done = [], 0, 0
+    for number, (raw, size) in enumerate(_rows(file, source)):
+        rows.append((Place(source, number), raw))
+        held += size
+        if held >= CHUNK_BYTES:
+            yield Chunk(rows, file.tell() - done)
+            rows, held, done = [], 0, file.tell()
+    yield Chunk(rows, file.tell() - done)
 
 
-def read_rows(source: str, desc: str | None = None):
-    """Yield (index, row, None) for each row of a file, or (index, text, error) where a row cannot be read."""
-    with progress([source], desc) as bar:
-        for shard in read_shards([source]):
-            for place, raw in rows_of(shard):
-                try:
-                    yield place.row, parse_row(raw), None
-                except TrajectoryError as error:
-                    yield place.row, shown_raw(raw), error
-            bar.update(shard.size)
+def read_rows(source: str):
+    """Yield (index, row, None) for each row of a file, or (index, None, error) where a row cannot be read."""
+    for chunk in read_chunks([source]):
+        for place, raw in chunk.rows:
+            try:
+                yield place.row, parse_row(raw), None
+            except TrajectoryError as error:
+                yield place.row, None, error
 
 
-def first_columns(file, name: Path | str) -> list[str]:
+def first_columns(file, name: str) -> list[str]:
     """The columns of the first row of an open file; raises SystemExit or TrajectoryError where it has none."""
     if format_of(name) == ".parquet":
         return open_parquet(file, name).schema_arrow.names
-    for raw in _stream(file, name):
+    for raw, _ in _rows(file, name):
         return [*parse_row(raw)]
     raise SystemExit(f"{name}: has no row")
-
-
-def progress(sources: list[str], desc: str | None):
-    """A bar over the bytes of files; none without a name. In a log file it is a line now and then."""
-    size = sum(local_file(source).stat().st_size for source in sources) if desc else None
-    log = (
-        {}
-        if sys.stderr.isatty()
-        else {"mininterval": SECONDS_OF_LOG, "bar_format": "{desc}: {percentage:.0f} %, {elapsed}\n"}
-    )
-    return tqdm(total=size, desc=desc, unit="B", unit_scale=True, disable=desc is None, **log)
-
-
-def _line_shards(file, source: str, path: str, inode: int):
-    start, first, whole = 0, 0, os.fstat(file.fileno()).st_size
-    while lines := file.readlines(SHARD_BYTES):
-        size = sum(map(len, lines))
-        yield Shard(Place(source, first), size, path, inode, (start, size))
-        start, first = start + size, first + sum(map(_is_row, lines))
-    if start < whole:
-        raise SystemExit(f"{path}: has been cut while it was read; run this again")
-
-
-def _row_group_shards(file, source: str, path: str, inode: int):
-    metadata, size = open_parquet(file, path).metadata, os.fstat(file.fileno()).st_size
-    start = first = rows = size_of_groups = 0
-    for group in range(metadata.num_row_groups):
-        rows += metadata.row_group(group).num_rows
-        size_of_groups += metadata.row_group(group).total_byte_size
-        if size_of_groups >= SHARD_BYTES or group == metadata.num_row_groups - 1:
-            share = size * (group + 1 - start) // metadata.num_row_groups
-            yield Shard(Place(source, first), share, path, inode, (start, group + 1))
-            start, first, rows, size_of_groups = group + 1, first + rows, 0, 0
-
-
-def _stream_shards(file, source: str, path: str, inode: int):
-    rows, first, done, held = [], 0, 0, 0
-    for row in _stream(file, path):
-        rows.append(row)
-        held += len(row) if isinstance(row, bytes) else 0
-        if max(held, file.tell() - done) >= SHARD_BYTES:
-            yield Shard(Place(source, first), file.tell() - done, path, inode, rows=tuple(rows))
-            rows, first, done, held = [], first + len(rows), file.tell(), 0
-    if rows:
-        yield Shard(Place(source, first), file.tell() - done, path, inode, rows=tuple(rows))
-
-
-def _rows_at(shard: Shard):
-    with open(shard.path, "rb") as file:
-        if os.fstat(file.fileno()).st_ino != shard.inode:
-            raise SystemExit(f"{shard.path}: has been replaced while it was read; run this again")
-        if format_of(shard.path) == ".parquet":
-            yield from _read_parquet(file, shard.path, range(*shard.span))
-        else:
-            start, length = shard.span
-            file.seek(start)
-            if len(lines := file.read(length)) < length:
-                raise SystemExit(f"{shard.path}: has been cut while it was read; run this again")
-            yield from _read_lines(io.BytesIO(lines), shard.path)
-
-
-# ---------------------------------------------------------------- formats
 
 
 def parse_row(raw, loads=json.loads) -> dict:
@@ -215,50 +147,30 @@ def parse_row(raw, loads=json.loads) -> dict:
         except (ValueError, RecursionError) as error:
             raise TrajectoryError(f"the row is not valid JSON ({error})") from None
     if not isinstance(raw, dict):
-        kinds = {list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
-        raise TrajectoryError(f"the row is not an object but {kinds.get(type(raw), 'a number')}")
+        raise TrajectoryError(f"the row is not an object but {kind_of(raw)}")
     return raw
 
 
-def shown_raw(raw):
-    """A row of a reader as a file of rejects keeps it: parsed where it can be, else its text."""
+# ---------------------------------------------------------------- formats: each reader yields (raw, bytes in memory)
+
+
+def _rows(file, name: str):
+    return {".parquet": _read_parquet, ".json": _read_json}.get(format_of(name), _read_lines)(file, name)
+
+
+def _read_lines(file, name: str):
     try:
-        return json.loads(raw) if isinstance(raw, bytes) else raw
-    except (ValueError, RecursionError):
-        return raw.decode("utf-8", "replace")
-
-
-def stream_rows(file, name: str):
-    """Yield the rows of an open file, whatever file system it is of: raw, as `rows_of` does."""
-    return _read_parquet(file, name) if format_of(name) == ".parquet" else _stream(file, name)
-
-
-def _stream(file, name: Path | str):
-    if format_of(name) == ".json":
-        return _read_json(file, name)
-    return _read_lines(_unpacked(file, name) if format_of(name) == ".jsonl.gz" else file, name)
-
-
-def _unpacked(file, name: Path | str):
-    try:
-        yield from gzip.GzipFile(fileobj=file)
-    except (OSError, EOFError, zlib.error) as error:
+        for line in gzip.GzipFile(fileobj=file) if format_of(name) == ".jsonl.gz" else file:
+            line = line.removeprefix(codecs.BOM_UTF8)
+            if len(line) < 100 and line.strip() == b"[":
+                raise SystemExit(f"{name}: holds a JSON array over several lines; name it .json")
+            if line and not line.isspace():
+                yield line, len(line)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise SystemExit(f"{name}: cannot be unpacked ({error})") from None
 
 
-def _read_lines(lines, name: Path | str):
-    for line in filter(_is_row, lines):
-        line = line.removeprefix(codecs.BOM_UTF8)
-        if len(line) < 100 and line.strip() == b"[":
-            raise SystemExit(f"{name}: holds a JSON array over several lines; name it .json")
-        yield line
-
-
-def _is_row(line: bytes) -> bool:
-    return not line.isspace() and line.strip() != codecs.BOM_UTF8
-
-
-def _read_json(file, name: Path | str):
+def _read_json(file, name: str):
     """The rows of an array, read as a stream: the text in memory grows with the longest row, not with the file."""
     decode, skip = json.JSONDecoder().raw_decode, re.compile(r"\s*").match
 
@@ -278,7 +190,7 @@ def _read_json(file, name: Path | str):
             except json.JSONDecodeError as error:
                 row, end, problem = None, len(text), f"not valid JSON ({error})"
             if text[end : end + 1] in (",", "]"):
-                yield row
+                yield row, end - at
                 at, size, problem = end + (text[end] == ","), JSON_CHUNK, "ends in the middle of the array"
             elif more := file.read(size):  # the row may go on
                 text, at, size = text[at:] + more, 0, 2 * size
@@ -291,16 +203,7 @@ def _read_json(file, name: Path | str):
         raise broken(f"not valid JSON ({error})") from None
 
 
-MIXED = {  # columns, and what of them must be no Arrow struct: calls and tools
-    **dict.fromkeys(
-        ("messages", "conversations", "prompt", "completion"),
-        r"\b(arguments|args|input|parameters): struct<|\btools: list<\w+: struct<",
-    ),
-    **dict.fromkeys(("tools", "functions"), "struct<"),
-}
-
-
-def _read_parquet(file, name: Path | str, row_groups=None):
+def _read_parquet(file, name: str):
     parquet = open_parquet(file, name)
     for column, struct in MIXED.items():
         index = parquet.schema_arrow.get_field_index(column)
@@ -310,8 +213,9 @@ def _read_parquet(file, name: Path | str, row_groups=None):
                 "others; store the column as JSON strings"
             )
     try:  # threads would read ahead, without a bound
-        for batch in parquet.iter_batches(PARQUET_ROWS, row_groups=row_groups, use_threads=False):
-            yield from batch.to_pylist()
+        for batch in parquet.iter_batches(PARQUET_ROWS, use_threads=False):
+            for row in batch.to_pylist():
+                yield row, batch.nbytes // batch.num_rows
     except Exception as error:  # pyarrow raises many kinds; each means that the file is damaged
         raise SystemExit(f"{name}: cannot be read ({type(error).__name__}: {error})") from None
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import jinja2
 
 from served_tokens.files.processes import TOO_DEEP, in_processes
-from served_tokens.files.read import Place, parse_row, progress, read_shards, rows_of
+from served_tokens.files.read import Place, parse_row, progress, read_chunks
 from served_tokens.marks import IGNORE_INDEX, TrajectoryError
 from served_tokens.proof.answers import answer_of, note_answer
 from served_tokens.proof.findings import PLACES_KEPT, Findings
@@ -111,10 +111,10 @@ def check_dataset(found: Findings, path: Path, provenance, built, truth: Truth) 
 
 def _batches(sources):
     """Yield ([(place, raw), …], bytes of their file that are done with them)."""
-    for shard in read_shards([*sources]):
-        rows = [*rows_of(shard)]
-        for start in range(0, len(rows), ROWS_AT_ONCE):
-            yield rows[start : start + ROWS_AT_ONCE], shard.size if start + ROWS_AT_ONCE >= len(rows) else 0
+    for chunk in read_chunks([*sources]):
+        for start in range(0, len(chunk.rows), ROWS_AT_ONCE):
+            is_last = start + ROWS_AT_ONCE >= len(chunk.rows)
+            yield chunk.rows[start : start + ROWS_AT_ONCE], chunk.size if is_last else 0
 
 
 def _check_rows(trains: bool, samples: Samples, truth: Truth, batch: tuple) -> Checked:

@@ -18,7 +18,7 @@ from served_tokens.proof.turn import served_turn
 from served_tokens.rows import notes
 from served_tokens.rows.trajectory import CONTROL_TOKENS, EMPTY, Reading
 from served_tokens.samples.alpaca import to_samples
-from step1_apply_tool_template import convert_row
+from step1_apply_tool_template import plain_row
 
 TEMPLATE = read_chat_template(str(QWEN3))
 RENDER = load_chat_template(TEMPLATE)
@@ -30,10 +30,8 @@ TOOLS = [{"type": "function", "function": {"name": "f", "parameters": SCHEMA}}]
 def converted(*messages, tools=None, **options) -> tuple[dict, dict]:
     """(the row of step 1, what may be a mistake in it); calls may lack their tools"""
     row = {"messages": list(messages), "tools": tools}
-    counts, [(_, text)] = convert_row(
-        row, Place("x", 0), TEMPLATE, True, Reading(allow_calls_without_tools=True, **options)
-    )
-    return json.loads(text), +counts.notes
+    counts, [(_, made)] = plain_row(row, Place("x", 0), TEMPLATE, Reading(allow_calls_without_tools=True, **options))
+    return made, +counts.notes
 
 
 def reason(*messages, tools=None, **options) -> str:
@@ -109,11 +107,10 @@ def test_template_that_alters_control_tokens_sets_the_trajectory_aside(tmp_path)
     template = QWEN3.read_text(encoding="utf-8").replace(text, f"({text}) | replace('|im', '')")
     (tmp_path / "t.jinja").write_text(template, encoding="utf-8")
     with pytest.raises(TrajectoryError, match="alters texts with control tokens"):
-        convert_row(
+        plain_row(
             {"messages": PLACES["a tool output"](FORGED)},
             Place("x", 0),
             read_chat_template(str(tmp_path / "t.jinja")),
-            True,
             Reading(allow_control_tokens=True, allow_calls_without_tools=True),
         )
 
@@ -132,8 +129,8 @@ def model_with_a_token_of_its_own(tmp_path_factory):
 def test_special_tokens_of_the_tokenizer_are_control_tokens_too(model_with_a_token_of_its_own):
     row = {"messages": [user("x[OWN]"), assistant("a")]}
     with pytest.raises(TrajectoryError, match=r"the control token \[OWN\]"):
-        convert_row(row, Place("x", 0), read_chat_template(str(model_with_a_token_of_its_own)), True)
-    convert_row(row, Place("x", 0), TEMPLATE, True)
+        plain_row(row, Place("x", 0), read_chat_template(str(model_with_a_token_of_its_own)))
+    plain_row(row, Place("x", 0), TEMPLATE)
 
 
 def test_allowed_control_tokens_pass_both_scripts_and_the_check(checked, in_process, capsys):
@@ -376,10 +373,10 @@ def test_no_script_trusts_code_of_others():
 
 def test_renderings_are_not_kept():
     messages = [user("q " * 5000), assistant("a", "r")] * 3
-    convert_row({"messages": messages}, Place("x", 0), TEMPLATE, True)
+    plain_row({"messages": messages}, Place("x", 0), TEMPLATE)
     tracemalloc.start()
     for index in range(100):
-        convert_row({"messages": messages}, Place("x", index), TEMPLATE, True)
+        plain_row({"messages": messages}, Place("x", index), TEMPLATE)
     held, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert held < 1 << 20
