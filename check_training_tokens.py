@@ -16,9 +16,8 @@ by the check's own rules as well, and in others each text is looked for.
 """
 
 import argparse
-import contextlib
 import copy
-import io
+import itertools
 import os
 import re
 import shlex
@@ -40,7 +39,8 @@ from served_tokens.report.page import Checked, report_page
 from served_tokens.report.summary import SHOWN_MISMATCHES, print_findings, problems_of
 from served_tokens.report.tokens import terminal_view
 from served_tokens.trees.check import AS_WRITTEN, TREES, check_rows
-from served_tokens.trees.files import own_options, samples_of
+from served_tokens.trees.files import own_options
+from served_tokens.trees.rows import Sample
 
 ROOT = Path(__file__).resolve().parent
 TRAIN = ["llamafactory-cli", "train"]
@@ -51,7 +51,6 @@ def main() -> None:
     args, command = parsed_arguments(), shlex.join(["python", *sys.argv])
     os.environ.setdefault("LLAMAFACTORY_VERBOSITY", "ERROR")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are parallel already
     overrides, own = own_options(args.overrides)
     llamafactory.use_the_hub_if_it_answers()
     model_args, data_args, training_args = llamafactory.parse_arguments(args.yaml, overrides)
@@ -65,7 +64,7 @@ def main() -> None:
         packing=data_args.packing,
     )
     data_args = llamafactory.for_the_check(data_args, args.max_samples)
-    sets, tokenizer = build_sets(model_args, data_args, training_args, args.show and args.show[0])
+    sets, tokenizer = build_sets(model_args, data_args, training_args)
     if args.show:
         show(sets, args.show, tokenizer)
         return
@@ -136,15 +135,15 @@ def html_file(text: str) -> Path:
     return Path(text)
 
 
-def build_sets(model_args, data_args, training_args, trajectory: int | None) -> tuple[list[TrainingSet], object]:
+def build_sets(model_args, data_args, training_args) -> tuple[list[TrainingSet], object]:
     """(the data sets as LlamaFactory builds them, see `llamafactory.training_sets`; the tokenizer of the server)"""
     from llamafactory.model import load_tokenizer
 
     as_served = copy.copy(model_args)
     as_served.split_special_tokens = False  # a server never does
-    with contextlib.redirect_stdout(io.StringIO()), llamafactory.refusals():  # LlamaFactory prints whole samples
+    with llamafactory.refusals():
         tokenizer = load_tokenizer(as_served)["tokenizer"]
-        return llamafactory.training_sets(model_args, data_args, training_args, trajectory), tokenizer
+        return llamafactory.training_sets(model_args, data_args, training_args), tokenizer
 
 
 def show(sets: list[TrainingSet], place: tuple[int, int], tokenizer) -> None:
@@ -168,7 +167,7 @@ def check_sets(sets: list[TrainingSet], to_train: int, truth: Truth, data_args) 
     trained, found, problems = Counter(), [], []
     tasks = {True: set(), False: set()}  # that are trained on, that are evaluated
     for number, its in enumerate(sets):
-        trains, size = number < to_train, len(its.built)
+        trains, size = number < to_train, len(its.provenance)
         settings = (
             f"served as {', '.join(sorted(set(its.provenance['served_as'])))}; template {data_args.template}, "
             f"mask_history {str(data_args.mask_history).lower()}, cutoff_len {data_args.cutoff_len}"
@@ -193,12 +192,13 @@ def check_trees(sets: list[TrainingSet], found: list[Findings], row_tokens: int,
     """Note in what is found how each data set can be trained; returns why it is not to be trained on token trees."""
     problems = []
     for its, findings in zip(sets, found):
-        name, built = its.name, its.built
-        findings.ways, differ = check_rows(samples_of(built), row_tokens, row_samples)
+        name, size = its.name, len(its.provenance)
+        samples = itertools.starmap(Sample, llamafactory.all_built(its))
+        findings.ways, differ = check_rows(samples, row_tokens, row_samples)
         (_, tokens), (rows, in_rows) = findings.ways[AS_WRITTEN], findings.ways[TREES]
         print(
             f"{name}: {rows} rows of token trees, {in_rows} tokens, {tokens / max(1, in_rows):.1f} times fewer; all "
-            f"supervised tokens of {len(built) - len(differ)} of {len(built)} samples see there what they see in them"
+            f"supervised tokens of {size - len(differ)} of {size} samples see there what they see in them"
         )
         if differ:
             first = ", ".join(map(str, differ[:SHOWN_MISMATCHES]))

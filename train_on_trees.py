@@ -3,8 +3,8 @@
     python train_on_trees.py qwen3_full_sft.yaml [key=value …] [row_tokens=N] [row_samples=N] [row_accumulation=N]
 
 Takes the YAML, the overrides and the environment of `llamafactory-cli train` (FORCE_TORCHRUN=1, NNODES, …). It
-tokenizes the samples of step 2 as ever; they become rows, in which what samples share is there once; LlamaFactory
-trains on these. Loss, optimizer, checkpoints, logs and resuming are its own, and so are the gradients. Before the
+tokenizes the samples of step 2 as it does; they become rows, in which what samples share is there once; it trains on
+these. Loss, optimizer, checkpoints, logs and resuming are its own, and so are the gradients. Before the
 first step attention is compared, on the device, with that on single samples: where it is wrong, nothing is trained.
 
 row_tokens: the longest row (default: cutoff_len; on a CPU, where attention takes row × row, one of each trajectory).
@@ -17,17 +17,21 @@ The one idea: samples of a trajectory begin alike, so they are a tree; a mask sh
 own sample, and no others.
 """
 
-import contextlib
-import io
+import hashlib
+import itertools
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 from served_tokens import llamafactory
 from served_tokens.files.command_line import CommandLine, run
-from served_tokens.trees.files import Written, own_options, rows_of_step, samples_of, write_rows
+from served_tokens.report.page import checksum
+from served_tokens.trees.files import Written, own_options, rows_of_step, write_rows
+from served_tokens.trees.rows import Sample
 
+ROOT = Path(__file__).resolve().parent
 INSTEAD = "train the samples with llamafactory-cli, written with --merge-turns where that is possible"
 # Settings, of the YAML or the environment, that trees cannot have, and the way out.
 REFUSED = {
@@ -197,26 +201,31 @@ def check_model(model_args) -> None:
 
 
 def rows_in_folder(config: dict, model_args, data_args, training_args, limits: dict) -> tuple[Path, dict[str, Written]]:
-    """LlamaFactory tokenizes the samples, and they are written as rows; see `write_rows`."""
+    """Make the samples, and write them as rows; returns where these are, and what is there. See `write_rows`."""
     import datasets
-    from llamafactory.data import get_dataset, get_template_and_fix_tokenizer
-    from llamafactory.model import load_tokenizer
 
-    with contextlib.redirect_stdout(io.StringIO()), llamafactory.refusals():  # LlamaFactory prints whole samples
-        tokenizer_module = load_tokenizer(model_args)
-        tokenizer = tokenizer_module["tokenizer"]
-        template = get_template_and_fix_tokenizer(tokenizer, data_args)
-        made = get_dataset(template, model_args, data_args, training_args, stage="sft", **tokenizer_module)
-    evaluated = made.get("eval_dataset")
-    if isinstance(evaluated, dict):
-        splits = {f"validation_{name}": dataset for name, dataset in evaluated.items()}
-    else:
-        splits = {"validation": evaluated}
-    splits = {"train": made.get("train_dataset"), **splits}
-    samples = {split: samples_of(dataset) for split, dataset in splits.items() if dataset is not None}
-    folder = Path(model_args.cache_dir or datasets.config.HF_DATASETS_CACHE, "token_trees").absolute()
+    with llamafactory.refusals():
+        sets = llamafactory.training_sets(model_args, data_args, training_args)
+    tokenizer, splits = sets[0].built.processor.tokenizer, {}
+    for number, its in enumerate(sets):
+        split = "validation"
+        if number < len(data_args.dataset or []):
+            split = "train"
+        elif data_args.eval_on_each_dataset:
+            split = f"validation_{its.name}"
+        splits[split] = itertools.chain(splits.get(split, ()), itertools.starmap(Sample, llamafactory.all_built(its)))
     whole_logits = any(config.get(key) for key in WHOLE_LOGITS)
-    return write_rows(samples, folder, limits, tokenizer.pad_token_id, whole_logits)
+    made_of = [
+        *(checksum(its.path) for its in sets),
+        *(checksum(module) for module in sorted(ROOT.glob("served_tokens/**/*.py"))),
+        *(version(package) for package in ("llamafactory", "transformers", "tokenizers")),
+        tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else repr(tokenizer),
+        repr((data_args, limits, whole_logits)),
+    ]
+    name = hashlib.sha256("\n".join(made_of).encode()).hexdigest()[:16]
+    place = Path(model_args.cache_dir or datasets.config.HF_DATASETS_CACHE, "token_trees", name).absolute()
+    with llamafactory.refusals():
+        return place, write_rows(splits, place, limits, tokenizer.pad_token_id, whole_logits)
 
 
 if __name__ == "__main__":

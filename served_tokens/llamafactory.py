@@ -1,18 +1,31 @@
-"""LlamaFactory's side of the check: its own parser, template and data loader build the training set."""
+"""LlamaFactory's side: its own parser, converter, template and processor make the token ids of each sample.
 
-import atexit
+Its loader makes all samples of a data set at once and keeps them on disk; here each is made when it is asked for, by
+the same parts, and a text that samples of a trajectory share is tokenized once. That this makes no difference is seen
+in each run: some samples of each data set are made by its loader too (`compare_with_its_loader`).
+"""
+
+import bisect
 import contextlib
 import copy
+import functools
+import io
+import itertools
 import json
 import os
-import shutil
 import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from tqdm import tqdm
+
+from served_tokens.files.processes import in_processes
 from served_tokens.samples.alpaca import COLUMNS
 
+REMEMBERED = 1024  # texts: those of some trajectories, and what these begin with
+COMPARED = 64  # samples of each data set that are made by LlamaFactory's loader too
 PROVENANCE = ("source", "trajectory", "turns", "served_as", "reading")
 OUT_OF_REACH = (
     "; is model_name_or_path a local folder or the Hub within reach, and can HF_HOME and HF_DATASETS_CACHE be written?"
@@ -121,44 +134,47 @@ def for_the_check(data_args, max_samples: int | None):
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """A data set of the YAML, as LlamaFactory builds it.
+    """A data set of the YAML.
 
-    path: of its file, or folder of files.
-    provenance, built: two tables with the same rows: what step 2 says of the samples, and their token ids and labels.
-        There are fewer than samples by max_samples, or where only those of one trajectory are asked for.
+    path: its file, or folder of files.
+    provenance: a table of what step 2 says of each sample, less those behind max_samples.
+    built: the samples as LlamaFactory makes them, see `Built`.
     total: how many samples it holds.
     """
 
     name: str
     path: Path
     provenance: object
-    built: object
+    built: "Built"
     total: int
 
 
-def training_sets(model_args, data_args, training_args, trajectory: int | None = None) -> list[TrainingSet]:
+def training_sets(model_args, data_args, training_args) -> list[TrainingSet]:
     """The data sets of the YAML, first those that are trained, then those for evaluation."""
+    from datasets import disable_progress_bars
     from llamafactory.data import get_template_and_fix_tokenizer
     from llamafactory.data.parser import get_dataset_list
     from llamafactory.model import load_tokenizer
 
-    tokenizer_module = load_tokenizer(model_args)
-    template = get_template_and_fix_tokenizer(tokenizer_module["tokenizer"], data_args)
-    names = [*(data_args.dataset or []), *(data_args.eval_dataset or [])]
-    arguments = model_args, data_args, training_args
-    return [
-        _training_set(name, attributes, template, tokenizer_module, arguments, trajectory)
-        for name, attributes in zip(names, get_dataset_list(names, data_args.dataset_dir))
-    ]
+    disable_progress_bars()  # of the few samples that its loader makes
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are parallel already
+    parts = load_tokenizer(model_args)
+    parts["template"] = get_template_and_fix_tokenizer(parts["tokenizer"], data_args)
+    names, sets = [*(data_args.dataset or []), *(data_args.eval_dataset or [])], []
+    for name, attributes in zip(names, get_dataset_list(names, data_args.dataset_dir)):
+        its = _training_set(name, attributes, parts, model_args, data_args)
+        if len(its.provenance):
+            compare_with_its_loader(its, attributes, parts, model_args, data_args, training_args)
+        sets.append(its)
+    return sets
 
 
-def _training_set(name, attributes, template, tokenizer_module, arguments, trajectory) -> TrainingSet:
-    from datasets import load_dataset
-    from llamafactory.data import get_dataset
+def _training_set(name: str, attributes, parts: dict, model_args, data_args) -> TrainingSet:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from datasets import Dataset, load_dataset
     from llamafactory.extras.constants import FILEEXT2TYPE
 
-    model_args, data_args, training_args = arguments
-    data_args = copy.copy(data_args)
     if attributes.num_samples is not None:
         raise ValueError(f"data set {name} has num_samples, which draws samples at random; check it without")
     path = Path(data_args.dataset_dir, attributes.dataset_name)
@@ -166,33 +182,124 @@ def _training_set(name, attributes, template, tokenizer_module, arguments, traje
         raise ValueError(f"data set {name}: no file {path}; write it with step2_to_alpaca_mask_history.py")
     files = [str(path / file) for file in os.listdir(path)] if path.is_dir() else [str(path)]  # LlamaFactory's order
     kind = FILEEXT2TYPE[Path(files[0]).suffix[1:]]
-    provenance = load_dataset(kind, data_files=files, split=attributes.split, cache_dir=model_args.cache_dir)
-    missing = set(PROVENANCE) - set(provenance.column_names)
-    if missing:
+    if kind == "parquet":
+        samples, columns = ParquetRows(files), pq.read_schema(files[0]).names
+    else:
+        samples = load_dataset(kind, data_files=files, split=attributes.split, cache_dir=model_args.cache_dir)
+        columns = samples.column_names
+    if missing := set(PROVENANCE) - set(columns):
         raise ValueError(f"data set {name}: no column {', '.join(sorted(missing))}; write it with step 2")
-    total = len(provenance)
-    if trajectory is not None:
-        provenance = provenance.filter(lambda its: its == trajectory, input_columns="trajectory")
-        data_args.dataset_dir = _alone(name, provenance, attributes)
-    provenance = provenance.select_columns(PROVENANCE)
+    if kind == "parquet":
+        provenance = Dataset(pa.concat_tables(pq.read_table(file, columns=[*PROVENANCE]) for file in files))
+    else:
+        provenance = samples.select_columns(PROVENANCE)
     if data_args.max_samples is not None:
-        provenance = provenance.select(range(min(data_args.max_samples, len(provenance))))
-    data_args.dataset, data_args.eval_dataset, data_args.val_size = [name], None, 0.0
-    if not len(provenance):
-        return TrainingSet(name, path, provenance, provenance, total)
-    built = get_dataset(template, model_args, data_args, training_args, stage="sft", **tokenizer_module)
-    built = built["train_dataset"].select_columns(["input_ids", "labels"])
-    if len(provenance) != len(built):
-        raise ValueError(f"data set {name}: it drops {len(provenance) - len(built)} samples that it finds invalid")
-    return TrainingSet(name, path, provenance, built, total)
+        provenance = provenance.select(range(min(data_args.max_samples, len(samples))))
+    return TrainingSet(name, path, provenance, Built(samples, attributes, parts, data_args), len(samples))
 
 
-def _alone(name: str, samples, attributes) -> str:
-    """A dataset_dir, until the process ends, in which a data set holds these samples only."""
-    folder = tempfile.mkdtemp(prefix="samples_")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    samples.to_parquet(f"{folder}/samples.parquet")
-    columns = {column: getattr(attributes, column) for column in COLUMNS}
-    entry = {"file_name": "samples.parquet", "formatting": "alpaca", "columns": columns}
-    Path(folder, "dataset_info.json").write_text(json.dumps({name: entry}), encoding="utf-8")
-    return folder
+class ParquetRows:
+    """The rows of Parquet files one after the other, as dicts; one row group at a time is in memory."""
+
+    def __init__(self, files: list[str]):
+        import pyarrow.parquet as pq
+
+        self.groups, self.size, self.held = [], 0, None  # (first row, file, its row group) of each; (first row, table)
+        for file in files:
+            metadata = pq.read_metadata(file)
+            for group in range(metadata.num_row_groups):
+                self.groups.append((self.size, file, group))
+                self.size += metadata.row_group(group).num_rows
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, position: int) -> dict:
+        import pyarrow.parquet as pq
+
+        first, file, group = self.groups[bisect.bisect(self.groups, position, key=lambda its: its[0]) - 1]
+        if self.held is None or self.held[0] != first:
+            self.held = first, pq.ParquetFile(file).read_row_group(group)
+        return self.held[1].slice(position - first, 1).to_pylist()[0]
+
+
+class Remembering:
+    """A tokenizer that remembers texts: LlamaFactory asks for those of past turns again with each sample."""
+
+    def __init__(self, tokenizer):
+        self.tokenizer = tokenizer
+        self.encode = functools.lru_cache(REMEMBERED)(tokenizer.encode)
+
+    def __getattr__(self, name: str):
+        return getattr(self.tokenizer, name)
+
+
+class Built:
+    """The samples of a data set as LlamaFactory makes them, each when it is asked for: {"input_ids", "labels"}.
+
+    Args:
+        samples: as step 2 wrote them, a sequence of dicts.
+        attributes: what LlamaFactory reads of the data set in dataset_info.json.
+        parts: its tokenizer, processor of other media, and template.
+    """
+
+    def __init__(self, samples, attributes, parts: dict, data_args):
+        from llamafactory.data.converter import get_dataset_converter
+        from llamafactory.data.processor import SupervisedDatasetProcessor
+
+        self.samples = samples
+        self.convert = get_dataset_converter(attributes.formatting, attributes, data_args)
+        parts = {**parts, "tokenizer": Remembering(parts["tokenizer"])}
+        self.processor = SupervisedDatasetProcessor(**parts, data_args=data_args)
+
+    def __getitem__(self, position: int) -> dict[str, list[int]]:
+        aligned = self.convert(self.samples[position])
+        made = self.processor.preprocess_dataset({key: [value] for key, value in aligned.items()})
+        if not made:
+            raise ValueError(f"sample {position} is dropped by LlamaFactory, which finds it invalid")
+        return {column: made[column][0] for column in ("input_ids", "labels")}
+
+
+def all_built(its: TrainingSet):
+    """Yield (token ids, labels) of each sample, int32 arrays, made over processes, a trajectory at a time."""
+    of_trajectory = zip(its.provenance["source"], its.provenance["trajectory"])
+    groups = itertools.groupby(enumerate(of_trajectory), key=lambda its: its[1])
+    positions = ([position for position, _ in group] for _, group in groups)
+    with tqdm(total=len(its.provenance), desc=f"tokenize {its.name}", unit=" samples", unit_scale=True) as bar:
+        for made in in_processes(functools.partial(_arrays, its.built), positions, os.cpu_count()):
+            yield from made
+            bar.update(len(made))
+
+
+def _arrays(built: Built, positions: list[int]) -> list[tuple]:
+    made = [built[position] for position in positions]
+    return [tuple(np.array(one[column], np.int32) for column in ("input_ids", "labels")) for one in made]
+
+
+def compare_with_its_loader(its: TrainingSet, attributes, parts: dict, model_args, data_args, training_args) -> None:
+    """Make some samples by LlamaFactory's own loader too; ends with a line where they are others than ours.
+
+    These are the first of each history, merged and not.
+    """
+    from datasets import Dataset
+    from llamafactory.data import get_dataset
+
+    kinds = [(as_, len(turns) > 1) for as_, turns in zip(its.provenance["served_as"], its.provenance["turns"])]
+    each = COMPARED // len(set(kinds))
+    chosen = [at for kind in sorted(set(kinds)) for at in [at for at, its in enumerate(kinds) if its == kind][:each]]
+    model_args, data_args = copy.copy(model_args), copy.copy(data_args)
+    data_args.dataset, data_args.eval_dataset, data_args.val_size, data_args.max_samples = [its.name], None, 0.0, None
+    data_args.preprocessing_num_workers = None
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):  # it prints a sample
+        model_args.cache_dir = data_args.dataset_dir = folder
+        Dataset.from_list([its.built.samples[at] for at in chosen]).to_parquet(f"{folder}/samples.parquet")
+        columns = {column: getattr(attributes, column) for column in COLUMNS}
+        entry = {"file_name": "samples.parquet", "formatting": attributes.formatting, "columns": columns}
+        Path(folder, "dataset_info.json").write_text(json.dumps({its.name: entry}), encoding="utf-8")
+        made = get_dataset(parts["template"], model_args, data_args, training_args, "sft", parts["tokenizer"])
+        theirs = made["train_dataset"].select_columns(["input_ids", "labels"]).to_list()
+    if theirs != [its.built[at] for at in chosen]:
+        sys.exit(
+            f"data set {its.name}: with these settings LlamaFactory's loader makes other samples of it than its "
+            "converter, template and processor do, so this check does not know what is trained"
+        )

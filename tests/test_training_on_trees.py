@@ -16,7 +16,7 @@ from transformers import AutoConfig, BloomConfig, RwkvConfig
 
 import train_on_trees
 from served_tokens.marks import IGNORE_INDEX
-from served_tokens.trees.files import own_options, rows_of_step, write_rows
+from served_tokens.trees.files import Written, own_options, rows_of_step, write_rows
 from served_tokens.trees.rows import Sample
 
 STEPS, TURNS = 4, 3
@@ -248,26 +248,30 @@ def test_models_whose_code_knows_no_mask_of_others_are_refused(config, tmp_path)
         train_on_trees.check_model(ModelArguments(model_name_or_path=str(tmp_path)))
 
 
-# ---------------------------------------------------------------- the cache
+# ---------------------------------------------------------------- where rows are kept
 
 
-def rows_at(folder: Path, whole_logits=False, **splits) -> tuple[Path, dict]:
-    """(where rows of these samples are, {split: how many are there})"""
-    samples = {
-        split: [Sample(np.array(ids), np.array([IGNORE_INDEX, *ids[1:]])) for ids in its]
-        for split, its in splits.items()
-    }
-    place, _ = write_rows(samples, folder, {"row_tokens": 128, "row_samples": 1}, 0, whole_logits)
-    return place, {split: len(rows) for split, rows in load_from_disk(str(place)).items()}
+def place_of_rows(monkeypatch, project, tiny_model, *overrides: str) -> str:
+    """The tokenized_path by which LlamaFactory trains on the rows."""
+    monkeypatch.chdir(project)
+    names = f"model_name_or_path={tiny_model}", "dataset=samples"
+    arguments = train_on_trees.prepared(["qwen3_full_sft.yaml", *names, *SETTINGS, *ONE, *overrides])
+    [place] = [argument for argument in arguments if argument.startswith("tokenized_path=")]
+    return place
 
 
-def test_rows_of_other_splits_or_columns_have_another_place(tmp_path):
-    one, two = [1, 2, 3], [4, 5, 6]
-    apart, there = rows_at(tmp_path, train=[one], validation=[two])
-    together, all_there = rows_at(tmp_path, train=[one, two])
-    whole, _ = rows_at(tmp_path, True, train=[one, two])
-    assert (there, all_there) == ({"train": 1, "validation": 1}, {"train": 2})
-    assert len({apart, together, whole}) == 3 and rows_at(tmp_path, train=[one, two])[0] == together
+def test_rows_are_found_again_by_the_same_command_and_made_anew_for_other_settings(monkeypatch, project, tiny_model):
+    told = monkeypatch, project, tiny_model
+    one, shorter = place_of_rows(*told), place_of_rows(*told, "row_tokens=128")
+    whole = place_of_rows(*told, "label_smoothing_factor=0.1")
+    assert len({one, shorter, whole}) == 3
+    monkeypatch.setattr(train_on_trees.llamafactory, "all_built", lambda its: map(pytest.fail, ["made again"]))
+    assert place_of_rows(*told) == one
+
+
+def write_one_row(place: Path) -> dict:
+    samples = [Sample(np.array([1, 2, 3]), np.array([IGNORE_INDEX, 2, 3]))]
+    return write_rows({"train": samples}, place, {"row_tokens": 128, "row_samples": 1}, 0, False)
 
 
 def test_another_run_may_write_the_same_rows_meanwhile(tmp_path, monkeypatch):
@@ -278,7 +282,8 @@ def test_another_run_may_write_the_same_rows_meanwhile(tmp_path, monkeypatch):
         replace(source, target)
 
     monkeypatch.setattr(os, "replace", late)
-    assert rows_at(tmp_path, train=[[1, 2, 3]])[1] == {"train": 1}
+    assert write_one_row(tmp_path / "rows") == write_one_row(tmp_path / "rows") == {"train": Written(1, 3, 1, 128)}
+    assert len(load_from_disk(str(tmp_path / "rows"))["train"]) == 1
 
 
 def test_an_option_that_is_no_number_is_refused():

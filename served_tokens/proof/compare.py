@@ -45,6 +45,10 @@ class Truth:
     trajectories: str | None
     is_cut: bool
 
+    @functools.cached_property
+    def encode(self) -> Tokens:
+        return Tokens(self.tokenizer)
+
     def render(self, messages, tools, add_generation_prompt, **variables) -> str:
         variables["add_generation_prompt"] = add_generation_prompt
         return self.tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, **variables)
@@ -174,7 +178,7 @@ def _check_trajectory(
     row = json.loads(raw) if isinstance(raw, bytes) else raw
     reading, claims = samples.readings[place.source], samples.claims[place]
     messages, tools, turns = trajectory.messages, trajectory.tools, trajectory.turns
-    encode, shown, found = Tokens(truth.tokenizer), {}, checked.found
+    shown, found = {}, checked.found
     checked.tasks.add(task_of(row.get("task_info"), messages, tools))
 
     @functools.cache
@@ -200,7 +204,7 @@ def _check_trajectory(
             if not decided:
                 found.mismatch(claim.position, REFUSED, None, f"{where}: {REFUSED}: {error}")
             continue
-        spans = [(encode(prompt), encode(target)) for prompt, target in texts]
+        spans = [(truth.encode(prompt), truth.encode(target)) for prompt, target in texts]
         found.targets.update(len(target) for _, target in spans)
         if not decided:
             _compare(found, claim.position, expected_sample(spans), trained, where, truth)

@@ -8,11 +8,12 @@ from served_tokens.marks import BLOCK_END, BLOCK_START, IGNORE_INDEX
 
 MARKS = re.compile(f"({re.escape(BLOCK_START)}|{re.escape(BLOCK_END)})")
 TOKENS_DIFFER, MASK_DIFFERS = "the tokens differ", "the loss mask differs"
+REMEMBERED = 1024  # stretches, of some trajectories and of what these begin with
 SHOWN_TOKENS = 12  # on each side of the first difference
 
 
 class Tokens:
-    """The token ids of the texts of a trajectory, as the tokenizer makes them of a whole text.
+    """The token ids of texts, as the tokenizer makes them of a whole text.
 
     A tokenizer splits a text at its special tokens first, and tokenizes what is between them by itself. So a stretch
     that several prompts share is tokenized once; of the longest text it is seen that this is so.
@@ -20,7 +21,7 @@ class Tokens:
 
     def __init__(self, tokenizer):
         self.of_whole = functools.partial(tokenizer.encode, add_special_tokens=False)
-        self.of_stretch = functools.cache(self.of_whole)
+        self.of_stretch = functools.lru_cache(REMEMBERED)(self.of_whole)
         self.proven = 0  # characters of the longest text of which it was seen
 
     def __call__(self, text: str) -> list[int]:

@@ -56,10 +56,14 @@ def sample_at(its: TrainingSet, position: int, **why) -> ShownSample:
 
 def samples_of_turn(sets: list[TrainingSet], trajectory: int, turn: int) -> list[ShownSample]:
     """The samples that supervise a turn, of data sets of this trajectory; ends with what there is where none does."""
-    samples = [sample_at(its, position) for its in sets for position in range(len(its.provenance))]
-    of_turn = [sample for sample in samples if turn in sample.turns]
+    of_turn, others = [], set()
+    for its in sets:
+        for position, (its_trajectory, turns) in enumerate(zip(its.provenance["trajectory"], its.provenance["turns"])):
+            if its_trajectory == trajectory:
+                others.update(turns)
+                of_turn += [sample_at(its, position)] if turn in turns else []
     if not of_turn:
-        others = ", ".join(map(str, sorted({turn for sample in samples for turn in sample.turns})))
+        others = ", ".join(map(str, sorted(others)))
         none = "none, as where its row cannot be read or all its turns are left out"
         sys.exit(
             f"--show {trajectory}:{turn}: no sample supervises message {turn} of trajectory {trajectory}, both counted "

@@ -29,8 +29,8 @@ def what_mends(found: Findings, provenance, data_args) -> str:
 def problems_of(found: Findings, its: TrainingSet, is_cut: bool, data_args) -> list[str]:
     """Why a data set is not to be trained on."""
     problems, counts = [], found.counts
-    if sum(found.exact) < len(its.built):
-        exact = f"{sum(found.exact)} of {len(its.built)} samples are exact"
+    if sum(found.exact) < len(its.provenance):
+        exact = f"{sum(found.exact)} of {len(its.provenance)} samples are exact"
         mend = what_mends(found, its.provenance, data_args)
         problems.append(f"{exact}, so the model would not be trained on what it is served with; {mend}")
     unsaid = 0 if is_cut or not found.trains else found.why_left_out[NOT_SAID] + found.reasons[NO_TRACE]

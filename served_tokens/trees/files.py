@@ -1,17 +1,18 @@
 """Samples as rows of token trees, in a folder that LlamaFactory trains on (its `tokenized_path`)."""
 
-import hashlib
+import json
 import os
 import sys
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from served_tokens.files.write import work_folder
 from served_tokens.trees.rows import Row, Sample, padded, predicting, rows_of
 
 OWN = ("row_tokens", "row_samples", "row_accumulation")
-BATCH = 64  # samples that are read at once, and rows that are written at once
+BATCH = 64  # rows that are written at once
+COUNTS = "counts.json"  # in the folder of rows
 MULTIPLE = 128  # tokens; a block of flex_attention
 
 
@@ -44,43 +45,37 @@ def rows_of_step(samples: int, samples_of_row: float, devices: int) -> int:
     return max(1, round(samples / samples_of_row / devices))
 
 
-def samples_of(dataset) -> Iterator[Sample]:
-    """Yield the samples of a data set that LlamaFactory has tokenized."""
-    for table in dataset.with_format("arrow").iter(BATCH):
-        yield from map(Sample, table["input_ids"].to_numpy(), table["labels"].to_numpy())
-
-
 def write_rows(
-    splits: dict[str, Iterable[Sample]], folder: Path, limits: dict, pad_token: int, whole_logits: bool
-) -> tuple[Path, dict[str, Written]]:
-    """Write the rows of samples; returns (where they are, {split: what is there}).
-
-    Their place is named by their bytes, so that the same rows are there once, however often they are trained.
+    splits: dict[str, Iterable[Sample]], place: Path, limits: dict, pad_token: int, whole_logits: bool
+) -> dict[str, Written]:
+    """Write the rows of samples; returns {split: what is there}. Rows that are there already are not made again.
 
     Args:
         splits: {split: its samples}, the splits as LlamaFactory names them.
-        folder: in which each set of rows has a folder of its own.
+        place: the folder for these rows, and no others: its name is to change with all that they are made of.
         limits: the arguments of `rows_of` beside the samples.
         whole_logits: what computes the loss wants the logits of all tokens, not of those that are predicted from alone.
     """
     from datasets import Dataset, DatasetDict
 
-    counts, made, digest = {}, DatasetDict(), hashlib.sha256()
-    with work_folder(folder / "rows") as part:
+    if place.exists():
+        counts = json.loads((place / COUNTS).read_text(encoding="utf-8"))
+        return {split: Written(**count) for split, count in counts.items()}
+    counts, made = {}, DatasetDict()
+    with work_folder(place) as part:
         for split, samples in splits.items():
             path = part / f"{split}.arrow"
             counts[split] = _write_split(path, samples, limits, pad_token, whole_logits)
             made[split] = Dataset.from_file(str(path))
-            with path.open("rb") as file:
-                digest.update(split.encode() + hashlib.file_digest(file, "sha256").digest())
-        place = folder / digest.hexdigest()[:16]
         made.save_to_disk(str(part / "whole"))
+        told = json.dumps({split: asdict(count) for split, count in counts.items()})
+        (part / "whole" / COUNTS).write_text(told, encoding="utf-8")
         try:
             os.replace(part / "whole", place)
         except OSError:
-            if not place.exists():  # else the same rows are there, of an earlier run or of one beside this
+            if not place.exists():  # else the same rows are there, of a run beside this
                 raise
-    return place, counts
+    return counts
 
 
 def _write_split(path: Path, samples: Iterable[Sample], limits: dict, pad_token: int, whole_logits: bool) -> Written:

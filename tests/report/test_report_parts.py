@@ -9,6 +9,7 @@ from collections import Counter
 from types import SimpleNamespace
 
 import pytest
+from datasets import Dataset
 
 import check_training_tokens as check
 from served_tokens.llamafactory import TrainingSet
@@ -60,13 +61,13 @@ def test_long_sample_is_shown_at_its_ends_and_where_it_differs(length, at, hidde
 
 
 def test_turn_without_a_sample_is_named_with_those_that_have_one():
-    provenance = [{"source": "x", "trajectory": 3, "turns": [turn]} for turn in (2, 6, 4)]
+    provenance = Dataset.from_list([{"source": "x", "trajectory": 3, "turns": [turn]} for turn in (2, 6, 4)])
     sets = [TrainingSet("samples", None, provenance, [{"input_ids": [1], "labels": [1]}] * 3, 3)]
     assert [sample.turns for sample in samples_of_turn(sets, 3, 6)] == [[6]]
     with pytest.raises(SystemExit, match=r"--show 3:5: no sample supervises message 5 of trajectory 3, .*: 2, 4, 6$"):
         samples_of_turn(sets, 3, 5)
     with pytest.raises(SystemExit, match="in samples; those that are supervised: none, as where its row cannot"):
-        samples_of_turn([TrainingSet("samples", None, [], [], 3)], 9, 5)
+        samples_of_turn([TrainingSet("samples", None, {"trajectory": [], "turns": []}, [], 3)], 9, 5)
 
 
 # ---------------------------------------------------------------- numbers
