@@ -27,7 +27,7 @@ from collections import Counter
 from pathlib import Path
 
 from served_tokens import llamafactory
-from served_tokens.files.command_line import CommandLine, exit_on_signals, positive_count, run
+from served_tokens.files.command_line import CommandLine, Took, exit_on_signals, positive_count, run
 from served_tokens.files.write import shown, whole_file
 from served_tokens.llamafactory import TrainingSet
 from served_tokens.proof import server
@@ -48,7 +48,7 @@ TRAIN = ["llamafactory-cli", "train"]
 
 def main() -> None:
     exit_on_signals()
-    args, command = parsed_arguments(), shlex.join(["python", *sys.argv])
+    args, command, took = parsed_arguments(), shlex.join(["python", *sys.argv]), Took()
     os.environ.setdefault("LLAMAFACTORY_VERBOSITY", "ERROR")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     overrides, own = own_options(args.overrides)
@@ -65,6 +65,7 @@ def main() -> None:
     )
     data_args = llamafactory.for_the_check(data_args, args.max_samples)
     sets, tokenizer = build_sets(model_args, data_args, training_args)
+    took.done("loading")
     if args.show:
         show(sets, args.show, tokenizer)
         return
@@ -73,11 +74,14 @@ def main() -> None:
     truth = Truth(tokenizer, data_args.cutoff_len, args.trajectories, data_args.max_samples is not None)
     found, of_samples = check_sets(sets, to_train, truth, data_args)
     problems += of_samples
+    took.done("comparing")
     if args.trees or args.report:
         of_trees = check_trees(sets, found, own.get("row_tokens", data_args.cutoff_len), own.get("row_samples"))
         problems += of_trees if args.trees else []
+        took.done("token trees")
     if args.server:
         problems += ask_server(sets, truth, args)
+        took.done("asking the server")
     if args.report:
         checked = Checked(
             command=command,
@@ -91,6 +95,8 @@ def main() -> None:
         with whole_file(args.report) as part:
             part.write_text(report_page(checked, samples, tokenizer.decode, special), encoding="utf-8")
         print(f"report: {shown(args.report)}")
+        took.done("drawing the report")
+    print(took)
     verdict(found, problems, args)
 
 

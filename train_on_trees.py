@@ -26,7 +26,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from served_tokens import llamafactory
-from served_tokens.files.command_line import CommandLine, run
+from served_tokens.files.command_line import CommandLine, Took, run
 from served_tokens.report.page import checksum
 from served_tokens.trees.files import Written, own_options, rows_of_step, write_rows
 from served_tokens.trees.rows import Sample
@@ -104,7 +104,7 @@ def prepared(arguments: list[str]) -> list[str]:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="as for llamafactory-cli train, and ours")
     args = parser.parse_args(arguments)
     given, own = own_options(args.overrides)
-    config = llamafactory.read_config(args.yaml, given)
+    config, took = llamafactory.read_config(args.yaml, given), Took()
     check_settings(config)
     devices = number_of_devices()
     overrides = [f"{key}={str(value).lower()}" for key, (value, _) in SET.items()]
@@ -117,7 +117,9 @@ def prepared(arguments: list[str]) -> list[str]:
         "row_samples": own.get("row_samples"),
         "apart": "row_tokens" not in own and not on_gpu,
     }
+    took.done("loading")
     place, counts = rows_in_folder(config, model_args, data_args, training_args, limits)
+    took.done("rows")
     for split, count in counts.items():
         fewer = count.tokens / max(1, count.row_tokens)
         print(
@@ -134,6 +136,7 @@ def prepared(arguments: list[str]) -> list[str]:
         f"{accumulation * devices * samples_of_row / samples:.2f} times the supervised tokens that {samples} samples "
         "hold on average"
     )
+    print(took)
     ours = [f"tokenized_path={place}", f"gradient_accumulation_steps={accumulation}"]
     return [args.yaml, *given, *overrides, *ours]
 

@@ -124,8 +124,6 @@ def for_the_check(data_args, max_samples: int | None):
             "remove that folder, then check"
         )
     data_args = copy.copy(data_args)
-    if data_args.preprocessing_num_workers:
-        data_args.preprocessing_num_workers = min(data_args.preprocessing_num_workers, os.cpu_count())
     data_args.packing = data_args.neat_packing = data_args.streaming = False
     data_args.max_samples = data_args.max_samples if max_samples is None else max_samples
     data_args.tokenized_path = None

@@ -4,6 +4,7 @@ import argparse
 import os
 import signal
 import sys
+import time
 
 
 class CommandLine(argparse.ArgumentParser):
@@ -21,6 +22,22 @@ def positive_count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
     return int(text)
+
+
+class Took:
+    """How long each part of a command took, to be printed at its end."""
+
+    def __init__(self):
+        self.parts, self.since = [], time.monotonic()
+
+    def done(self, part: str) -> None:
+        """A part has ended; the next one begins."""
+        now = time.monotonic()
+        self.parts.append(f"{part} {now - self.since:.0f} s")
+        self.since = now
+
+    def __str__(self) -> str:
+        return "took: " + ", ".join(self.parts)
 
 
 def run(main) -> None:
