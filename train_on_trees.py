@@ -97,6 +97,7 @@ def start_torchrun() -> None:
 
 def prepared(arguments: list[str]) -> list[str]:
     """Write the rows; takes the arguments of this command, returns those by which LlamaFactory trains on the rows."""
+    took = Took()
     import torch
 
     parser = CommandLine(__doc__)
@@ -104,7 +105,7 @@ def prepared(arguments: list[str]) -> list[str]:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="as for llamafactory-cli train, and ours")
     args = parser.parse_args(arguments)
     given, own = own_options(args.overrides)
-    config, took = llamafactory.read_config(args.yaml, given), Took()
+    config = llamafactory.read_config(args.yaml, given)
     check_settings(config)
     devices = number_of_devices()
     overrides = [f"{key}={str(value).lower()}" for key, (value, _) in SET.items()]
