@@ -22,9 +22,9 @@ import numpy as np
 from tqdm import tqdm
 
 from served_tokens.files.processes import in_processes
+from served_tokens.marks import remembering
 from served_tokens.samples.alpaca import COLUMNS
 
-REMEMBERED = 1024  # texts: those of some trajectories, and what these begin with
 COMPARED = 64  # samples of each data set that are made by LlamaFactory's loader too
 PROVENANCE = ("source", "trajectory", "turns", "served_as", "reading")
 OUT_OF_REACH = (
@@ -226,7 +226,7 @@ class Remembering:
 
     def __init__(self, tokenizer):
         self.tokenizer = tokenizer
-        self.encode = functools.lru_cache(REMEMBERED)(tokenizer.encode)
+        self.encode = remembering(tokenizer.encode)
 
     def __getattr__(self, name: str):
         return getattr(self.tokenizer, name)

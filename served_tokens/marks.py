@@ -95,3 +95,21 @@ def map_texts(value, change):
     if isinstance(value, dict):
         return {map_texts(key, change): map_texts(item, change) for key, item in value.items()}
     return value
+
+
+def remembering(encode, characters: int = 1 << 22):
+    """encode(text, …) -> token ids, which tokenizes no text again; all is forgotten after so many characters."""
+    known, held = {}, 0
+
+    def remembered(text: str, **options) -> list[int]:
+        nonlocal held
+        key = text, *options.items()
+        if key not in known:
+            if held > characters:
+                known.clear()
+                held = 0
+            held += len(text)
+            known[key] = encode(text, **options)
+        return known[key]
+
+    return remembered

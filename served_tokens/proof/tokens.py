@@ -4,11 +4,10 @@ import functools
 import itertools
 import re
 
-from served_tokens.marks import BLOCK_END, BLOCK_START, IGNORE_INDEX
+from served_tokens.marks import BLOCK_END, BLOCK_START, IGNORE_INDEX, remembering
 
 MARKS = re.compile(f"({re.escape(BLOCK_START)}|{re.escape(BLOCK_END)})")
 TOKENS_DIFFER, MASK_DIFFERS = "the tokens differ", "the loss mask differs"
-REMEMBERED = 1024  # stretches, of some trajectories and of what these begin with
 SHOWN_TOKENS = 12  # on each side of the first difference
 
 
@@ -21,7 +20,7 @@ class Tokens:
 
     def __init__(self, tokenizer):
         self.of_whole = functools.partial(tokenizer.encode, add_special_tokens=False)
-        self.of_stretch = functools.lru_cache(REMEMBERED)(self.of_whole)
+        self.of_stretch = remembering(self.of_whole)
         self.proven = 0  # characters of the longest text of which it was seen
 
     def __call__(self, text: str) -> list[int]:
