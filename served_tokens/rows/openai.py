@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from served_tokens.marks import TrajectoryError, decoded, in_json, says
 from served_tokens.rows import anthropic, keys
 from served_tokens.rows.keys import Reader, one_of
-from served_tokens.rows.servers import FUNCTION_KEYS
+from served_tokens.rows.servers import FUNCTION_KINDS
 
 SHOWN_OF_A_TOOL = ("type", "function")
 ARGUMENTS = ("args", "input", "parameters")  # other names of them
@@ -63,7 +63,7 @@ def tools_of(tools, name: str, reader: Reader) -> list[dict]:
         else:
             tool = {"type": "function", "function": _of_flat_tool(tool)}
         if not reader.style.prints_tools_as_sent:
-            for its, shown in ((tool, SHOWN_OF_A_TOOL), (tool["function"], FUNCTION_KEYS)):
+            for its, shown in ((tool, SHOWN_OF_A_TOOL), (tool["function"], FUNCTION_KINDS)):
                 reader.closed({key: value for key, value in its.items() if key not in shown}, "tool")
         read.append(tool)
     return read
@@ -135,7 +135,7 @@ def _reasoning(left: dict, parts: anthropic.Parts, reader: Reader) -> dict:
     readings = {key: left.pop(key) for key in texts}
     blocks = decoded(left.pop("thinking_blocks", None), "thinking_blocks is")  # of LiteLLM
     thoughts = {"thinking_blocks": [anthropic.thought_of(block, reader) for block in blocks], "content": parts.thoughts}
-    readings |= {key: "\n".join(filter(None, its)) for key, its in thoughts.items()}
+    readings |= {key: "\n".join(its) for key, its in thoughts.items()}
     details = decoded(left.pop("reasoning_details", None), "reasoning_details is")  # of OpenRouter
     details = [detail.get("text") if isinstance(detail, dict) else None for detail in details]
     if all(isinstance(text, str) for text in details):

@@ -1,6 +1,5 @@
 """A trajectory as served: what an OpenAI-compatible server hands to the chat template for the messages of a row."""
 
-import functools
 import json
 import re
 from dataclasses import asdict, dataclass, field
@@ -120,16 +119,11 @@ def _unfinished(message: dict) -> str | None:
 
 def _refuse_control_tokens(values, control_tokens: tuple) -> None:
     text = "\n".join(value if isinstance(value, str) else _json(value) for value in values)
-    if control_tokens and (found := _any_of(control_tokens).search(text)):
+    if found := next((token for token in control_tokens if token in text), None):
         raise TrajectoryError(
-            f"the text holds the control token {found[0]}, which could forge a message; take it out of the row, or "
+            f"the text holds the control token {found}, which could forge a message; take it out of the row, or "
             "keep it by --allow-control-tokens of step 1"
         )
-
-
-@functools.cache
-def _any_of(tokens: tuple) -> re.Pattern:
-    return re.compile("|".join(map(re.escape, tokens)))
 
 
 def _json(value) -> str:
@@ -157,7 +151,7 @@ def _served_message(message: dict, style: Style) -> dict:
         if reasoning:
             served["reasoning_content"] = reasoning
         if calls:
-            served["tool_calls"] = [_served_call(call, style) for call in calls]
+            served["tool_calls"] = [_served_call(call) for call in calls]
             _refuse_twice(served)
     return served
 
@@ -198,14 +192,12 @@ def _inline_reasoning(content: str) -> tuple[str, str]:
 
 def _refuse_written_out_parts(content: str) -> None:
     """Raise TrajectoryError for a text that is the JSON of content parts."""
-    parts = in_json(content)
-    parts = [parts] if isinstance(parts, dict) else parts
-    if isinstance(parts, list) and parts and all(map(_is_part, parts)):
+    value = in_json(content)
+    parts = value if isinstance(value, list) else [value]
+    if parts and all(
+        isinstance(part, dict) and (part.get("type") in PARTS or part.keys() >= {"role", "content"}) for part in parts
+    ):
         raise TrajectoryError("content is a text that holds the JSON of content parts; write the list itself")
-
-
-def _is_part(part) -> bool:
-    return isinstance(part, dict) and (part.get("type") in PARTS or part.keys() >= {"role", "content"})
 
 
 def _refuse_twice(turn: dict) -> None:
@@ -217,8 +209,6 @@ def _refuse_twice(turn: dict) -> None:
                 raise TrajectoryError(f"has a call of {name} both as text and in tool_calls")
 
 
-def _served_call(call: dict, style: Style) -> dict:
-    given = call["function"]["arguments"]
-    arguments = decoded(given, "tool call arguments are", dict)
-    style.refuse_arguments(given, arguments)
+def _served_call(call: dict) -> dict:
+    arguments = decoded(call["function"]["arguments"], "tool call arguments are", dict)
     return {**call, "function": {**call["function"], "arguments": arguments}}
