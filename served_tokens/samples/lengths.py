@@ -39,9 +39,6 @@ def load_tokenizer(name: str):
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except Exception as error:  # transformers raises many kinds; each means that there is no tokenizer to be had
         raise SystemExit(f"{name}: no tokenizer to be had from this model ({error})") from None
-    if any(len(tokenizer(token, add_special_tokens=False)["input_ids"]) != 1 for token in (BLOCK_START, BLOCK_END)):
-        raise SystemExit(f"{name}: its tokenizer has no {BLOCK_START} and {BLOCK_END}, so it is none of a ChatML model")
-    return tokenizer
