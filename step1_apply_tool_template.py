@@ -22,6 +22,7 @@ import functools
 import os
 import shlex
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 from served_tokens.files import hub, read, write
@@ -117,12 +118,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--server-style", choices=[*STYLES], default="vllm", help=style)
     echo = "past turns as an agent sends the server's answers back, streamed or not (default: as the rows have them)"
     add("--echo", choices=ECHOES, default="none", help=echo)
-    field = f"read what stands under KEY as {', '.join(FIELDS)}; can be given again"
+    field = f"read what stands under KEY as {', '.join(FIELDS)}; repeatable"
     add("--read-as", action="append", default=[], type=key_and_field, metavar="KEY=FIELD", help=field)
-    ignored = (
-        "a key that is no part of the conversation: `note`, or `message.note`, also if it could be read; repeatable"
-    )
-    add("--ignore-key", action="append", default=[], metavar="KEY", help=ignored)
+    ignored = "a key that is no part of the conversation: `note`, or `message.note`, then not read either; repeatable"
+    add("--ignore-key", action="append", default=[], dest="ignore_keys", metavar="KEY", help=ignored)
     control = "keep trajectories whose texts hold control tokens such as <|im_start|> (default: set them aside)"
     add("--allow-control-tokens", action="store_true", help=control)
     calls = "keep trajectories that call tools and offer none, because their system text holds them"
@@ -139,14 +138,8 @@ def key_and_field(text: str) -> tuple[str, str]:
 
 def reading_of(args: argparse.Namespace) -> Reading:
     """How rows are to be read."""
-    return Reading(
-        read_as=tuple(args.read_as),
-        ignore_keys=tuple(args.ignore_key),
-        allow_control_tokens=args.allow_control_tokens,
-        allow_calls_without_tools=args.allow_calls_without_tools,
-        server_style=args.server_style,
-        echo=args.echo,
-    )
+    options = {its.name: getattr(args, its.name) for its in fields(Reading)}
+    return Reading(**{key: tuple(its) if isinstance(its, list) else its for key, its in options.items()})
 
 
 def print_unread(totals: Totals) -> None:

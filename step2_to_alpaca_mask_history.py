@@ -35,7 +35,6 @@ from served_tokens.files.command_line import CommandLine, exit_on_signals, posit
 from served_tokens.files.processes import Totals, Work, convert_files, print_reasons
 from served_tokens.files.read import LEFT_OUT, PREVIEW, REJECTS
 from served_tokens.files.write import accounted, shown
-from served_tokens.rows.notes import NO_REASONING, SOME_REASONING
 from served_tokens.samples.alpaca import sample_schema, training_settings
 from served_tokens.samples.dataset_info import name_of, read_dataset_info, register
 from served_tokens.samples.lengths import load_tokenizer
@@ -136,10 +135,6 @@ def print_counts(totals: Totals) -> None:
     print(accounted("turns", counts.turns, counts.supervised, "in samples", counts.left_out.total(), "left out"))
     for reason, number in counts.left_out.items():
         print(f"{number} turns left out: {reason}")
-    if counts.supervised and not (counts.with_reasoning or counts.not_thinking):
-        print(NO_REASONING)
-    if counts.with_reasoning and counts.without_reasoning:
-        print(SOME_REASONING.format(counts.without_reasoning, counts.supervised, counts.beside_reasoning))
 
 
 def print_next(settings: Settings, counts: Selected) -> None:

@@ -96,16 +96,16 @@ def read_trajectory(row: dict, reading: Reading = AS_IT_IS, control_tokens: tupl
             raise TrajectoryError(f"message {position}: {error}") from None
         if why := _unfinished(messages[-1]):
             not_trained[position] = why
-    turns = [position for position, message in enumerate(messages) if message["role"] == "assistant"]
-    if not turns:
-        raise TrajectoryError("the trajectory has no assistant message, so there is nothing to train on")
-    for position in turns:
-        if not_trained.get(position) == EMPTY and position + 1 in turns:  # no server made such a prompt
-            raise TrajectoryError(f"message {position}: {EMPTY_BEFORE_ANOTHER}")
     tools = [served_tool(tool, reading.server_style) for tool in given.tools or ()] or None
+    trajectory = Trajectory(messages=messages, tools=tools, given=given, not_trained=not_trained | given.not_trained)
+    if not trajectory.turns:
+        raise TrajectoryError("the trajectory has no assistant message, so there is nothing to train on")
+    for position in trajectory.turns:
+        if not_trained.get(position) == EMPTY and position + 1 in trajectory.turns:  # no server made such a prompt
+            raise TrajectoryError(f"message {position}: {EMPTY_BEFORE_ANOTHER}")
     if not (tools or reading.allow_calls_without_tools) and any("tool_calls" in message for message in messages):
         raise TrajectoryError(f"the trajectory {NO_TOOLS}")
-    return Trajectory(messages=messages, tools=tools, given=given, not_trained=not_trained | given.not_trained)
+    return trajectory
 
 
 def _unfinished(message: dict) -> str | None:

@@ -37,14 +37,11 @@ def is_held_out(task_info, messages: list[dict], ratio: float, seed: int) -> boo
 def read_dataset_info(path: Path) -> dict:
     """The entries of LlamaFactory's dataset_info.json; none where there is no file yet."""
     try:
-        entries = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        if not isinstance(entries, dict):
-            raise ValueError("it holds no object")
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     except (OSError, ValueError) as error:
         raise SystemExit(
             f"{path}: not a dataset_info.json ({error}); mend it, or name another folder by --dataset-dir"
         ) from None
-    return entries
 
 
 def register(dataset_info: Path, name: str, output: Path) -> None:

@@ -40,9 +40,7 @@ class Selected(Counts):
     """What step 2 counts of trajectories.
 
     without_samples: trajectories of which all turns are left out; supervised: turns that a sample trains.
-    with_reasoning, not_thinking: of the targets that can be trained, those with reasoning and those that open no think
-    block. without_reasoning: turns without reasoning that samples train; beside_reasoning: those of trajectories in
-    which others have some.
+    not_thinking: of the targets that can be trained, those that open no think block.
     validation: samples that are held out.
     given: {what the generation prompt holds of a target: trajectories}; left_out: {why: turns}.
     """
@@ -52,10 +50,7 @@ class Selected(Counts):
     turns: int = 0
     samples: int = 0
     supervised: int = 0
-    with_reasoning: int = 0
     not_thinking: int = 0
-    without_reasoning: int = 0
-    beside_reasoning: int = 0
     validation: int = 0
     given: Counter = field(default_factory=Counter)
     left_out: Counter = field(default_factory=Counter)
@@ -70,60 +65,45 @@ def samples_of_row(row: dict, place: Place, options: Options) -> tuple[Selected,
         raise SystemExit(
             "--no-thinking: step 1 was run with --echo, which echoes what a thinking model writes; run it without"
         )
-    samples, left_out = chosen_samples(messages, served, options)
-    counts = _counted(messages, served, samples, options)
-    counts.left_out.update(turn["reason"] for turn in left_out)
+    refuse = _refusal(messages, served, options)
+    samples, left_out = to_samples(messages, served, options.served_as, options.merge_turns, refuse)
+    targets = [messages[turn["message"]]["content"] for turn in served["turns"] if not turn["left_out"]]
+    counts = Selected(
+        trajectories=1,
+        without_samples=int(not samples),
+        turns=len(served["turns"]),
+        samples=len(samples),
+        supervised=sum(len(sample["turns"]) for sample in samples),
+        not_thinking=sum(not target.startswith("<think>") for target in targets),
+        given=Counter([served["given"]]),
+        left_out=Counter(left_out.values()),
+    )
     stream = ""
     if is_held_out(row.get("task_info"), messages, options.val_ratio, options.seed):
         stream, counts.validation = VALIDATION, len(samples)
-        left_out += [{"turn": turn, "reason": HELD_OUT} for sample in samples for turn in sample["turns"]]
+        left_out |= {turn: HELD_OUT for sample in samples for turn in sample["turns"]}
     told = {"source": served["source"], "trajectory": served["trajectory"]}
-    return counts, [*((stream, sample) for sample in samples), *((LEFT_OUT, told | turn) for turn in left_out)]
+    made = [(stream, sample) for sample in samples]
+    made += [(LEFT_OUT, {**told, "turn": turn, "reason": reason}) for turn, reason in left_out.items()]
+    return counts, made
 
 
-def chosen_samples(messages: list[dict], served: dict, options: Options) -> tuple[list[dict], list[dict]]:
-    """(samples, the turns left out: {"turn", "reason"}, and "tokens" where its sample is too long)"""
-    no_thinking, last, tokens_of = options.served_as == "no-thinking", served["turns"][-1:], {}
+def _refusal(messages: list[dict], served: dict, options: Options):
+    """refuse(turn, columns), see `to_samples`: it leaves out what the options do not want of a trajectory."""
+    no_thinking = options.served_as == "no-thinking"
     if options.cutoff_len:
         count = token_counter(load_tokenizer(options.tokenizer), "" if no_thinking else served["given"])
 
     def refuse(turn: dict, columns: dict) -> None:
         target = messages[turn["message"]]["content"]
-        if options.turns == "last" and turn not in last:
+        if options.turns == "last" and turn != served["turns"][-1]:
             raise NoSample(NOT_LAST)
         if options.require_reasoning and not reasoning_of(target):
             raise NoSample(NO_REASONING)
-        if options.cutoff_len:
-            tokens = count(columns, no_thinking and target.startswith("<think>"))
-            if tokens >= options.cutoff_len:
-                tokens_of[turn["turn"]] = {"tokens": tokens}
-                raise NoSample(TOO_LONG)
+        if options.cutoff_len and count(columns, no_thinking and target.startswith("<think>")) >= options.cutoff_len:
+            raise NoSample(TOO_LONG)
 
-    samples, reasons = to_samples(messages, served, options.served_as, options.merge_turns, refuse)
-    left_out = [{"turn": turn, "reason": reason, **tokens_of.get(turn, {})} for turn, reason in reasons.items()]
-    return samples, left_out
-
-
-def _counted(messages: list[dict], served: dict, samples: list[dict], options: Options) -> Selected:
-    """What is counted of a row of step 1 and the samples made of it, but for turns that are left out or held out."""
-    trained = {turn for sample in samples for turn in sample["turns"]}
-    targets = {turn["turn"]: messages[turn["message"]]["content"] for turn in served["turns"]}
-    usable = [turn["turn"] for turn in served["turns"] if not turn["left_out"]]
-    silent = {turn for turn, target in targets.items() if not reasoning_of(target)}
-    counts = Selected(
-        trajectories=1,
-        without_samples=int(not samples),
-        turns=len(targets),
-        samples=len(samples),
-        supervised=len(trained),
-        with_reasoning=sum(turn not in silent for turn in usable),
-        not_thinking=sum(not targets[turn].startswith("<think>") for turn in usable),
-        given=Counter([served["given"]]),
-    )
-    if options.served_as != "no-thinking":
-        counts.without_reasoning = len(trained & silent)
-        counts.beside_reasoning = counts.without_reasoning if counts.with_reasoning else 0
-    return counts
+    return refuse
 
 
 def load_text(raw: bytes):
