@@ -138,8 +138,7 @@ def key_and_field(text: str) -> tuple[str, str]:
 
 def reading_of(args: argparse.Namespace) -> Reading:
     """How rows are to be read."""
-    options = {its.name: getattr(args, its.name) for its in fields(Reading)}
-    return Reading(**{key: tuple(its) if isinstance(its, list) else its for key, its in options.items()})
+    return Reading(**{its.name: getattr(args, its.name) for its in fields(Reading)})
 
 
 def print_unread(totals: Totals) -> None:

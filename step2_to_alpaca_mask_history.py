@@ -104,25 +104,21 @@ def settings_of(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Se
     return Settings(Options(served_as=served_as, **same), name, dataset_info)
 
 
-def outputs_of(output: Path, has_validation: bool) -> dict[str, Path]:
-    """{stream: the file or folder that its rows go into}, see `Work`"""
-    outputs = {stream: output.with_name(output.name + stream) for stream in ("", REJECTS, LEFT_OUT)}
-    if has_validation:
+def outputs_of(output: Path, inputs: list[str], settings: Settings) -> dict[str, Path]:
+    """{stream: the file or folder that its rows go into}, see `Work`; ends where one cannot be, or is an input too."""
+    samples = {"": output}
+    if settings.options.val_ratio:
         name = name_of(output)
-        outputs[VALIDATION] = output.with_name(name + VALIDATION + output.name.removeprefix(name))
+        samples[VALIDATION] = output.with_name(name + VALIDATION + output.name.removeprefix(name))
+    for its in samples.values():
+        write.check_output(its)
+    outputs = samples | {stream: output.with_name(output.name + stream) for stream in (REJECTS, LEFT_OUT)}
+    write.refuse_inputs(inputs, *outputs.values(), *map(preview_of, samples.values()), settings.dataset_info)
     return outputs
 
 
 def preview_of(output: Path) -> Path:
     return output.with_name(name_of(output) + PREVIEW)
-
-
-def check_outputs(outputs: dict[str, Path], inputs: list[str], settings: Settings) -> None:
-    """End where an output cannot be, or would replace an input."""
-    samples = [output for stream, output in outputs.items() if stream in ("", VALIDATION)]
-    for output in samples:
-        write.check_output(output)
-    write.refuse_inputs(inputs, *outputs.values(), *map(preview_of, samples), settings.dataset_info)
 
 
 def print_counts(totals: Totals) -> None:
@@ -207,8 +203,8 @@ def main() -> None:
     settings = settings_of(parser, args)
     if not Path(args.input).exists():
         sys.exit(f"{args.input}: no such file; run step1_apply_tool_template.py first")
-    files, outputs = read.find_files(args.input), outputs_of(args.output, args.val_ratio > 0)
-    check_outputs(outputs, [args.input, *files], settings)
+    files = read.find_files(args.input)
+    outputs = outputs_of(args.output, [args.input, *files], settings)
     convert = functools.partial(samples_of_row, options=settings.options)
     with write.work_folder(args.output) as folder:
         work = Work(convert, Selected, outputs, folder, sample_schema(), strict=args.strict, loads=load_text)

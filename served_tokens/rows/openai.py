@@ -61,20 +61,14 @@ def tools_of(tools, name: str, reader: Reader) -> list[dict]:
         if "function" in tool:
             tool["function"] = reader.opened(tool["function"], "tool")
         else:
-            tool = {"type": "function", "function": _of_flat_tool(tool)}
+            tool = {"type": "function", "function": {key: its for key, its in tool.items() if key != "type"}}
+        for key in SCHEMAS:
+            keys.rename(tool["function"], key, "parameters")
         if not reader.style.prints_tools_as_sent:
             for its, shown in ((tool, SHOWN_OF_A_TOOL), (tool["function"], FUNCTION_KINDS)):
                 reader.closed({key: value for key, value in its.items() if key not in shown}, "tool")
         read.append(tool)
     return read
-
-
-def _of_flat_tool(tool: dict) -> dict:
-    """The function of a tool that has no `function`; Anthropic's has its schema under another key."""
-    function = {key: value for key, value in tool.items() if key != "type"}
-    for key in SCHEMAS:
-        keys.rename(function, key, "parameters")
-    return function
 
 
 def message_of(left: dict, reader: Reader) -> list[Read]:

@@ -32,24 +32,18 @@ NO_TOOLS = (
 class Reading:
     """How step 1 reads rows, as in its command; its rows and samples carry it, so that the check reads them so too."""
 
-    read_as: tuple = ()  # (key, field) pairs
-    ignore_keys: tuple = ()
+    read_as: list = field(default_factory=list)  # (key, field) pairs
+    ignore_keys: list = field(default_factory=list)
     allow_control_tokens: bool = False
     allow_calls_without_tools: bool = False
     server_style: str = "vllm"  # see `servers`
     echo: str = "none"  # see `echo`
 
     def told(self) -> dict:
-        """What the prompts follow, and what else is not the default, as JSON has it."""
+        """What the prompts follow, and what else is not the default: its fields, which make it again."""
         default = asdict(Reading())
         changed = {key: value for key, value in asdict(self).items() if value != default[key]}
         return {"server_style": self.server_style, "echo": self.echo} | changed
-
-    @classmethod
-    def of(cls, told: dict) -> "Reading":
-        """The one that `told` tells of; raises TypeError where another version told it."""
-        pairs = tuple(map(tuple, told.get("read_as", ())))
-        return cls(**{**told, "read_as": pairs, "ignore_keys": tuple(told.get("ignore_keys", ()))})
 
 
 AS_IT_IS = Reading()
