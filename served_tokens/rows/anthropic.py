@@ -80,7 +80,7 @@ def thought_of(part, reader: Reader) -> str:
     kind = _type_of(part)
     if kind not in ("thinking", "reasoning"):
         raise _unread(part)
-    its = reader.read(part, "part", ("type", kind, "text"))
+    its = reader.read(part, "part", ("type", kind, "text", "closed"))
     thought = one_of({kind: its.get(kind), "text": its.get("text")}, "the reasoning")
     if are_texts(thought):  # Magistral's list
         thought = "".join(text["text"] for text in thought)

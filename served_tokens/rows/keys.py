@@ -34,7 +34,7 @@ KNOWN_WORDS = {
     "annotations extra response_metadata usage_metadata metadata ts time message_id sender agent message_type "
     "tool_call_ids step turn_id thought_signatures token_count reasoning_tokens parentUuid",
     "call": "index signature cache_control caller extra_content call_id status requestor",
-    "part": "id index cache_control citations signature is_error annotations closed",
+    "part": "id index cache_control citations signature is_error annotations",
     "tool": "cache_control strict annotations title output_schema outputSchema returns examples",
 }
 KNOWN = {level: frozenset(words.split()) for level, words in KNOWN_WORDS.items()}
