@@ -22,6 +22,7 @@ import functools
 import os
 import shlex
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 from served_tokens.files import hub, read, write
@@ -31,7 +32,7 @@ from served_tokens.marks import TrajectoryError
 from served_tokens.prompts.chat_template import QWEN3, ChatTemplate, load_chat_template, read_chat_template
 from served_tokens.prompts.echo import ECHOES
 from served_tokens.prompts.turns import apply_chat_template, apply_despite_control_tokens
-from served_tokens.rows.keys import FIELDS, KNOWN
+from served_tokens.rows.keys import FIELDS
 from served_tokens.rows.notes import Noted, digest, noted
 from served_tokens.rows.other import holds_conversation
 from served_tokens.rows.servers import STYLES
@@ -111,62 +112,20 @@ def output_of_step2(output: Path) -> list[str]:
 def add_options(parser: argparse.ArgumentParser) -> None:
     """How rows are read, and which chat template they go through."""
     add = parser.add_argument
-    add(
-        "--chat-template",
-        default=str(QWEN3),
-        metavar="FILE_OR_MODEL",
-        help="a .jinja file, a model directory or a Hub model id (default: the embedded Qwen3 template)",
-    )
-    add(
-        "--server-style",
-        choices=[*STYLES],
-        default="vllm",
-        help="whose way of handing tools, text parts and arguments to the chat template the prompts follow (default: "
-        "vllm; template: the chat template alone)",
-    )
-    add(
-        "--echo",
-        choices=ECHOES,
-        default="none",
-        help="past turns as an agent has them that sends the server's answers back as they came, streamed or not "
-        "(default: as the rows have them)",
-    )
-    add(
-        "--read-as",
-        action="append",
-        default=[],
-        type=key_and_field,
-        metavar="KEY=FIELD",
-        help=f"read what stands under KEY as {', '.join(FIELDS)}; can be given again",
-    )
-    add(
-        "--ignore-key",
-        action="append",
-        default=[],
-        type=ignored_key,
-        metavar="KEY",
-        help="a key that nobody reads is no part of the conversation: `note`, at any level, or with its level, "
-        "`message.note`, where it is not read even if it could be; can be given again",
-    )
-    add(
-        "--allow-control-tokens",
-        action="store_true",
-        help="keep trajectories whose texts hold control tokens such as <|im_start|>, read as such by the model when "
-        "it is served and trained (default: set them aside)",
-    )
-    add(
-        "--allow-calls-without-tools",
-        action="store_true",
-        help="keep trajectories that call tools and offer none, because their system text holds them",
-    )
-
-
-def ignored_key(text: str) -> str:
-    """Of KEY or LEVEL.KEY, for argparse."""
-    level, named, _ = text.partition(".")
-    if named and level not in KNOWN:
-        raise argparse.ArgumentTypeError(f"{text!r}: there is no level {level}; levels are {', '.join(KNOWN)}")
-    return text
+    template = "a .jinja file, a model directory or a Hub model id (default: the embedded Qwen3 template)"
+    add("--chat-template", default=str(QWEN3), metavar="FILE_OR_MODEL", help=template)
+    style = "whose way of printing tools and joining text parts the prompts follow (default: vllm; template: nobody's)"
+    add("--server-style", choices=[*STYLES], default="vllm", help=style)
+    echo = "past turns as an agent sends the server's answers back, streamed or not (default: as the rows have them)"
+    add("--echo", choices=ECHOES, default="none", help=echo)
+    field = f"read what stands under KEY as {', '.join(FIELDS)}; repeatable"
+    add("--read-as", action="append", default=[], type=key_and_field, metavar="KEY=FIELD", help=field)
+    ignored = "a key that is no part of the conversation: `note`, or `message.note`, then not read either; repeatable"
+    add("--ignore-key", action="append", default=[], dest="ignore_keys", metavar="KEY", help=ignored)
+    control = "keep trajectories whose texts hold control tokens such as <|im_start|> (default: set them aside)"
+    add("--allow-control-tokens", action="store_true", help=control)
+    calls = "keep trajectories that call tools and offer none, because their system text holds them"
+    add("--allow-calls-without-tools", action="store_true", help=calls)
 
 
 def key_and_field(text: str) -> tuple[str, str]:
@@ -179,14 +138,7 @@ def key_and_field(text: str) -> tuple[str, str]:
 
 def reading_of(args: argparse.Namespace) -> Reading:
     """How rows are to be read."""
-    return Reading(
-        read_as=tuple(args.read_as),
-        ignore_keys=tuple(args.ignore_key),
-        allow_control_tokens=args.allow_control_tokens,
-        allow_calls_without_tools=args.allow_calls_without_tools,
-        server_style=args.server_style,
-        echo=args.echo,
-    )
+    return Reading(**{its.name: getattr(args, its.name) for its in fields(Reading)})
 
 
 def print_unread(totals: Totals) -> None:
@@ -245,11 +197,8 @@ def main() -> None:
             sys.exit(f"{args.input}: no trajectory is left; {write.shown(output)} is not written{still_there}")
         work.finish("")
     print_counts(totals, f"{write.shown(output)}{replaced}")
-    print(
-        shlex.join(
-            ["next:", "python", "step2_to_alpaca_mask_history.py", write.shown(output), *output_of_step2(output)]
-        )
-    )
+    command = ["next:", "python", "step2_to_alpaca_mask_history.py", write.shown(output), *output_of_step2(output)]
+    print(shlex.join(command))
 
 
 if __name__ == "__main__":

@@ -35,70 +35,37 @@ from served_tokens.files.command_line import CommandLine, exit_on_signals, posit
 from served_tokens.files.processes import Totals, Work, convert_files, print_reasons
 from served_tokens.files.read import LEFT_OUT, PREVIEW, REJECTS
 from served_tokens.files.write import accounted, shown
-from served_tokens.marks import map_texts
-from served_tokens.rows.notes import NO_REASONING, SOME_REASONING
 from served_tokens.samples.alpaca import sample_schema, training_settings
-from served_tokens.samples.dataset_info import BY_CONTENT, BY_TASK, name_of, read_dataset_info, register
+from served_tokens.samples.dataset_info import name_of, read_dataset_info, register
 from served_tokens.samples.lengths import load_tokenizer
 from served_tokens.samples.select import VALIDATION, Options, Selected, load_text, samples_of_row
 
 ROOT = Path(__file__).resolve().parent
 DEFAULT_INPUT = ROOT / "data" / "envscaler_sample_apply_qwen3_template.jsonl"
 DEFAULT_OUTPUT = ROOT / "data" / "alpaca_mask_history_envscaler_sft_traj_9k"
-SHOWN_TEXT = 1000  # characters of a text in the preview, from its start and from its end
+SHOWN_SAMPLES = 5  # in the preview
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """What samples are made, and under which name LlamaFactory finds them."""
     add = parser.add_argument
-    add(
-        "--history-thinking",
-        choices=("drop", "template"),
-        default="drop",
-        help="the reasoning of earlier turns: dropped, as for an agent that does not send it back (default), or kept "
-        "where the chat template keeps it",
-    )
+    history = "the reasoning of earlier turns: dropped (default), or kept where the chat template keeps it"
+    add("--history-thinking", choices=("drop", "template"), default="drop", help=history)
     add("--no-thinking", action="store_true", help="targets without reasoning, for a non-thinking model")
-    add(
-        "--merge-turns",
-        action="store_true",
-        help="train each token once: one sample for all turns whose served prompts begin with one another (with "
-        "--history-thinking template)",
-    )
-    add(
-        "--turns",
-        choices=("all", "last"),
-        default="all",
-        help="train all turns of a row (default), or the last only: for logs with a row for each call",
-    )
-    add("--min-turns", type=positive_count, default=1, metavar="N", help="leave shorter trajectories out")
-    add("--max-turns", type=positive_count, metavar="N", help="leave longer trajectories out")
+    merge = "one sample for all turns whose served prompts begin with one another (with --history-thinking template)"
+    add("--merge-turns", action="store_true", help=merge)
+    turns = "train all turns of a row (default), or the last only: for logs with a row for each call"
+    add("--turns", choices=("all", "last"), default="all", help=turns)
     add("--require-reasoning", action="store_true", help="leave turns without reasoning out")
-    add(
-        "--cutoff-len",
-        type=positive_count,
-        metavar="TOKENS",
-        help="leave samples out that LlamaFactory would cut at this cutoff_len; they must be shorter: it may cut one "
-        "of exactly this length",
-    )
+    cutoff = "leave samples out that are not shorter: LlamaFactory may cut them at this cutoff_len"
+    add("--cutoff-len", type=positive_count, metavar="TOKENS", help=cutoff)
     add("--tokenizer", metavar="MODEL", help="counts the tokens: a model directory or a Hub model id")
-    add(
-        "--val-ratio",
-        type=float,
-        default=0.0,
-        metavar="R",
-        help="hold about this part of the tasks out, for validation: OUTPUT's name with _val",
-    )
+    ratio = "hold about this part of the tasks out, for validation: OUTPUT's name with _val"
+    add("--val-ratio", type=float, default=0.0, metavar="R", help=ratio)
     add("--seed", type=int, default=42, help="of the validation set (default: 42)")
-    add("--preview", type=positive_count, default=5, metavar="N", help="samples in the preview (default: 5)")
     add("--dataset-name", help="the name in dataset_info.json (default: OUTPUT's name)")
-    add(
-        "--dataset-dir",
-        type=Path,
-        metavar="FOLDER",
-        help="where dataset_info.json is, LlamaFactory's dataset_dir (default: here for the default output, which it "
-        "has already, else beside OUTPUT)",
-    )
+    folder = "of dataset_info.json, LlamaFactory's dataset_dir (default: beside OUTPUT; of the default OUTPUT, here)"
+    add("--dataset-dir", type=Path, metavar="FOLDER", help=folder)
 
 
 @dataclass(frozen=True)
@@ -112,7 +79,6 @@ class Settings:
 
 def settings_of(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Settings:
     """What the options come to; ends where they exclude each other or cannot be, before the work."""
-    write.check_output(args.output)
     if args.no_thinking and args.history_thinking == "template":
         parser.error("--no-thinking leaves no reasoning for --history-thinking template to keep; drop one of the two")
     if args.merge_turns and args.history_thinking != "template":
@@ -122,50 +88,37 @@ def settings_of(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Se
         )
     if (args.cutoff_len is None) != (args.tokenizer is None):
         parser.error("--cutoff-len and --tokenizer go together: tokens are counted to see what would be cut")
-    if args.max_turns and args.max_turns < args.min_turns:
-        parser.error("--max-turns is below --min-turns, so nothing would be left")
     if not 0 <= args.val_ratio < 1:
         parser.error(f"--val-ratio {args.val_ratio}: is no number from 0 up to, but not, 1")
     name = args.dataset_name or name_of(args.output)
     if "," in name:
         parser.error(f"{name}: LlamaFactory separates data sets by commas; name it without by --dataset-name")
-    if set("[]*?") & set(str(args.output)):
-        parser.error(f"{args.output}: LlamaFactory reads [ ] * and ? in a path as patterns; name another output")
     if args.tokenizer:
         os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are parallel already
         load_tokenizer(args.tokenizer)  # before the work, so that a bad one costs nothing
     is_default = args.output.resolve() == DEFAULT_OUTPUT and not args.val_ratio and name == DEFAULT_OUTPUT.name
-    folder = args.dataset_dir or (ROOT if is_default else args.output.parent)
+    dataset_info = (args.dataset_dir or (ROOT if is_default else args.output.parent)) / "dataset_info.json"
+    read_dataset_info(dataset_info)  # before the work, so that a broken one costs nothing
     served_as = "no-thinking" if args.no_thinking else args.history_thinking
     same = {its.name: getattr(args, its.name) for its in fields(Options) if its.name != "served_as"}
-    settings = Settings(Options(served_as=served_as, **same), name, folder / "dataset_info.json")
-    if args.output.resolve() == settings.dataset_info.resolve():
-        parser.error(f"{args.output} registers the data sets; name another output")
-    read_dataset_info(settings.dataset_info)  # before the work, so that a broken one costs nothing
-    if folder.is_dir() and not os.access(folder, os.W_OK):
-        sys.exit(f"{settings.dataset_info}: cannot be written; name another folder by --dataset-dir")
-    return settings
+    return Settings(Options(served_as=served_as, **same), name, dataset_info)
 
 
-def outputs_of(output: Path, has_validation: bool) -> dict[str, Path]:
-    """{stream: the file or folder that its rows go into}, see `Work`"""
-    outputs = {stream: output.with_name(output.name + stream) for stream in ("", REJECTS, LEFT_OUT)}
-    if has_validation:
+def outputs_of(output: Path, inputs: list[str], settings: Settings) -> dict[str, Path]:
+    """{stream: the file or folder that its rows go into}, see `Work`; ends where one cannot be, or is an input too."""
+    samples = {"": output}
+    if settings.options.val_ratio:
         name = name_of(output)
-        outputs[VALIDATION] = output.with_name(name + VALIDATION + output.name.removeprefix(name))
+        samples[VALIDATION] = output.with_name(name + VALIDATION + output.name.removeprefix(name))
+    for its in samples.values():
+        write.check_output(its)
+    outputs = samples | {stream: output.with_name(output.name + stream) for stream in (REJECTS, LEFT_OUT)}
+    write.refuse_inputs(inputs, *outputs.values(), *map(preview_of, samples.values()), settings.dataset_info)
     return outputs
 
 
 def preview_of(output: Path) -> Path:
     return output.with_name(name_of(output) + PREVIEW)
-
-
-def check_outputs(outputs: dict[str, Path], inputs: list[str], settings: Settings) -> None:
-    """End where an output cannot be, or would replace an input."""
-    samples = [output for stream, output in outputs.items() if stream in ("", VALIDATION)]
-    for output in samples:
-        write.check_output(output)
-    write.refuse_inputs(inputs, *outputs.values(), *map(preview_of, samples), settings.dataset_info)
 
 
 def print_counts(totals: Totals) -> None:
@@ -176,17 +129,8 @@ def print_counts(totals: Totals) -> None:
     rows = accounted("rows", totals.rows_in, rows_out, "out as samples", totals.set_aside, "set aside")
     print(rows + (f" + {without} of which all turns are left out" if without else ""))
     print(accounted("turns", counts.turns, counts.supervised, "in samples", counts.left_out.total(), "left out"))
-    if counts.unmerged:
-        print(
-            f"{counts.supervised} turns merged into {counts.samples} samples: "
-            f"{counts.unmerged / max(1, counts.merged):.1f} times less text to train on"
-        )
     for reason, number in counts.left_out.items():
         print(f"{number} turns left out: {reason}")
-    if counts.supervised and not (counts.with_reasoning or counts.not_thinking):
-        print(NO_REASONING)
-    if counts.with_reasoning and counts.without_reasoning:
-        print(SOME_REASONING.format(counts.without_reasoning, counts.supervised, counts.beside_reasoning))
 
 
 def print_next(settings: Settings, counts: Selected) -> None:
@@ -205,8 +149,7 @@ def refuse_nothing(args: argparse.Namespace, totals: Totals) -> None:
     """Stop where one of the two sides would be empty."""
     counts = totals.counts
     if counts.samples == counts.validation:
-        if counts.trajectories:
-            print_counts(totals)
+        print_counts(totals)
         beside = " beside the validation set" if counts.validation else ""
         reason = f"no sample is left to train on{beside}"
     elif args.val_ratio and not counts.validation:
@@ -217,48 +160,34 @@ def refuse_nothing(args: argparse.Namespace, totals: Totals) -> None:
     sys.exit(f"{args.input}: {reason}; {shown(args.output)} is not written{write.still_there(args.output)}")
 
 
-def shortened(text: str) -> str:
-    """A text of a preview, long ones without their middle."""
-    left_out = len(text) - 2 * SHOWN_TEXT
-    return text if left_out <= 0 else f"{text[:SHOWN_TEXT]} […{left_out} characters…] {text[-SHOWN_TEXT:]}"
+def save(work: Work, stream: str, settings: Settings) -> str:
+    """Give samples their name, write the first ones beside them to be read by a person, and register them.
 
-
-def save(work: Work, stream: str, settings: Settings, preview: int) -> None:
-    """Give samples their name, write the first ones beside them to be read by a person, and register them."""
-    output = work.finish(stream)
+    Returns what there is now.
+    """
+    output, name = work.outputs[stream], settings.dataset_name + stream
+    replaced = ", in place of an earlier one" if output.exists() else ""
+    work.finish(stream)
     rows = (row for file in read.find_files(str(output)) for _, row, _ in read.read_rows(file))
-    first = map_texts([*itertools.islice(rows, preview)], shortened)
+    first = [*itertools.islice(rows, SHOWN_SAMPLES)]
     with write.whole_file(preview_of(output)) as part:
         part.write_bytes(orjson.dumps(first, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
-    register(settings.dataset_info, settings.dataset_name + stream, output)
+    register(settings.dataset_info, name, output)
+    registered = f"registered as {name} in {shown(settings.dataset_info)}"
+    return f"{shown(output)}{replaced}, {registered}; the first samples: {shown(preview_of(output))}"
 
 
 def finish(args: argparse.Namespace, settings: Settings, work: Work, totals: Totals) -> None:
     """Give what is written its names, and say what there is now."""
     refuse_nothing(args, totals)
-    output, counts, replaced = (
-        args.output,
-        totals.counts,
-        ", in place of an earlier one" if args.output.exists() else "",
-    )
-    save(work, "", settings, args.preview)
-    if counts.validation:
-        save(work, VALIDATION, settings, args.preview)
+    samples, held_out = save(work, "", settings), totals.counts.validation
     print_counts(totals)
     if left_out := work.finish(LEFT_OUT):
         print(f"each of them, with its reason: {shown(left_out)}")
-    registered = f"registered as {settings.dataset_name} in {shown(settings.dataset_info)}"
-    print(f"{shown(output)}{replaced}, {registered}; the first samples: {shown(preview_of(output))}")
-    if counts.validation:
-        as_name = f"registered as {settings.dataset_name}{VALIDATION}"
-        print(f"{shown(work.outputs[VALIDATION])}: {counts.validation} of the samples, for validation; {as_name}")
-        for by in (BY_CONTENT, BY_TASK):
-            if counts.held_out[by]:
-                print(f"  of {counts.held_out[by]} trajectories, held out by {by}")
-    elif settings.dataset_name + VALIDATION in read_dataset_info(settings.dataset_info):
-        earlier = f"{settings.dataset_name}{VALIDATION} is of an earlier run, and its trajectories are trained on now"
-        print(f"{earlier}: evaluate on it no more")
-    print_next(settings, counts)
+    print(samples)
+    if held_out:
+        print(f"{held_out} of the samples are held out, for validation: {save(work, VALIDATION, settings)}")
+    print_next(settings, totals.counts)
 
 
 def main() -> None:
@@ -274,8 +203,8 @@ def main() -> None:
     settings = settings_of(parser, args)
     if not Path(args.input).exists():
         sys.exit(f"{args.input}: no such file; run step1_apply_tool_template.py first")
-    files, outputs = read.find_files(args.input), outputs_of(args.output, args.val_ratio > 0)
-    check_outputs(outputs, [args.input, *files], settings)
+    files = read.find_files(args.input)
+    outputs = outputs_of(args.output, [args.input, *files], settings)
     convert = functools.partial(samples_of_row, options=settings.options)
     with write.work_folder(args.output) as folder:
         work = Work(convert, Selected, outputs, folder, sample_schema(), strict=args.strict, loads=load_text)

@@ -108,8 +108,7 @@ def main() -> None:
     system, paths = find_files(args.input)
     if not paths:
         sys.exit(f"{args.input}: no {', '.join(read.FORMATS)} file there")
-    outputs = step2.outputs_of(args.output, args.val_ratio > 0)
-    step2.check_outputs(outputs, [args.input, *paths], settings)
+    outputs = step2.outputs_of(args.output, [args.input, *paths], settings)
     convert = functools.partial(both_steps, options=settings.options, chat_template=chat_template, reading=reading)
     with write.work_folder(args.output) as folder:
         work = Work(convert, BothCounted, outputs, folder, sample_schema())

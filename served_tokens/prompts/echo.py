@@ -57,13 +57,10 @@ def answer_sent_back(target: str, streamed: bool, tools: bool) -> dict:
 
 def _whole_calls(content: str) -> tuple[str, list]:
     """(content before the calls, [(name, arguments)]); where one call is broken, none is parsed."""
-    calls = []
-    try:
-        for match in CALLS.finditer(content):
-            call = json.loads(match[1])
-            calls.append((call["name"] + "", _object(call["arguments"])))
-    except (ValueError, TypeError, KeyError, RecursionError):
+    read = [_read(match[1]) for match in CALLS.finditer(content)]
+    if not all(isinstance(its, dict) and isinstance(its.get("name"), str) and "arguments" in its for its in read):
         return content, []
+    calls = [(its["name"], _object(its["arguments"])) for its in read]
     before = content.partition(CALL)[0]
     return before if before.strip() or not calls else "", calls
 

@@ -58,13 +58,9 @@ def apply_despite_control_tokens(
     messages: list[dict], tools: list[dict] | None, render, echo: str = "none"
 ) -> tuple[list[dict], dict]:
     """`apply_chat_template` for texts that may hold the marks of ChatML, at which its renderings could not be split."""
-
-    def hide(value):  # by a text as long as the marks, so that offsets stay right
-        return map_texts(value, lambda text: text.replace("<|im_", "<|im+"))
-
-    def reveal(value):
-        return map_texts(value, lambda text: text.replace("<|im+", "<|im_"))
-
+    # The marks are hidden by texts as long as they are, so that offsets stay right.
+    hide = functools.partial(map_texts, change=lambda text: text.replace("<|im_", "<|im+"))
+    reveal = functools.partial(map_texts, change=lambda text: text.replace("<|im+", "<|im_"))
     if reveal(render(hide(messages), hide(tools))) != render(messages, tools):
         raise TrajectoryError("the chat template alters texts with control tokens, so its rendering cannot be split")
     plain, served = apply_chat_template(hide(messages), hide(tools), render, echo)
@@ -138,11 +134,9 @@ def is_ordinary(messages: list[dict]) -> bool:
         return False
     if ("assistant", "assistant") in itertools.pairwise(roles):
         return False
-    for message in messages:
-        is_output = message["role"] == "user" and message["content"].startswith("<tool_response>")
-        if is_output or "</think>" in message["content"]:
-            return False
-    return True
+    texts = [message["content"] for message in messages]
+    outputs = [text for role, text in zip(roles, texts) if role == "user" and text.startswith("<tool_response>")]
+    return not outputs and not any("</think>" in text for text in texts)
 
 
 @functools.cache

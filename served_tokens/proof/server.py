@@ -72,7 +72,7 @@ def questions_about(chosen: list[tuple[int, int]], provenance, built, truth: Tru
                     yield Question(
                         place=f"{named(place)}, turn {turn}",
                         row=row,
-                        reading=Reading.of(json.loads(sample["reading"])),
+                        reading=Reading(**json.loads(sample["reading"])),
                         turn=turn,
                         served_as=sample["served_as"],
                         trained=trained["input_ids"][: spans[turn][0]],

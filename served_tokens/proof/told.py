@@ -38,8 +38,8 @@ def claims_of(provenance, trajectories: str | None) -> tuple[dict[Place, list[Cl
 
 def _reading_of(told: str, source: str) -> Reading:
     try:
-        return Reading.of(json.loads(told))
-    except (ValueError, TypeError, AttributeError):
+        return Reading(**json.loads(told))
+    except (ValueError, TypeError):
         raise SystemExit(
             f"{source}: its samples do not say how step 1 read it, or another version wrote them; run both steps again"
         ) from None

@@ -8,8 +8,7 @@ from served_tokens.rows.servers import Style
 
 MEDIA = frozenset("image image_url input_image video video_url audio audio_url input_audio file document".split())
 CONVERTED = {  # parts of shapes that are not read: what they must be converted to
-    **dict.fromkeys(("tool-call", "toolUse", "functionCall"), "convert calls to tool_calls"),
-    **dict.fromkeys(("tool-result", "toolResult", "functionResponse"), "convert outputs to messages of role tool"),
+    **dict.fromkeys(("tool-call", "functionCall"), "convert calls to tool_calls"),
     "redacted_thinking": "its reasoning is not to be had: take the part out, and leave the turn out by weight: 0",
     "reasoningContent": "convert reasoning to reasoning_content",
 }
@@ -22,7 +21,7 @@ class Parts:
     """The parts of a content: texts, reasoning and calls of a turn, and outputs of tools as messages of role tool."""
 
     texts: list[dict] = field(default_factory=list)
-    thoughts: list[str | None] = field(default_factory=list)
+    thoughts: list[str] = field(default_factory=list)
     calls: list[dict] = field(default_factory=list)
     outputs: list[dict] = field(default_factory=list)
 
@@ -76,7 +75,7 @@ def output_of(content, reader: Reader):
     return content
 
 
-def thought_of(part, reader: Reader) -> str | None:
+def thought_of(part, reader: Reader) -> str:
     """The reasoning of a part of a turn; raises TrajectoryError."""
     kind = _type_of(part)
     if kind not in ("thinking", "reasoning"):
@@ -85,8 +84,7 @@ def thought_of(part, reader: Reader) -> str | None:
     thought = one_of({kind: its.get(kind), "text": its.get("text")}, "the reasoning")
     if are_texts(thought):  # Magistral's list
         thought = "".join(text["text"] for text in thought)
-    is_hidden = not thought and part.keys() != its.keys()  # all that there is of it is a signature
-    if is_hidden or not isinstance(thought or "", str) or its.get("closed", True) is not True:
+    if not (isinstance(thought, str) and thought):  # all that there is of it may be a signature
         raise TrajectoryError(f"a part of type {kind} holds no whole text; leave the turn out by weight: 0")
     return thought
 

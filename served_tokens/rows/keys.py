@@ -17,42 +17,34 @@ FIELDS = {
     "arguments": "call",
 }
 # Keys that say nothing of what the model sees or writes. Where their values hold a message, it is found all the same.
-KNOWN = {
-    "row": frozenset(
-        "id uuid index idx timestamp date created created_at model model_name object system_fingerprint provider "
-        "usage cost latency latency_sec duration score reward rewards reward_info source data_source dataset "
-        "dataset_source split language category license version generator agent episode episode_id run_id "
-        "session_id trace_id instance_id example_id sample_id task task_id domain tags info metadata extra "
-        "extra_body trajectory_format resolved exit_status termination_reason name turns num_turns call stream "
-        "traj_id trajectory_id conversation_id prompt_id hash repo patch model_patch test_result subset "
-        "subset_name question difficulty success pass_rate trial_name result verifier_output model_provider "
-        "subcategory title topic environment base_commit problem_statement stop response_format frequency_penalty "
-        "presence_penalty min_p user repetition_penalty max_completion_tokens service_tier stream_options "
-        "logit_bias done eval_count total_duration temperature top_p top_k max_tokens n seed tool_choice "
-        "parallel_tool_calls traj_type task_info user_messages steps".split()
-    ),
-    "message": frozenset(
-        "id uuid index turn_idx timestamp date created created_at model model_name object provider usage cost "
-        "latency duration score reward logprobs refusal name tool_call_id tool_name error is_error signature "
-        "annotations extra response_metadata usage_metadata metadata ts time message_id sender agent message_type "
-        "tool_call_ids step turn_id thought_signatures token_count reasoning_tokens parentUuid".split()
-    ),
-    "call": frozenset("index signature cache_control caller extra_content call_id status requestor".split()),
-    "part": frozenset("id index cache_control citations signature is_error annotations".split()),
-    "tool": frozenset(
-        "cache_control strict defer_loading annotations title output_schema outputSchema returns examples".split()
-    ),
+KNOWN_WORDS = {
+    "row": "id uuid index idx timestamp date created created_at model model_name object system_fingerprint provider "
+    "usage cost latency latency_sec duration score reward rewards reward_info source data_source dataset "
+    "dataset_source split language category license version generator agent episode episode_id run_id "
+    "session_id trace_id instance_id example_id sample_id task task_id domain tags info metadata extra "
+    "extra_body trajectory_format resolved exit_status termination_reason name turns num_turns call stream "
+    "traj_id trajectory_id conversation_id prompt_id hash repo patch model_patch test_result subset "
+    "subset_name question difficulty success pass_rate trial_name result verifier_output model_provider "
+    "subcategory title topic environment base_commit problem_statement stop response_format frequency_penalty "
+    "presence_penalty min_p user repetition_penalty max_completion_tokens service_tier stream_options "
+    "logit_bias done eval_count total_duration temperature top_p top_k max_tokens n seed tool_choice "
+    "parallel_tool_calls traj_type task_info user_messages steps",
+    "message": "id uuid index turn_idx timestamp date created created_at model model_name object provider usage cost "
+    "latency duration score reward logprobs refusal name tool_call_id tool_name error is_error signature "
+    "annotations extra response_metadata usage_metadata metadata ts time message_id sender agent message_type "
+    "tool_call_ids step turn_id thought_signatures token_count reasoning_tokens parentUuid",
+    "call": "index signature cache_control caller extra_content call_id status requestor",
+    "part": "id index cache_control citations signature is_error annotations",
+    "tool": "cache_control strict annotations title output_schema outputSchema returns examples",
 }
+KNOWN = {level: frozenset(words.split()) for level, words in KNOWN_WORDS.items()}
 REPEATING = ("row.task_info", "row.user_messages", "row.reward_info")  # they repeat messages or calls
 # Keys of shapes that are not read, and what a row that has them must be brought into: {way out: "level.key …"}.
 WAYS_OUT = {
     "it is a system prompt: read it by --read-as {}=system, or put it into messages": "row.instructions "
     "row.system_prompt row.system_message row.system_instruction",
-    "convert the row to messages": "row.instruction",
     "it may switch training off: read it by --read-as {}=weight, or write weight: 0 at the turn": "message.loss_weight "
     "message.do_train message.learnable message.is_trained part.weight row.weight row.loss_mask row.train",
-    "a turn that goes on is no whole answer: leave it out by weight: 0": "message.prefix message.partial "
-    "row.continue_final_message",
     "it is the answer: append it to messages as an assistant message": "row.response row.output row.answer "
     "row.choices row.completion",
     "these are preference rows: write a row for each answer that is to be trained": "row.chosen row.rejected "
@@ -60,25 +52,28 @@ WAYS_OUT = {
     "convert the items of the Responses API to messages": "row.input",
     "convert Gemini's contents to messages": "row.contents row.systemInstruction message.parts",
     "convert it to messages, each choice to the message in it": "row.messages_and_choices",
-    "convert Bedrock's rows to messages and tools": "row.toolConfig",
     "harmony's channels: convert analysis to reasoning_content, commentary to tool_calls": "message.channel "
     "message.recipient",
     "loss is switched for whole turns only: leave the turn out by weight: 0": "message.train_detail message.loss_spans "
     "message.train_spans",
-    "write calls as tool_calls": "message.function_calls message.tool_invocations message.action message.tool_input",
+    "write calls as tool_calls": "message.function_calls message.tool_invocations",
     "the model wrote calls that are no JSON: leave the turn out by weight: 0": "message.invalid_tool_calls",
 }
 CONVERT = {key: way_out for way_out, keys in WAYS_OUT.items() for key in keys.split()}
+# How an answer ended, as APIs say it.
+ENDS = ("finish_reason", "stop_reason", "done_reason", "native_finish_reason", "finishReason", "stopReason")
+FINISHED = frozenset(
+    "stop tool_calls tool_call tool-calls function_call end_turn tool_use stop_sequence eos eos_token stop_token end "
+    "complete completed".split()
+)
 CUT = frozenset(
     "length max_tokens max_output_tokens model_length model_context_window_exceeded incomplete content_filter safety "
     "error abort aborted cancelled pause_turn refusal".split()
 )
-ENDS = ("finish_reason", "stop_reason", "done_reason", "native_finish_reason", "finishReason", "stopReason")
 REASONING = ("reasoning_content", "reasoning", "thinking")  # the last two are names of switches too
 OF_A_MESSAGE = ("reasoning_content", "thinking_blocks", "reasoning_details", "tool_calls", "function_call")
+ARGUMENTS = ("arguments", "args", "input", "params")
 RECORDED = ("prompt_token_ids", "token_ids")  # what a server was given and what the model wrote, as vLLM returns them
-READ_OF_TURNS = frozenset(("content", *REASONING, *OF_A_MESSAGE, *RECORDED))
-NOT_FINISHED = "their finish_reason is {}, so they were cut off"
 
 
 @dataclass
@@ -94,8 +89,8 @@ class Reader:
     unknown: {"message.note": what to do about it, or nothing where all that is known of it is its name}.
     """
 
-    read_as: tuple
-    ignore_keys: tuple
+    read_as: list
+    ignore_keys: list
     style: Style
     shapes: Counter = field(default_factory=Counter)
     known: Counter = field(default_factory=Counter)
@@ -105,10 +100,7 @@ class Reader:
         """A copy to take out of, with the keys of --read-as renamed; raises TrajectoryError where it is no object."""
         if not isinstance(value := in_json(value), dict):
             raise TrajectoryError(f"a {level} is not an object but {kind_of(value)}")
-        left = dict(value)
-        for key in self.ignore_keys:
-            if key.startswith(f"{level}."):
-                left.pop(key.removeprefix(f"{level}."), None)
+        left = {key: item for key, item in value.items() if f"{level}.{key}" not in self.ignore_keys}
         for key, its_field in self.read_as:
             if FIELDS[its_field] == level:
                 rename(left, key, its_field)
@@ -128,32 +120,27 @@ class Reader:
         """
         cut = None
         for key, value in left.items():
-            if not says(value):
+            if not says(value) or (key in ENDS and end_of(value) in FINISHED):
                 continue
             name = f"{level}.{key}"
             inside = [] if name in REPEATING else list(objects_in(value))
-            cut_here = cut_off(inside) if level in ("row", "message") else None
+            cut_here = cut_off([{key: value}, *inside]) if level in ("row", "message") else None
             cut = cut or cut_here
+            holds = next(filter(None, (_held(its, turn or {}) for its in inside)), None)
+            if cut_here and key in ENDS:
+                continue
             if cut_here and level == "message":  # the turn is not trained, so it may lack what is there
                 self.known[name] += 1
-                continue
-            holds = next(filter(None, (_held(its, turn or {}) for its in inside)), None)
-            if name in CONVERT:
-                way_out = CONVERT[name].format(key)
+            elif name in CONVERT:
+                self.unknown[name] = CONVERT[name].format(key)
             elif holds == "tools" and level == "row" and isinstance(in_json(value), list):
-                way_out = f"it holds tools: read them by --read-as {key}=tools"
+                self.unknown[name] = f"it holds tools: read them by --read-as {key}=tools"
             elif holds:
-                way_out = f"it holds {holds}: bring that into messages and tools"
+                self.unknown[name] = f"it holds {holds}: bring that into messages and tools"
             elif key in KNOWN[level] or key in self.ignore_keys:
                 self.known[name] += 1
-                continue
-            elif level == "message" and key in READ_OF_TURNS:
-                way_out = "it is read as a text of a turn: make it one, or take it out of the message"
-            elif level == "call" and isinstance(in_json(value), dict):
-                way_out = f"read it by --read-as {key}=arguments, or leave it out by --ignore-key {name}"
             else:
-                way_out = ""
-            self.unknown[name] = way_out or self.unknown.get(name, "")
+                self.unknown.setdefault(name, "")
         return cut
 
     def refuse_unknown(self) -> None:
@@ -162,7 +149,7 @@ class Reader:
             return
         by_way_out = {}
         for name, way_out in self.unknown.items():
-            by_way_out.setdefault(way_out, []).append(name if name.isprintable() else repr(name))
+            by_way_out.setdefault(way_out, []).append(name)
         nameless = tuple(by_way_out.get("", ()))
         told = [", ".join(names) + (f" ({way_out})" if way_out else "") for way_out, names in by_way_out.items()]
         options = " ".join(f"--ignore-key {name}" for name in nameless)
@@ -205,56 +192,55 @@ def objects_in(value):
 
 
 def cut_off(objects: list[dict]) -> str | None:
-    """Why an answer is no whole one, as a finish_reason or stop_reason in any of the objects says, or None."""
+    """Why an answer is no whole one, as a finish_reason or the like in any of the objects says, or None."""
     ends = (end_of(its[key]) for its in objects for key in ENDS if key in its)
-    return next((NOT_FINISHED.format(end) for end in ends if end in CUT), None)
+    return next((f"their finish_reason is {end}, so they were cut off" for end in ends if end in CUT), None)
 
 
 def end_of(reason) -> str | None:
     """How an answer ended, as the text in a finish_reason; None where it holds none. SGLang has an object there."""
     reason = reason[-1] if isinstance(reason, list) and reason else reason
     reason = reason.get("type") if isinstance(reason, dict) else reason
-    return reason.lower() if isinstance(reason, str) and reason else None
+    return reason.lower() if isinstance(reason, str) else None
 
 
 def _held(its: dict, turn: dict) -> str | None:
-    """What of a conversation an object is that is not said by the turn too: a message, a call or a tool; else None."""
+    """What of a conversation an object holds that the turn beside it does not say: a message, a call or tools."""
     thinks = turn and any(isinstance(its.get(key), (str, list)) and says(its[key]) for key in REASONING)
-    if thinks or ("role" in its and says(its.get("content"))) or any(says(its.get(key)) for key in OF_A_MESSAGE):
-        return None if _repeats(its, turn) else "a message"
-    if not isinstance(name := its.get("name"), str):
-        return None
-    arguments = next((its[key] for key in ("arguments", "args", "input", "params") if says(its.get(key))), None)
-    if arguments is not None:
-        return None if (name, in_json(arguments)) in calls_in(turn.get("tool_calls")) else "a tool call"
-    return "tools" if "parameters" in its or "input_schema" in its else None
+    speaks = "role" in its and says(its.get("content"))
+    has_name = isinstance(its.get("name"), str)
+    if thinks or speaks or any(says(its.get(key)) for key in OF_A_MESSAGE):
+        kind, keys = "a message", ("content", *REASONING, *OF_A_MESSAGE)
+    elif has_name and any(says(its.get(key)) for key in ARGUMENTS):
+        kind, keys = "a tool call", ("name", *ARGUMENTS)
+    else:
+        return "tools" if has_name and ("parameters" in its or "input_schema" in its) else None
+    return None if _said([its.get(key) for key in keys]) <= _said(turn) else kind
 
 
-def _repeats(message: dict, turn: dict) -> bool:
-    """Whether a turn says all that a message says."""
-    reasoning = next((message[key] for key in REASONING if message.get(key)), None)
-    said = {**message, "reasoning_content": reasoning, "tool_calls": calls_in(message.get("tool_calls"))}
-    of_turn = {**turn, "tool_calls": calls_in(turn.get("tool_calls"))}
-    return all(not says(said.get(key)) or _agree(said[key], of_turn.get(key)) for key in ("content", *OF_A_MESSAGE))
-
-
-def calls_in(calls) -> list[tuple]:
-    """(name, arguments) of each call in a list of calls, which may be anything."""
-    calls = [call for call in (calls if isinstance(calls, list) else []) if isinstance(call, dict)]
-    functions = [call["function"] if isinstance(call.get("function"), dict) else call for call in calls]
-    return [(function.get("name"), in_json(function.get("arguments"))) for function in functions]
+def _said(value) -> set[str]:
+    """The texts and numbers in a value, at any depth, also out of JSON strings, but for ids, types and numberings."""
+    value = in_json(value)
+    if isinstance(value, dict):
+        value = [item for key, item in value.items() if key not in ("id", "type", "index")]
+    if isinstance(value, list):
+        return set().union(*map(_said, value))
+    return {str(value).strip()} if says(value) else set()
 
 
 # ---------------------------------------------------------------- thinking
 
-SAYS_ON = "on true yes enabled enable adaptive auto default minimal low medium high xhigh max"
-SAYS_OFF = "off false no none disabled disable"
-WORDS = {**dict.fromkeys(SAYS_ON.split(), True), **dict.fromkeys(SAYS_OFF.split(), False)}
-LONGEST_WORD = 10  # characters and a little more: of a long text this much is looked at
-BUDGETS = ("thinking_budget", "budget_tokens", "max_thinking_tokens", "reasoning_budget", "max_tokens")
-SWITCHES = {"enable_thinking", "think", "thinking", "reasoning", "reasoning_effort", *BUDGETS[:-1]}
-OF_A_SWITCH = {"type", "enabled", "effort", "summary", "display", "exclude", *BUDGETS}
-PLACES = ("metadata", "extra_body", "chat_template_kwargs")
+# Names of what switches thinking on or off, what else stands in an object under such a name, and words for on and off.
+SWITCHES = frozenset(
+    "enable_thinking think thinking reasoning reasoning_effort thinking_budget budget_tokens max_thinking_tokens "
+    "reasoning_budget".split()
+)
+OF_A_SWITCH = SWITCHES | {"type", "enabled", "effort", "max_tokens", "summary", "display"}
+WORDS = {
+    **dict.fromkeys("on true yes enabled enable adaptive auto default minimal low medium high xhigh max".split(), True),
+    **dict.fromkeys("off false no none disabled disable".split(), False),
+}
+PLACES = ("metadata", "extra_body", "chat_template_kwargs")  # where they stand, beside the row
 
 
 def thinking_of(left: dict) -> bool | None:
@@ -264,31 +250,25 @@ def thinking_of(left: dict) -> bool | None:
     chat_template_kwargs holds what step 1 does not pass to the chat template.
     """
     objects = [left, *objects_in([left.get(place) for place in PLACES])]
-    said = {switch_of(its.get(key), key) for its in objects for key in SWITCHES} - {None}
+    said = {switch_of(its.get(key)) for its in objects for key in SWITCHES} - {None}
     if len(said) > 1:
         raise TrajectoryError("its switches differ about whether the model is to think; take the wrong one out")
     for kwargs in (in_json(its.get("chat_template_kwargs")) for its in objects):
-        for key, value in kwargs.items() if isinstance(kwargs, dict) else ():
-            if value is not None and (key not in SWITCHES or switch_of(value, key) is None):
-                raise TrajectoryError(
-                    f"chat_template_kwargs has {key}, which step 1 does not pass to the chat template"
-                )
-    for key in [key for key in SWITCHES if switch_of(left.get(key), key) is not None]:
-        del left[key]
-    if isinstance(in_json(left.get("chat_template_kwargs")), dict):
-        del left["chat_template_kwargs"]
+        if isinstance(kwargs, dict) and (others := [key for key in kwargs if key not in SWITCHES]):
+            raise TrajectoryError(
+                f"chat_template_kwargs has {others[0]}, which step 1 does not pass to the chat template"
+            )
+    for key in (*SWITCHES, "chat_template_kwargs"):
+        if switch_of(in_json(left.get(key))) is not None:
+            del left[key]
     return said.pop() if said else None
 
 
-def switch_of(value, key: str) -> bool | None:
-    """Whether a switch is on; None where it is no switch, or says nothing."""
-    if isinstance(value, bool):
-        return value
-    if isinstance(value, (int, float)) and key in BUDGETS:
-        return value != 0
-    if isinstance(value, str):
-        return WORDS.get(value[:LONGEST_WORD].lower())
+def switch_of(value) -> bool | None:
+    """Whether a switch is on: a boolean, a budget, a word, or an object of these; None where it is no switch."""
     if isinstance(value, dict) and value.keys() <= OF_A_SWITCH:
-        said = {switch_of(item, its) for its, item in value.items()} - {None}
+        said = {switch_of(item) for item in value.values()} - {None}
         return all(said) if said else None
-    return None
+    if isinstance(value, (bool, int, float)):
+        return bool(value)
+    return WORDS.get(value.lower()) if isinstance(value, str) else None

@@ -38,9 +38,7 @@ CALL_LIKE = re.compile(
     r"<tool_?call|<function_?call|<function=|<invoke|\[TOOL_?CALLS?\]|<\|(?:tool_call|python_tag)|<｜tool|^Action:",
     re.IGNORECASE | re.MULTILINE,
 )
-LONGEST_NOTHING = 20  # characters and a little more: of a long text this much is looked at
 SAYS_NOTHING = frozenset(("none", "null", "nan", "(no content)"))
-SHOWN_KEYS = 10
 
 
 @dataclass
@@ -68,23 +66,25 @@ class Noted(Counts):
 
     def lines(self) -> list[str]:
         """What a person should know of the data, a line each."""
-        lines = ["read as: " + ", ".join(f"{name} ({number})" for name, number in (+self.shapes).items())]
+        lines = [f"read as: {_listed(self.shapes)}"]
         lines += [f"{number} turns left out: {why}" for why, number in self.left_out.items()]
         if self.known:
-            keys = ", ".join(f"{key} ({number})" for key, number in self.known.most_common(SHOWN_KEYS))
-            more = f" and {len(self.known) - SHOWN_KEYS} more" if len(self.known) > SHOWN_KEYS else ""
-            lines.append(f"keys that nobody reads, and in how many rows: {keys}{more}")
+            lines.append(f"keys that nobody reads, and in how many rows: {_listed(self.known)}")
         if self.turns and not self.with_reasoning:
             lines.append(NO_REASONING)
         elif (without := self.turns - self.with_reasoning) > 0:
             lines.append(SOME_REASONING.format(without, self.turns, self.beside_reasoning))
         lines += [f"{number} {note}" for note, number in (+self.notes).items()]
         if self.printed:
-            ways = ", ".join(f"{way} ({number})" for way, number in self.printed.most_common(SHOWN_KEYS))
+            ways = _listed(self.printed)
             lines.append(f"tools that the server prints otherwise than they are given (--server-style): {ways}")
         if equal := len(self.digests) - len(set(self.digests)):
             lines.append(f"{equal} rows have the same messages and tools as another row")
         return lines
+
+
+def _listed(counted: Counter) -> str:
+    return ", ".join(f"{name} ({number})" for name, number in counted.most_common())
 
 
 def noted(trajectory: Trajectory) -> Noted:
@@ -130,10 +130,8 @@ def _mistakes(messages: list[dict], functions: list[dict]) -> Counter:
     for message in messages:
         role, content, calls = message["role"], message["content"], message.get("tool_calls", [])
         if role == "assistant":
-            starts = {
-                text.strip()[:LONGEST_NOTHING].lower() for text in (content, message.get("reasoning_content", ""))
-            }
-            notes[SAYS_NONE] += not starts.isdisjoint(SAYS_NOTHING)
+            texts = (content, message.get("reasoning_content", ""))
+            notes[SAYS_NONE] += any(text.strip().lower() in SAYS_NOTHING for text in texts)
             notes[CALL_AS_TEXT] += CALL_LIKE.search(content) is not None
             notes[TWO_ANSWERS] += role_before == "assistant"
             waiting += len(calls)

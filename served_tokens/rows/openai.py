@@ -7,19 +7,15 @@ returned.
 
 from dataclasses import dataclass, field
 
-from served_tokens.marks import TrajectoryError, decoded, says
+from served_tokens.marks import TrajectoryError, decoded, in_json, says
 from served_tokens.rows import anthropic, keys
 from served_tokens.rows.keys import Reader, one_of
-from served_tokens.rows.servers import FUNCTION_KEYS
+from served_tokens.rows.servers import FUNCTION_KINDS
 
 SHOWN_OF_A_TOOL = ("type", "function")
 ARGUMENTS = ("args", "input", "parameters")  # other names of them
 SCHEMAS = ("input_schema", "inputSchema")  # of Anthropic and MCP
 SWITCHES = ("weight", "loss", "train", "loss_mask", "trainable")  # of OpenAI, ms-swift, axolotl and others
-FINISHED = frozenset(
-    "stop tool_calls tool_call tool-calls function_call end_turn tool_use stop_sequence eos eos_token stop_token end "
-    "complete completed".split()
-)
 # Why a turn is context only.
 SWITCHED_OFF = "their weight, loss or train says not to train on them"
 NOT_WHOLE = {  # keys that are true of a turn which is no whole answer
@@ -65,20 +61,14 @@ def tools_of(tools, name: str, reader: Reader) -> list[dict]:
         if "function" in tool:
             tool["function"] = reader.opened(tool["function"], "tool")
         else:
-            tool = {"type": "function", "function": _of_flat_tool(tool)}
+            tool = {"type": "function", "function": {key: its for key, its in tool.items() if key != "type"}}
+        for key in SCHEMAS:
+            keys.rename(tool["function"], key, "parameters")
         if not reader.style.prints_tools_as_sent:
-            for its, shown in ((tool, SHOWN_OF_A_TOOL), (tool["function"], FUNCTION_KEYS)):
+            for its, shown in ((tool, SHOWN_OF_A_TOOL), (tool["function"], FUNCTION_KINDS)):
                 reader.closed({key: value for key, value in its.items() if key not in shown}, "tool")
         read.append(tool)
     return read
-
-
-def _of_flat_tool(tool: dict) -> dict:
-    """The function of a tool that has no `function`; Anthropic's has its schema under another key."""
-    function = {key: value for key, value in tool.items() if key != "type"}
-    for key in SCHEMAS:
-        keys.rename(function, key, "parameters")
-    return function
 
 
 def message_of(left: dict, reader: Reader) -> list[Read]:
@@ -125,7 +115,7 @@ def _complete_turn(read: Read, left: dict, parts: anthropic.Parts, reader: Reade
     if says(legacy := left.pop("function_call", None)):
         calls["function_call"] = [{"function": legacy}]
     calls = {key: [call_of(call, reader) for call in given] for key, given in calls.items() if given}
-    if one_of({key: keys.calls_in(its) for key, its in calls.items()}, "a call"):
+    if one_of({key: [_called(call) for call in its] for key, its in calls.items()}, "a call"):
         message["tool_calls"] = next(iter(calls.values()))
     why = _why_not_trained(left)
     cut = reader.closed(left, "message", message)
@@ -135,11 +125,11 @@ def _complete_turn(read: Read, left: dict, parts: anthropic.Parts, reader: Reade
 def _reasoning(left: dict, parts: anthropic.Parts, reader: Reader) -> dict:
     """{key: the reasoning of a turn under this key}, taken out of it; raises TrajectoryError."""
     names = (*keys.REASONING, "reasoning_details")
-    texts = [key for key in names if isinstance(left.get(key), str) and keys.switch_of(left[key], key) is None]
+    texts = [key for key in names if isinstance(left.get(key), str) and keys.switch_of(left[key]) is None]
     readings = {key: left.pop(key) for key in texts}
     blocks = decoded(left.pop("thinking_blocks", None), "thinking_blocks is")  # of LiteLLM
     thoughts = {"thinking_blocks": [anthropic.thought_of(block, reader) for block in blocks], "content": parts.thoughts}
-    readings |= {key: "\n".join(filter(None, its)) for key, its in thoughts.items()}
+    readings |= {key: "\n".join(its) for key, its in thoughts.items()}
     details = decoded(left.pop("reasoning_details", None), "reasoning_details is")  # of OpenRouter
     details = [detail.get("text") if isinstance(detail, dict) else None for detail in details]
     if all(isinstance(text, str) for text in details):
@@ -169,8 +159,13 @@ def call_of(call, reader: Reader) -> dict:
     return {**read, "function": {"name": name, "arguments": arguments}}
 
 
+def _called(call: dict) -> tuple:
+    """What a call calls, whatever its id is."""
+    return call["function"]["name"], in_json(call["function"]["arguments"])
+
+
 def _why_not_trained(left: dict) -> str | None:
-    """By its loss switch, or by what it says of how the answer ended; raises TrajectoryError for what is not known."""
+    """By its loss switch, or as it says that it is no whole answer; raises TrajectoryError for what is not known."""
     said = {key: left.pop(key) for key in SWITCHES if left.get(key) is not None}
     for key, value in said.items():
         if value not in (0, 1):
@@ -179,23 +174,6 @@ def _why_not_trained(left: dict) -> str | None:
             )
     trained = one_of(said, "whether the turn is trained")
     flags = [key for key in NOT_WHOLE if isinstance(left.get(key), bool) and left.pop(key)]
-    cut = why_cut(left)
     if said and not trained:
         return SWITCHED_OFF
-    return cut or next(map(NOT_WHOLE.get, flags), None)
-
-
-def why_cut(left: dict) -> str | None:
-    """By what an API says of the end of an answer; raises TrajectoryError for a reason that is not known."""
-    for key in [key for key in keys.ENDS if key in left]:
-        reason = left.pop(key)
-        end = keys.end_of(reason)
-        if not says(reason) or end in FINISHED:
-            continue
-        if end in keys.CUT:
-            return keys.NOT_FINISHED.format(end)
-        raise TrajectoryError(
-            f"{key} is {reason!r}, which says neither that the answer is whole nor that it was cut off; write stop or "
-            "length in its place"
-        )
-    return None
+    return NOT_WHOLE[flags[0]] if flags else None

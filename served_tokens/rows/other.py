@@ -7,7 +7,7 @@ from served_tokens.marks import TrajectoryError, decoded, says
 from served_tokens.rows import sharegpt
 from served_tokens.rows.anthropic import text_of
 from served_tokens.rows.keys import CONVERT, RECORDED, Reader, objects_in, one_of, thinking_of
-from served_tokens.rows.openai import Read, message_of, tools_of, why_cut
+from served_tokens.rows.openai import Read, message_of, tools_of
 
 CONVERSATIONS, TOOLS = ("messages", "conversations"), ("tools", "functions", "tool_defs")
 CHAT = frozenset(  # roles that may be meant for a turn, or for what a turn answers
@@ -57,8 +57,7 @@ def in_one_shape(row: dict, reader: Reader) -> Shaped:
     reads = _with_system(_joined(reads, reader), left, reader)
     turns = [read for read in reads if read.is_turn]
     _add_records(left, turns)
-    cut = why_cut(left)
-    cut = reader.closed(left, "row") or cut
+    cut = reader.closed(left, "row")
     if turns and not turns[-1].not_trained:
         turns[-1].not_trained = cut
     reader.refuse_unknown()

@@ -1,6 +1,5 @@
 """A trajectory as served: what an OpenAI-compatible server hands to the chat template for the messages of a row."""
 
-import functools
 import json
 import re
 from dataclasses import asdict, dataclass, field
@@ -33,24 +32,18 @@ NO_TOOLS = (
 class Reading:
     """How step 1 reads rows, as in its command; its rows and samples carry it, so that the check reads them so too."""
 
-    read_as: tuple = ()  # (key, field) pairs
-    ignore_keys: tuple = ()
+    read_as: list = field(default_factory=list)  # (key, field) pairs
+    ignore_keys: list = field(default_factory=list)
     allow_control_tokens: bool = False
     allow_calls_without_tools: bool = False
     server_style: str = "vllm"  # see `servers`
     echo: str = "none"  # see `echo`
 
     def told(self) -> dict:
-        """What the prompts follow, and what else is not the default, as JSON has it."""
+        """What the prompts follow, and what else is not the default: its fields, which make it again."""
         default = asdict(Reading())
         changed = {key: value for key, value in asdict(self).items() if value != default[key]}
         return {"server_style": self.server_style, "echo": self.echo} | changed
-
-    @classmethod
-    def of(cls, told: dict) -> "Reading":
-        """The one that `told` tells of; raises TypeError where another version told it."""
-        pairs = tuple(map(tuple, told.get("read_as", ())))
-        return cls(**{**told, "read_as": pairs, "ignore_keys": tuple(told.get("ignore_keys", ()))})
 
 
 AS_IT_IS = Reading()
@@ -97,16 +90,16 @@ def read_trajectory(row: dict, reading: Reading = AS_IT_IS, control_tokens: tupl
             raise TrajectoryError(f"message {position}: {error}") from None
         if why := _unfinished(messages[-1]):
             not_trained[position] = why
-    turns = [position for position, message in enumerate(messages) if message["role"] == "assistant"]
-    if not turns:
-        raise TrajectoryError("the trajectory has no assistant message, so there is nothing to train on")
-    for position in turns:
-        if not_trained.get(position) == EMPTY and position + 1 in turns:  # no server made such a prompt
-            raise TrajectoryError(f"message {position}: {EMPTY_BEFORE_ANOTHER}")
     tools = [served_tool(tool, reading.server_style) for tool in given.tools or ()] or None
+    trajectory = Trajectory(messages=messages, tools=tools, given=given, not_trained=not_trained | given.not_trained)
+    if not trajectory.turns:
+        raise TrajectoryError("the trajectory has no assistant message, so there is nothing to train on")
+    for position in trajectory.turns:
+        if not_trained.get(position) == EMPTY and position + 1 in trajectory.turns:  # no server made such a prompt
+            raise TrajectoryError(f"message {position}: {EMPTY_BEFORE_ANOTHER}")
     if not (tools or reading.allow_calls_without_tools) and any("tool_calls" in message for message in messages):
         raise TrajectoryError(f"the trajectory {NO_TOOLS}")
-    return Trajectory(messages=messages, tools=tools, given=given, not_trained=not_trained | given.not_trained)
+    return trajectory
 
 
 def _unfinished(message: dict) -> str | None:
@@ -120,16 +113,11 @@ def _unfinished(message: dict) -> str | None:
 
 def _refuse_control_tokens(values, control_tokens: tuple) -> None:
     text = "\n".join(value if isinstance(value, str) else _json(value) for value in values)
-    if control_tokens and (found := _any_of(control_tokens).search(text)):
+    if found := next((token for token in control_tokens if token in text), None):
         raise TrajectoryError(
-            f"the text holds the control token {found[0]}, which could forge a message; take it out of the row, or "
+            f"the text holds the control token {found}, which could forge a message; take it out of the row, or "
             "keep it by --allow-control-tokens of step 1"
         )
-
-
-@functools.cache
-def _any_of(tokens: tuple) -> re.Pattern:
-    return re.compile("|".join(map(re.escape, tokens)))
 
 
 def _json(value) -> str:
@@ -157,7 +145,7 @@ def _served_message(message: dict, style: Style) -> dict:
         if reasoning:
             served["reasoning_content"] = reasoning
         if calls:
-            served["tool_calls"] = [_served_call(call, style) for call in calls]
+            served["tool_calls"] = [_served_call(call) for call in calls]
             _refuse_twice(served)
     return served
 
@@ -198,14 +186,12 @@ def _inline_reasoning(content: str) -> tuple[str, str]:
 
 def _refuse_written_out_parts(content: str) -> None:
     """Raise TrajectoryError for a text that is the JSON of content parts."""
-    parts = in_json(content)
-    parts = [parts] if isinstance(parts, dict) else parts
-    if isinstance(parts, list) and parts and all(map(_is_part, parts)):
+    value = in_json(content)
+    parts = value if isinstance(value, list) else [value]
+    if parts and all(
+        isinstance(part, dict) and (part.get("type") in PARTS or part.keys() >= {"role", "content"}) for part in parts
+    ):
         raise TrajectoryError("content is a text that holds the JSON of content parts; write the list itself")
-
-
-def _is_part(part) -> bool:
-    return isinstance(part, dict) and (part.get("type") in PARTS or part.keys() >= {"role", "content"})
 
 
 def _refuse_twice(turn: dict) -> None:
@@ -217,8 +203,6 @@ def _refuse_twice(turn: dict) -> None:
                 raise TrajectoryError(f"has a call of {name} both as text and in tool_calls")
 
 
-def _served_call(call: dict, style: Style) -> dict:
-    given = call["function"]["arguments"]
-    arguments = decoded(given, "tool call arguments are", dict)
-    style.refuse_arguments(given, arguments)
+def _served_call(call: dict) -> dict:
+    arguments = decoded(call["function"]["arguments"], "tool call arguments are", dict)
     return {**call, "function": {**call["function"], "arguments": arguments}}

@@ -22,24 +22,16 @@ def sample_schema():
     """The columns of a sample, for pyarrow."""
     import pyarrow as pa
 
-    texts = dict.fromkeys(("instruction", "input", "output", "system"), pa.string())
-    told = {
-        "source": pa.string(),
-        "trajectory": pa.int64(),
-        "turns": pa.list_(pa.int64()),
-        "served_as": pa.string(),
-        "reading": pa.string(),
-    }
-    return pa.schema({**texts, "history": pa.list_(pa.list_(pa.string())), **told})
+    names = ("instruction", "input", "output", "system", "history", "source", "trajectory", "turns", "served_as")
+    texts = dict.fromkeys((*names, "reading"), pa.string())
+    history, turns = pa.list_(pa.list_(pa.string())), pa.list_(pa.int64())
+    return pa.schema({**texts, "history": history, "trajectory": pa.int64(), "turns": turns})
 
 
 def step1_columns(row: dict) -> tuple[list[dict], dict]:
     """The columns `messages` and `served`: a Parquet file of step 1 holds JSON strings. Raises TrajectoryError."""
     messages, served = in_json(row.get("messages")), in_json(row.get("served"))
-    is_whole = isinstance(messages, list) and isinstance(served, dict) and served.keys() >= OF_STEP_1
-    if not is_whole or not all(
-        isinstance(message, dict) and message.keys() >= {"role", "content"} for message in messages
-    ):
+    if not (isinstance(messages, list) and isinstance(served, dict) and served.keys() >= OF_STEP_1):
         raise TrajectoryError("the row is not one of step 1; run step1_apply_tool_template.py first")
     return messages, served
 

@@ -10,14 +10,15 @@ from served_tokens.files.write import whole_file
 from served_tokens.marks import in_json
 from served_tokens.samples.alpaca import COLUMNS
 
+# What is hashed with a task or a content: in other words, the same rows would fall on other sides.
 BY_TASK = "task (rows with the same task_info.task_id fall on one side)"
 BY_CONTENT = "content (rows with the same messages fall on one side; they name no task_info.task_id)"
 
 
-def held_out_by(task_info, messages: list[dict], ratio: float, seed: int) -> str | None:
-    """Whether a row is held out for validation: BY_TASK, BY_CONTENT where it names no task, or None where it is not.
+def is_held_out(task_info, messages: list[dict], ratio: float, seed: int) -> bool:
+    """Whether a row is held out for validation.
 
-    It hangs on the task or the content alone, so that no other row moves it to the other side.
+    It hangs on the task alone, or on the content of a row that names none, so no other row moves it to the other side.
 
     Args:
         task_info: the column of the row, an object or its JSON.
@@ -30,20 +31,17 @@ def held_out_by(task_info, messages: list[dict], ratio: float, seed: int) -> str
     else:
         by, group = BY_CONTENT, hashlib.sha256(json.dumps(messages).encode()).hexdigest()
     digest = hashlib.sha256("\n".join((str(seed), by, group)).encode(errors="surrogatepass")).digest()
-    return by if int.from_bytes(digest[:8]) < ratio * 2**64 else None
+    return int.from_bytes(digest[:8]) < ratio * 2**64
 
 
 def read_dataset_info(path: Path) -> dict:
     """The entries of LlamaFactory's dataset_info.json; none where there is no file yet."""
     try:
-        entries = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        if not isinstance(entries, dict):
-            raise ValueError("it holds no object")
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     except (OSError, ValueError) as error:
         raise SystemExit(
             f"{path}: not a dataset_info.json ({error}); mend it, or name another folder by --dataset-dir"
         ) from None
-    return entries
 
 
 def register(dataset_info: Path, name: str, output: Path) -> None:
