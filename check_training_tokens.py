@@ -3,9 +3,9 @@
     python check_training_tokens.py [qwen3_full_sft.yaml] [key=value …] [--trajectories FILE] [--max-samples N]
                                     [--trees] [--report FILE.html] | [--show TRAJECTORY:TURN]
 
-Takes the YAML and the overrides of `llamafactory-cli train`. LlamaFactory itself (its parser, its template, its data
-loader) builds the training set. Beside it, for each sample, the served prompt and the target of its turn are rendered
-from the original trajectory with the tokenizer's own chat template, prefix by prefix, and tokenized as the server does.
+Takes the YAML and the overrides of `llamafactory-cli train`. LlamaFactory itself (its parser, converter, template and
+processor) makes the token ids of each sample. Beside it, the served prompt and the target of its turn are rendered from
+the original trajectory with the tokenizer's own chat template, prefix by prefix, and tokenized as the server does.
 Token ids and loss mask must be the same, all of them; and each text of the row as it was given must be in the samples
 that should hold it. Exit code 1 where anything differs, is cut or lost.
 --trees makes the rows of train_on_trees.py too, and looks at what each supervised token sees there.
