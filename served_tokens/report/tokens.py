@@ -35,8 +35,9 @@ class ShownSample:
 
     @property
     def place(self) -> str:
-        shown = [*self.turns[:3], "…", *self.turns[-2:]] if len(self.turns) > 6 else self.turns
-        return f"trajectory {self.trajectory}, turn{'s' if len(shown) > 1 else ''} {', '.join(map(str, shown))}"
+        return (
+            f"trajectory {self.trajectory}, turn{'s' if len(self.turns) > 1 else ''} {', '.join(map(str, self.turns))}"
+        )
 
     @property
     def supervised(self) -> int:
@@ -50,16 +51,15 @@ def visible(text: str) -> str:
 
 def pieces(ids: list[int], decode):
     """Yield (ids, text) of single tokens; of several together where only they make whole characters."""
-    start = 0
-    while start < len(ids):
-        for end in range(start + 1, min(start + TOKENS_OF_CHARACTER, len(ids)) + 1):
-            text = decode(ids[start:end])
-            if "\ufffd" not in text:
-                break
-        else:  # the text is cut in a character, or really holds this sign
-            end, text = start + 1, decode(ids[start : start + 1])
-        yield tuple(ids[start:end]), text
-        start = end
+    held = ()
+    for number in ids:
+        held = (*held, number)
+        text = decode([*held])
+        if "\ufffd" not in text or len(held) == TOKENS_OF_CHARACTER:
+            yield held, text
+            held = ()
+    if held:  # the text is cut in a character, or really holds this sign
+        yield held, decode([*held])
 
 
 def runs(sample: ShownSample, limit: int):
