@@ -154,8 +154,6 @@ def print_reasons(path: Path | None, number: int, of_several_files: bool) -> Non
     print(f"{number} rows set aside with their reasons: {shown(path)}", file=sys.stderr)
     for kind, rows in kinds.most_common(SHOWN_REASONS):
         print(f"  {rows} like {firsts[kind]}", file=sys.stderr)
-    if len(kinds) > SHOWN_REASONS:
-        print(f"  and {len(kinds) - SHOWN_REASONS} more kinds of reasons, in the file", file=sys.stderr)
 
 
 def in_processes(function, items, num_proc: int):
@@ -179,10 +177,6 @@ def in_processes(function, items, num_proc: int):
             yield futures.popleft().result()
     except BrokenProcessPool:
         raise SystemExit("a worker process was killed (out of memory?); try a smaller --num-proc") from None
-    except BaseException:
-        for process in multiprocessing.active_children():
-            process.terminate()
-        raise
     finally:
         pool.shutdown(cancel_futures=True)
 
