@@ -13,7 +13,6 @@ import json
 import multiprocessing
 import os
 import re
-import signal
 import sys
 import threading
 from collections import Counter, defaultdict
@@ -63,8 +62,7 @@ class Work:
         if self.part(stream).exists():
             finish(self.part(stream), output)
             return output
-        with written(output):
-            output.unlink(missing_ok=True)
+        output.unlink(missing_ok=True)
         return None
 
 
@@ -185,8 +183,6 @@ def _start(function) -> None:
     """In a new process: what to do with items, and to end with the parent."""
     global _function
     _function = function
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_DFL)
 
     def wait() -> None:
         multiprocessing.parent_process().join()

@@ -15,11 +15,17 @@ def samples_to_show(found: list[Findings], sets: list[TrainingSet]) -> list[Show
     shown = []
     for findings, its in zip(found, sets):
         for position, why in choice_of_samples(findings, SAMPLES_IN_PAGE // len(sets)).items():
-            if not findings.exact[position] and why != "mismatch":
-                why += ", not exact"
             at, mismatch = findings.mismatches.get(position, (None, ""))
-            served = findings.lengths[position]
-            shown.append(sample_at(its, position, why=why, served=served, at=at, mismatch=visible(mismatch)))
+            sample = ShownSample(
+                name=its.name,
+                told=its.provenance[position],
+                trained=its.built[position],
+                why=why if findings.exact[position] or why == "mismatch" else f"{why}, not exact",
+                served=findings.lengths[position],
+                at=at,
+                mismatch=visible(mismatch),
+            )
+            shown.append(sample)
     return shown
 
 
@@ -35,26 +41,12 @@ def choice_of_samples(found: Findings, number: int) -> dict[int, str]:
     return chosen | {rest[index * len(rest) // wanted]: "even choice" for index in range(wanted)}
 
 
-def sample_at(its: TrainingSet, position: int, **why) -> ShownSample:
-    """The sample at a position of a data set; why: the fields of a ShownSample that say why it is shown."""
-    told, trained = its.provenance[position], its.built[position]
-    return ShownSample(
-        name=its.name,
-        source=told["source"] or "",
-        trajectory=told["trajectory"],
-        turns=told["turns"],
-        input_ids=trained["input_ids"],
-        labels=trained["labels"],
-        **why,
-    )
-
-
 def samples_of_turn(sets: list[TrainingSet], trajectory: int, turn: int) -> list[ShownSample]:
     """The samples that supervise a turn, of data sets of this trajectory; ends with what there is where none does."""
-    samples = [sample_at(its, position) for its in sets for position in range(len(its.provenance))]
-    of_turn = [sample for sample in samples if turn in sample.turns]
+    samples = [ShownSample(its.name, *both) for its in sets for both in zip(its.provenance, its.built)]
+    of_turn = [sample for sample in samples if turn in sample.told["turns"]]
     if not of_turn:
-        supervised = sorted({turn for sample in samples for turn in sample.turns})
+        supervised = sorted({turn for sample in samples for turn in sample.told["turns"]})
         sys.exit(
             f"--show {trajectory}:{turn}: no sample supervises message {turn} of trajectory {trajectory}, both counted "
             f"from 0; those that are supervised: {', '.join(map(str, supervised)) or 'none'}"

@@ -16,18 +16,16 @@ UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud80
 
 @dataclass(frozen=True)
 class ShownSample:
-    """A sample that is shown: token ids and labels as LlamaFactory trains on them.
+    """A sample that is shown.
 
-    name: of its data set. why: the reason for which it is shown. served: its tokens before any are cut.
+    name: of its data set. told: what step 2 says of it. trained: its input_ids and labels as LlamaFactory made them.
+    why: the reason for which it is shown. served: its tokens before any are cut.
     at: the first token that differs from what is served, or None. mismatch: how it differs.
     """
 
     name: str
-    source: str
-    trajectory: int
-    turns: list[int]
-    input_ids: list[int]
-    labels: list[int]
+    told: dict
+    trained: dict
     why: str = ""
     served: int = 0
     at: int | None = None
@@ -35,13 +33,16 @@ class ShownSample:
 
     @property
     def place(self) -> str:
-        return (
-            f"trajectory {self.trajectory}, turn{'s' if len(self.turns) > 1 else ''} {', '.join(map(str, self.turns))}"
-        )
+        turns = self.told["turns"]
+        return f"trajectory {self.told['trajectory']}, turn{'s' if len(turns) > 1 else ''} {', '.join(map(str, turns))}"
+
+    @property
+    def tokens(self) -> int:
+        return len(self.trained["input_ids"])
 
     @property
     def supervised(self) -> int:
-        return len(self.labels) - self.labels.count(IGNORE_INDEX)
+        return self.tokens - self.trained["labels"].count(IGNORE_INDEX)
 
 
 def visible(text: str) -> str:
@@ -68,28 +69,28 @@ def runs(sample: ShownSample, limit: int):
     Of a sample with more than `limit` tokens only so many are shown: those around the first token that differs, or is
     supervised.
     """
-    supervised = [label != IGNORE_INDEX for label in sample.labels]
+    supervised = [label != IGNORE_INDEX for label in sample.trained["labels"]]
     middle = [*supervised, True].index(True) if sample.at is None else sample.at
     start = max(0, min(middle - limit // 2, len(supervised) - limit))
     for is_supervised, group in itertools.groupby(supervised[start : start + limit]):
         end = start + len(list(group))
-        yield is_supervised, start, sample.input_ids[start:end]
+        yield is_supervised, start, sample.trained["input_ids"][start:end]
         start = end
 
 
 def terminal_view(sample: ShownSample, decode, special: set[int], colour: bool) -> str:
     """The whole sample as text: what is supervised is green and underlined, or in ⟦…⟧ without colour."""
     marked = "green, underlined" if colour else "in ⟦…⟧"
-    numbers = f"{len(sample.input_ids):,} tokens, {sample.supervised:,} supervised ({marked})"
+    numbers = f"{sample.tokens:,} tokens, {sample.supervised:,} supervised ({marked})"
     text = []
-    for is_supervised, _, ids in runs(sample, len(sample.input_ids)):
+    for is_supervised, _, ids in runs(sample, sample.tokens):
         parts = []
         for is_special, group in itertools.groupby(ids, special.__contains__):
             style = ";".join((["4", "32"] if is_supervised else []) + (["1", "35"] if is_special else []))
             part = visible(decode(list(group)))
             parts.append(f"\x1b[{style}m{part}\x1b[0m" if colour and style else part)
         text += ["⟦", *parts, "⟧"] if is_supervised and not colour else parts
-    return visible(f"{sample.source}: {sample.place}: {numbers}") + "\n\n" + "".join(text)
+    return visible(f"{sample.told['source']}: {sample.place}: {numbers}") + "\n\n" + "".join(text)
 
 
 def viewer_data(samples: list[ShownSample], decode, special: set[int]) -> dict:
@@ -98,13 +99,12 @@ def viewer_data(samples: list[ShownSample], decode, special: set[int]) -> dict:
     {"pieces": [[ids, text, special], …], "samples": [{…, "runs": [[supervised, first token, numbers of pieces], …]}]}
     """
     limit, index, entries = min(TOKENS_OF_SAMPLE, TOKENS_IN_PAGE // max(1, len(samples))), {}, []
-    names = ("name", "source", "place", "trajectory", "turns", "why", "served", "supervised", "at", "mismatch")
+    names = ("name", "place", "why", "served", "tokens", "supervised", "at", "mismatch")
     for sample in samples:
         shown = [
             (is_supervised, start, [index.setdefault(piece, len(index)) for piece in pieces(ids, decode)])
             for is_supervised, start, ids in runs(sample, limit)
         ]
-        entries.append(
-            {name: getattr(sample, name) for name in names} | {"tokens": len(sample.input_ids), "runs": shown}
-        )
+        told = {name: sample.told[name] for name in ("source", "trajectory", "turns")}
+        entries.append(told | {name: getattr(sample, name) for name in names} | {"runs": shown})
     return {"pieces": [(ids, visible(text), not special.isdisjoint(ids)) for ids, text in index], "samples": entries}

@@ -27,6 +27,11 @@ def found_of(lengths, **more) -> Findings:
     return Findings("x", True, "", array("q", lengths), bytearray(len(lengths)), **more)
 
 
+def shown(ids: list, labels: list, source="x", name="x", **more) -> ShownSample:
+    told = {"source": source, "trajectory": 0, "turns": [1]}
+    return ShownSample(name, told, {"input_ids": ids, "labels": labels}, **more)
+
+
 # ---------------------------------------------------------------- which samples, and how much of them
 
 
@@ -35,26 +40,26 @@ def test_page_of_very_many_long_samples_is_bounded_and_says_what_it_does_not_sho
     assert Counter(chosen.values()) == {"longest": 20, "shortest": 20, "even choice": 160}
     assert chosen == choice_of_samples(found_of(range(1, 100_001)), 200)
     labels = [-100] * 39_990 + [7] * 10
-    samples = [ShownSample("big", "x", position, [1], [7] * 40_000, labels, why) for position, why in chosen.items()]
+    samples = [shown([7] * 40_000, labels, why=why) for why in chosen.values()]
     data = viewer_data(samples, lambda ids: "<" * len(ids), set())
     assert len(json.dumps(data, separators=(",", ":"))) < 6_000_000
     assert sum(len(numbers) for _, _, numbers in data["samples"][0]["runs"]) == 2500
 
 
 @pytest.mark.parametrize(
-    "length, at, shown",
+    "length, at, window",
     [(25, 5, (0, 25)), (100, 50, (35, 65)), (100, 2, (0, 30)), (100, 500, (70, 100)), (100, None, (65, 95))],
 )
-def test_long_sample_is_shown_where_it_differs_else_where_it_is_first_supervised(length, at, shown):
-    sample = ShownSample("x", "x", 0, [1], [7] * length, [-100] * (length - 20) + [7] * 20, at=at)
+def test_long_sample_is_shown_where_it_differs_else_where_it_is_first_supervised(length, at, window):
+    sample = shown([7] * length, [-100] * (length - 20) + [7] * 20, at=at)
     found = [*runs(sample, 30)]
-    assert (found[0][1], found[-1][1] + len(found[-1][2])) == shown
+    assert (found[0][1], found[-1][1] + len(found[-1][2])) == window
 
 
 def test_turn_without_a_sample_is_named_with_those_that_have_one():
     provenance = [{"source": "x", "trajectory": 3, "turns": [turn]} for turn in (2, 6, 4)]
     sets = [TrainingSet("samples", None, provenance, [{"input_ids": [1], "labels": [1]}] * 3, 3)]
-    assert [sample.turns for sample in samples_of_turn(sets, 3, 6)] == [[6]]
+    assert [sample.told["turns"] for sample in samples_of_turn(sets, 3, 6)] == [[6]]
     with pytest.raises(SystemExit, match=r"--show 3:5: no sample supervises message 5 of trajectory 3, .*: 2, 4, 6$"):
         samples_of_turn(sets, 3, 5)
     with pytest.raises(SystemExit, match=r"those that are supervised: none$"):
@@ -147,7 +152,7 @@ def test_no_text_of_the_data_is_read_as_html(tmp_path):
         counted[HOSTILE] = 1
     found.left_out, found.lost, found.other_targets = [HOSTILE], [HOSTILE], HOSTILE
     found.ways = dict.fromkeys((AS_WRITTEN, TREES), (1, 2))
-    sample = ShownSample(HOSTILE, HOSTILE, 0, [1], [1, 2], [-100, 2], why=HOSTILE, at=1, mismatch=HOSTILE)
+    sample = shown([1, 2], [-100, 2], HOSTILE, name=HOSTILE, why=HOSTILE, at=1, mismatch=HOSTILE)
     checked = Checked(HOSTILE, HOSTILE, 8, [HOSTILE], [found], Schedule(1, -1, 1, 1, 1))
     page = report_page(checked, [sample], lambda ids: HOSTILE, set())
     assert page.count("<script") == page.count("</script") == 2 and "<img" not in page
@@ -156,7 +161,7 @@ def test_no_text_of_the_data_is_read_as_html(tmp_path):
 
 def test_control_characters_and_lone_surrogates_do_not_reach_the_terminal():
     texts = {1: "\x1b]0;title\x07\u202e\ud800", 2: "b\tc\n"}
-    sample = ShownSample("x", "x\x1b", 0, [1], [1, 2], [-100, 2])
+    sample = shown([1, 2], [-100, 2], "x\x1b")
 
     def view(colour: bool) -> str:
         return terminal_view(sample, lambda ids: "".join(texts[i] for i in ids), {2}, colour)
