@@ -368,5 +368,5 @@ def test_token_of_the_environment_is_sent(from_hub, hub, tmp_path):
 
 def test_data_set_that_cannot_be_reached_is_a_clear_error(run, tmp_path):
     process = run(STEP1, "me/none", "y.jsonl", expect=1, HF_HUB_CACHE=str(tmp_path / "hub"))
-    assert "me/none@main: no such file, and not to be had from the Hugging Face Hub" in process.stderr
+    assert "me/none: no such file, and not to be had from the Hugging Face Hub" in process.stderr
     assert "Traceback" not in process.stderr

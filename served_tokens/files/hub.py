@@ -38,7 +38,7 @@ def download_trajectories(source: str, pattern: str | None, formats: tuple, why_
             raises SystemExit or ValueError where it has no row.
     """
     data_set, revision = DATA_SET.fullmatch(source).groups("main")
-    commit, names = _commit_and_names(data_set, revision)
+    commit, names = _commit_and_names(source)
     names = sorted(name for name in names if name.endswith(formats))
     matching = [name for name in names if pattern in (None, name) or PurePosixPath(name).match(pattern)]
     if not matching:
@@ -84,19 +84,20 @@ def _download(data_set: str, name: str, revision: str) -> Path:
         raise SystemExit(f"{data_set}: {name}: the download failed ({_one_line(error)}); {again}") from None
 
 
-def _commit_and_names(data_set: str, revision: str) -> tuple[str, list[str]]:
-    """The commit of a revision and the names of its files, as the Hub says, or what its cache holds."""
+def _commit_and_names(source: str) -> tuple[str, list[str]]:
+    """The commit of a data set and the names of its files, as the Hub says, or what its cache holds."""
     from huggingface_hub import HfApi, snapshot_download
 
+    data_set, revision = DATA_SET.fullmatch(source).groups("main")
     try:
         info = HfApi().dataset_info(data_set, revision=revision)
         return info.sha, [file.rfilename for file in info.siblings]
     except Exception as error:  # many kinds again
-        reason = f"no such file, and not to be had from the Hugging Face Hub ({_one_line(error)})"
+        reason = _one_line(error)
     try:
         folder = Path(snapshot_download(data_set, repo_type="dataset", revision=revision, local_files_only=True))
     except Exception:
-        raise SystemExit(f"{data_set}@{revision}: {reason}") from None
+        raise SystemExit(f"{source}: no such file, and not to be had from the Hugging Face Hub ({reason})") from None
     return folder.name, [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
 
 
