@@ -13,6 +13,7 @@ import json
 import multiprocessing
 import os
 import re
+import signal
 import sys
 import threading
 from collections import Counter, defaultdict
@@ -171,9 +172,14 @@ def in_processes(function, items, num_proc: int):
 
 
 def _start(function) -> None:
-    """In a new process: what to do with items, and to end with the parent."""
+    """In a new process: what to do with items, and to end with the parent.
+
+    Signals are the parent's: it waits for ever for the rest of a result that a process was ended in the middle of.
+    """
     global _function
     _function = function
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
     def wait() -> None:
         multiprocessing.parent_process().join()

@@ -5,8 +5,7 @@ import io
 import json
 import os
 import re
-import secrets
-import shutil
+import tempfile
 from pathlib import Path
 
 import orjson
@@ -75,14 +74,11 @@ def work_folder(beside: Path):
 
     A process that is killed leaves it, under a name that no other run has and no reader of data takes.
     """
-    own = f"{os.getpid()}-{secrets.token_hex(4)}"  # machines that share a folder may share process numbers
-    folder = beside.with_name(f".{beside.name}.{own}.parts")
+    names = {"prefix": f".{beside.name}.", "suffix": ".parts", "dir": beside.parent}
     with written(beside):
-        folder.mkdir(parents=True)
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+        beside.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(**names, ignore_cleanup_errors=True) as folder:
+            yield Path(folder)
 
 
 @contextlib.contextmanager
