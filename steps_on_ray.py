@@ -24,7 +24,7 @@ import step1_apply_tool_template as step1
 import step2_to_alpaca_mask_history as step2
 from served_tokens.files import read, write
 from served_tokens.files.command_line import CommandLine, exit_on_signals, run
-from served_tokens.files.processes import Converted, Work, collect, convert_chunk, print_reasons
+from served_tokens.files.processes import Work, collect, convert_chunk, print_reasons
 from served_tokens.marks import Counts
 from served_tokens.prompts.chat_template import ChatTemplate, load_chat_template, read_chat_template
 from served_tokens.rows.notes import Noted
@@ -52,8 +52,8 @@ def both_steps(
     return BothCounted(of_row, of_samples), made
 
 
-def convert_file(path: str, system: pyarrow.fs.FileSystem, work: Work) -> list[Converted]:
-    """A task: what comes of the chunks of a file."""
+def convert_file(path: str, system: pyarrow.fs.FileSystem, work: Work) -> list:
+    """A task: what comes of the chunks of a file, see `convert_chunk`."""
     try:
         with system.open_input_file(path) as file:
             return [convert_chunk(work, chunk) for chunk in read.chunks_of(io.BufferedReader(file), path)]

@@ -303,15 +303,14 @@ def test_only_the_file_of_trajectories_is_downloaded(from_hub, hub, tmp_path):
     of_trajectories, of_samples = (name for name in TWO_FILES if name.endswith(".json"))
     assert 0 < hub.sent[of_samples] < 33_000 < 1_000_000 < len(TWO_FILES[of_samples]) and hub.sent["README.md"] == 0
     assert "and not\n  mask_history_all_traj-9K" in process.stdout
-    assert f"{of_trajectories}: 100%" in process.stderr  # the progress of the download
 
     hub.sent.clear()
     from_hub()  # nothing again
     assert hub.sent[of_trajectories] == 0
     hub.shutdown()
     hub.server_close()
-    process = from_hub()  # the Hub is gone, but not the cache
-    assert "from the cache" in process.stdout and ids(tmp_path / "y.jsonl") == [0, 1, 2]
+    from_hub()  # the Hub is gone, but not the cache
+    assert ids(tmp_path / "y.jsonl") == [0, 1, 2]
 
 
 def test_first_row_is_downloaded_as_far_as_it_goes_and_no_further(from_hub, hub):

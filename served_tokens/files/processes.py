@@ -63,8 +63,7 @@ class Work:
         if self.part(stream).exists():
             finish(self.part(stream), output)
             return output
-        with written(output):
-            output.unlink(missing_ok=True)
+        output.unlink(missing_ok=True)
         return None
 
 
@@ -72,23 +71,15 @@ class Work:
 class Totals(Counts):
     """What comes of rows.
 
-    counts: what `convert` counts of them. rows_in: how many were read; set_aside: how many of these are set aside.
-    unread: {key that nobody reads: rows that are set aside for it}.
+    counts: what `convert` counts of them. rows_in: how many were read, and size: in how many bytes of their files;
+    set_aside: how many of these are set aside. unread: {key that nobody reads: rows that are set aside for it}.
     """
 
     counts: Counts
     rows_in: int = 0
+    size: int = 0
     set_aside: int = 0
     unread: Counter = field(default_factory=Counter)
-
-
-@dataclass(frozen=True)
-class Converted:
-    """What comes of a chunk. rows: {stream: its rows, see `packed`}; size: bytes of the file that the chunk was."""
-
-    totals: Totals
-    rows: dict[str, bytes]
-    size: int
 
 
 def convert_files(sources: list[str], work: Work, num_proc: int, desc: str) -> Totals:
@@ -99,20 +90,20 @@ def convert_files(sources: list[str], work: Work, num_proc: int, desc: str) -> T
 
 
 def collect(results, work: Work, bar) -> Totals:
-    """Write what comes of chunks, Converted, in their order."""
+    """Write what comes of chunks, see `convert_chunk`, in their order."""
     totals = Totals(work.counts())
-    for number, result in enumerate(results):
-        totals.add(result.totals)
-        for stream, rows in result.rows.items():
+    for number, (of_chunk, made) in enumerate(results):
+        totals.add(of_chunk)
+        for stream, rows in made.items():
             with written(work.outputs[stream]):
                 append(work.part(stream), number, rows)
-        bar.update(result.size)
+        bar.update(of_chunk.size)
     return totals
 
 
-def convert_chunk(work: Work, chunk: Chunk) -> Converted:
-    """Convert the rows of a chunk."""
-    totals, made = Totals(work.counts(), rows_in=len(chunk.rows)), defaultdict(list)
+def convert_chunk(work: Work, chunk: Chunk) -> tuple[Totals, dict[str, bytes]]:
+    """(what comes of the rows of a chunk, {stream: its rows, see `packed`})"""
+    totals, made = Totals(work.counts(), rows_in=len(chunk.rows), size=chunk.size), defaultdict(list)
     for place, raw in chunk.rows:
         try:
             counts, rows = work.convert(parse_row(raw, work.loads), place)
@@ -128,8 +119,7 @@ def convert_chunk(work: Work, chunk: Chunk) -> Converted:
             totals.counts.add(counts)
             for stream, row in rows:
                 made[stream].append(row)
-    rows = {its: packed(rows, work.outputs[its], work.schema) for its, rows in made.items()}
-    return Converted(totals, rows, chunk.size)
+    return totals, {its: packed(rows, work.outputs[its], work.schema) for its, rows in made.items()}
 
 
 def _rejected(place: Place, reason: str, raw) -> bytes:
@@ -154,8 +144,6 @@ def print_reasons(path: Path | None, number: int, of_several_files: bool) -> Non
     print(f"{number} rows set aside with their reasons: {shown(path)}", file=sys.stderr)
     for kind, rows in kinds.most_common(SHOWN_REASONS):
         print(f"  {rows} like {firsts[kind]}", file=sys.stderr)
-    if len(kinds) > SHOWN_REASONS:
-        print(f"  and {len(kinds) - SHOWN_REASONS} more kinds of reasons, in the file", file=sys.stderr)
 
 
 def in_processes(function, items, num_proc: int):
@@ -179,20 +167,19 @@ def in_processes(function, items, num_proc: int):
             yield futures.popleft().result()
     except BrokenProcessPool:
         raise SystemExit("a worker process was killed (out of memory?); try a smaller --num-proc") from None
-    except BaseException:
-        for process in multiprocessing.active_children():
-            process.terminate()
-        raise
     finally:
         pool.shutdown(cancel_futures=True)
 
 
 def _start(function) -> None:
-    """In a new process: what to do with items, and to end with the parent."""
+    """In a new process: what to do with items, and to end with the parent.
+
+    Signals are the parent's: it waits for ever for the rest of a result that a process was ended in the middle of.
+    """
     global _function
     _function = function
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_DFL)
+        signal.signal(number, signal.SIG_IGN)
 
     def wait() -> None:
         multiprocessing.parent_process().join()

@@ -162,8 +162,6 @@ def _read_lines(file, name: str):
     try:
         for line in gzip.GzipFile(fileobj=file) if format_of(name) == ".jsonl.gz" else file:
             line = line.removeprefix(codecs.BOM_UTF8)
-            if len(line) < 100 and line.strip() == b"[":
-                raise SystemExit(f"{name}: holds a JSON array over several lines; name it .json")
             if line and not line.isspace():
                 yield line, len(line)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
@@ -173,34 +171,33 @@ def _read_lines(file, name: str):
 def _read_json(file, name: str):
     """The rows of an array, read as a stream: the text in memory grows with the longest row, not with the file."""
     decode, skip = json.JSONDecoder().raw_decode, re.compile(r"\s*").match
-
-    def broken(what: str) -> SystemExit:
-        return SystemExit(f"{name}: {what}; a .json file holds one array of rows, a .jsonl file a row per line")
-
+    way_out = "a .json file holds one array of rows, a .jsonl file a row per line"
     try:
         file = io.TextIOWrapper(file, encoding="utf-8-sig")
-        text, size, problem = file.read(FIRST_CHUNK), FIRST_CHUNK, "ends in the middle of the array"
+        text, size = file.read(FIRST_CHUNK), FIRST_CHUNK
         at = skip(text).end() + 1
         if text[at - 1 : at] != "[":
-            raise broken("not an array")
+            raise SystemExit(f"{name}: not an array; {way_out}")
         while text[(at := skip(text, at).end()) : at + 1] != "]":
             try:
                 row, end = decode(text, at)
                 end = skip(text, end).end()
-            except json.JSONDecodeError as error:
-                row, end, problem = None, len(text), f"not valid JSON ({error})"
+            except json.JSONDecodeError:
+                end = len(text)
             if text[end : end + 1] in (",", "]"):
                 yield row, end - at
-                at, size, problem = end + (text[end] == ","), JSON_CHUNK, "ends in the middle of the array"
+                at, size = end + (text[end] == ","), JSON_CHUNK
             elif more := file.read(size):  # the row may go on
                 text, at, size = text[at:] + more, 0, 2 * size
             else:
-                raise broken(problem)
+                raise SystemExit(
+                    f"{name}: not valid JSON, or not to its end, from {text[at : at + 40]!r} on; {way_out}"
+                )
         if (text[at + 1 :] + file.read(JSON_CHUNK)).strip():
-            raise broken("has text after the array")
+            raise SystemExit(f"{name}: has text after the array; {way_out}")
         file.detach()  # else it would be closed with this
     except (ValueError, RecursionError) as error:
-        raise broken(f"not valid JSON ({error})") from None
+        raise SystemExit(f"{name}: not valid JSON ({error}); {way_out}") from None
 
 
 def _read_parquet(file, name: str):

@@ -5,8 +5,7 @@ import io
 import json
 import os
 import re
-import secrets
-import shutil
+import tempfile
 from pathlib import Path
 
 import orjson
@@ -39,20 +38,14 @@ def still_there(path: Path) -> str:
 
 def check_output(output: Path) -> None:
     """Whether something can be written under this name, a file or a folder of Parquet files; before the work."""
-    if not output.name.strip("."):
-        raise SystemExit(f"{output}: is no name of an output")
     is_folder = not re.search(r"\.[A-Za-z]+$", output.name)  # .v2 and .1 end the name of a folder too
     if not is_folder and format_of(output) not in FILES:
         raise SystemExit(f"{output}: unknown file type {output.suffix!r}; known are {', '.join(FILES)} and none")
     if output.is_file() if is_folder else output.is_dir():
         raise SystemExit(f"{output}: cannot be written, as there is a {'file' if is_folder else 'folder'} of this name")
-    with written(output):
-        if is_folder and output.is_dir() and not all(map(_is_ours, output.iterdir())):
-            raise SystemExit(f"{output}: holds more than Parquet files of these scripts; name another folder")
-
-
-def _is_ours(path: Path) -> bool:
-    return path.is_file() and re.fullmatch(r"\d+-of-\d+\.parquet", path.name) is not None
+    held = output.iterdir() if output.is_dir() else ()
+    if not all(re.fullmatch(r"\d+-of-\d+\.parquet", file.name) for file in held):
+        raise SystemExit(f"{output}: holds more than Parquet files of these scripts; name another folder")
 
 
 def refuse_inputs(inputs, *outputs: Path) -> None:
@@ -81,14 +74,11 @@ def work_folder(beside: Path):
 
     A process that is killed leaves it, under a name that no other run has and no reader of data takes.
     """
-    own = f"{os.getpid()}-{secrets.token_hex(4)}"  # machines that share a folder may share process numbers
-    folder = beside.with_name(f".{beside.name}.{own}.parts")
+    names = {"prefix": f".{beside.name}.", "suffix": ".parts", "dir": beside.parent}
     with written(beside):
-        folder.mkdir(parents=True)
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+        beside.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(**names, ignore_cleanup_errors=True) as folder:
+            yield Path(folder)
 
 
 @contextlib.contextmanager

@@ -89,10 +89,8 @@ def _behind(span: str, key: str):
 
 def _without_start_of_call(content: str) -> str:
     """A stream holds back what may become a call."""
-    for size in range(len(CALL) - 1, 0, -1):
-        if content.endswith(CALL[:size]):
-            return content[:-size]
-    return content
+    starts = [CALL[:size] for size in range(1, len(CALL))]
+    return content.removesuffix(max(filter(content.endswith, starts), key=len, default=""))
 
 
 def _object(arguments) -> dict:

@@ -37,7 +37,7 @@ OF_A_ROW = frozenset(  # of columns alone
 )
 THINK = re.compile("</?think>")  # texts are read apart at these marks
 LONG = 3  # characters: of shorter texts little can be said
-SHOWN_TEXT = 60  # characters of a text that is lost
+SHOWN_TEXT = 60  # characters of a text that is lost, that are shown
 
 
 @dataclass
@@ -53,8 +53,7 @@ class Loss:
     where: str
 
     def __str__(self) -> str:
-        text = self.text[:SHOWN_TEXT] + ("…" if len(self.text) > SHOWN_TEXT else "")
-        return f"{self.place}: {self.key}: {text!r} is not in {self.where}"
+        return f"{self.place}: {self.key}: {self.text[:SHOWN_TEXT]!r} is not in {self.where}"
 
 
 def lost_texts(row: dict, shown: dict, turns: int, read_as: dict, ignored: tuple) -> list[Loss] | None:

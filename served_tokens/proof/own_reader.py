@@ -10,6 +10,7 @@ import json
 ROLES = ("system", "user", "assistant", "tool")
 OTHER_COLUMNS = ("conversations", "prompt", "completion", "system", "functions", "tool_defs")
 OF_A_MESSAGE = {"role", "content", "reasoning_content", "tool_calls", "tool_call_id", "name", "weight", "finish_reason"}
+OF_A_CALL = {"id", "type", "function"}
 SWITCHES = ("weight", "loss", "train", "loss_mask", "trainable")
 OF_A_TOOL, OF_A_FUNCTION = ["type", "function"], ["name", "description", "parameters"]
 
@@ -78,12 +79,9 @@ def _message(message) -> tuple | None:
 
 def _call(call) -> tuple | None:
     function = call.get("function") if isinstance(call, dict) else None
-    if not isinstance(function, dict) or call.keys() - {"id", "type", "function"}:
+    if not isinstance(function, dict) or call.keys() - OF_A_CALL or function.keys() - {"name", "arguments"}:
         return None
-    if function.keys() - {"name", "arguments"}:
-        return None
-    arguments = function.get("arguments")
-    arguments = {} if arguments in (None, "") else _decoded(arguments)
+    arguments = _decoded(function.get("arguments") or {})
     return (function.get("name"), json.dumps(arguments)) if isinstance(arguments, dict) else None
 
 

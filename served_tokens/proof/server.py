@@ -7,8 +7,6 @@ a GPU, and `vllm serve --enable-scale-out`). Where there is none, the chat itsel
 """
 
 import contextlib
-import functools
-import itertools
 import json
 import os
 from collections import Counter, defaultdict
@@ -32,11 +30,16 @@ RENDER, CHAT = "/v1/chat/completions/render", "/v1/chat/completions"
 NO_SUCH_PATH = (403, 404, 405)  # 403: vLLM without --enable-scale-out
 ONE_TOKEN = {"max_tokens": 1, "temperature": 0, "return_token_ids": True, "return_prompt_token_ids": True}
 REASONING_FIELDS = ("reasoning_content", "reasoning", "none")
+NOT_EXACT = "the sample itself is not exact, see above"
 STYLE_MENDS = "tools or text parts are written otherwise; step 1 --server-style "
 HISTORY_MENDS = {
     "drop": "the server shows no reasoning of past turns; another --reasoning-field, or step 2 --history-thinking drop",
     "template": "the server shows reasoning of past turns; step 2 --history-thinking template",
 }
+UNKNOWN = (
+    "no single setting makes its prompt; check with the model that is served and its chat template (step 1 "
+    "--chat-template), and take keys out of tools but name, description, parameters"
+)
 SECONDS, TURNS_ASKED, DIFFERENCES_KEPT, WORDS_KEPT = 60, 200, 3, 200  # for an answer; the words in characters
 
 
@@ -64,8 +67,7 @@ def questions_about(chosen: list[tuple[int, int]], provenance, built, truth: Tru
         of_rows[Place(truth.trajectories or sample["source"], sample["trajectory"])].append((position, turn))
     for source in dict.fromkeys(place.source for place in of_rows):
         for index, row, _ in read_rows(source):
-            place = Place(source, index)
-            for position, turn in of_rows.get(place, ()):
+            for position, turn in of_rows.get(place := Place(source, index), ()):
                 sample, trained = provenance[position], built[position]
                 spans = dict(zip(sample["turns"], supervised_spans(trained["labels"])))
                 if turn in spans:
@@ -88,8 +90,8 @@ def request_for(question: Question, reasoning_field: str | None, truth: Truth) -
     if reasoning_field is None:
         reasoning_field = "reasoning_content" if question.served_as == "template" else "none"
     trajectory, history = _conversation(question, truth)
-    both = [*zip(history, trajectory.given.messages)]
-    messages = [answer if answer["role"] == "assistant" else given for answer, given in both]
+    both = zip(history, trajectory.given.messages)
+    messages = [past if past["role"] == "assistant" else given for past, given in both]
     body = {"messages": [_sent(message, reasoning_field) for message in messages]}
     if trajectory.given.tools:
         body["tools"] = trajectory.given.tools
@@ -112,9 +114,9 @@ def _sent(message: dict, reasoning_field: str) -> dict:
     sent, content = {key: message[key] for key in ("role", "tool_call_id") if key in message}, message["content"]
     if are_texts(content):
         content = [{"type": "text", **part} for part in content]
-    elif not isinstance(content, (str, type(None))):
-        content = json.dumps(content, ensure_ascii=False, default=str)
-    sent["content"] = "" if content is None else content
+    elif not isinstance(content, str):
+        content = "" if content is None else json.dumps(content, ensure_ascii=False, default=str)
+    sent["content"] = content
     if "reasoning_content" in message and reasoning_field != "none":
         sent[reasoning_field] = message["reasoning_content"]
     for index, call in enumerate(message.get("tool_calls", ())):
@@ -130,12 +132,11 @@ def _sent(message: dict, reasoning_field: str) -> dict:
 
 @dataclass(frozen=True)
 class Server:
-    """A server that answers: its address, the name of its model, and the path that prompt ids are asked at."""
+    """A server that answers: its address, and the name of its model."""
 
     url: str
     client: httpx.Client
     model: str = ""
-    path: str = CHAT
 
 
 def connect(url: str, timeout: float = SECONDS) -> Server:
@@ -145,17 +146,18 @@ def connect(url: str, timeout: float = SECONDS) -> Server:
         headers["Authorization"] = f"Bearer {key}"
     try:
         server = Server(url, httpx.Client(base_url=url, timeout=timeout, headers=headers))
-        model = _response(server, "GET", "/v1/models").json()["data"][0]["id"]
-    except (httpx.InvalidURL, ValueError, TypeError, KeyError, IndexError):
-        raise SystemExit(f"{url}: lists no model at /v1/models; is it an OpenAI-compatible server?") from None
-    refusal = _response(server, "POST", RENDER, {"model": model, "messages": []})
-    return replace(server, model=model, path=CHAT if refusal.status_code in NO_SUCH_PATH else RENDER)
+        return replace(server, model=_response(server, "GET", "/v1/models").json()["data"][0]["id"])
+    except (httpx.InvalidURL, ValueError, TypeError, LookupError):
+        is_one = f"is it an OpenAI-compatible server, with its API key, if it wants one, in {API_KEY}?"
+        raise SystemExit(f"{url}: lists no model at /v1/models; {is_one}") from None
 
 
 def prompt_ids(server: Server, body: dict) -> list[int] | str:
     """The token ids that the model would be given for a request, or why the server refuses it, in its words."""
-    ids, extra = None, ONE_TOKEN if server.path == CHAT else {}
-    response = _response(server, "POST", server.path, {"model": server.model, **extra, **body})
+    ids, body = None, {"model": server.model, **body}
+    response = _response(server, "POST", RENDER, body)
+    if response.status_code in NO_SUCH_PATH:
+        response = _response(server, "POST", CHAT, ONE_TOKEN | body)
     if response.is_error:
         return f"{response.status_code}: {response.text[:WORDS_KEPT]}"
     with contextlib.suppress(ValueError, AttributeError):
@@ -163,23 +165,18 @@ def prompt_ids(server: Server, body: dict) -> list[int] | str:
         choice = (answer.get("choices") or [{}])[0]
         ids = answer.get("token_ids") or answer.get("prompt_token_ids") or choice.get("prompt_token_ids")
     if not ids:
-        raise SystemExit(
-            f"{server.url}: answers without the ids of the prompt; a vLLM from 0.10.2 on or an SGLang that knows "
-            "return_prompt_token_ids gives them"
-        )
+        knows = "a vLLM from 0.10.2 on or an SGLang that knows return_prompt_token_ids gives them"
+        raise SystemExit(f"{server.url}: answers without the ids of the prompt; {knows}")
     return ids
 
 
 def _response(server: Server, method: str, path: str, body: dict | None = None) -> httpx.Response:
-    content = None if body is None else json.dumps(body, default=str)  # NaN is in some schemas, which httpx refuses
+    content = json.dumps(body, default=str)  # NaN is in some schemas, which httpx refuses
     try:
-        response = server.client.request(method, path, content=content)
+        return server.client.request(method, path, content=content if body else None)
     except httpx.HTTPError as error:
         why = f"{type(error).__name__}: {error}"
         raise SystemExit(f"{server.url}: {path} is not answered ({why}); is the server up, and the address right?")
-    if response.status_code == 401:
-        raise SystemExit(f"{server.url}: wants an API key; set the environment variable {API_KEY}")
-    return response
 
 
 # ---------------------------------------------------------------- the comparison
@@ -211,8 +208,7 @@ def compare_with_server(
     turns = [(position, turn) for position, its_turns in enumerate(provenance["turns"]) for turn in its_turns]
     asked = min(max_turns, len(turns))
     chosen = [turns[index * len(turns) // asked] for index in range(asked)]
-    compared, decode = Compared(len(turns)), truth.tokenizer.decode
-    questions = questions_about(chosen, provenance, built, truth)
+    compared, questions = Compared(len(turns)), questions_about(chosen, provenance, built, truth)
     for question in tqdm(questions, total=asked, desc="ask the server", unit="turn", mininterval=1):
         compared.asked += 1
         served = prompt_ids(server, request_for(question, reasoning_field, truth))
@@ -220,43 +216,35 @@ def compare_with_server(
             compared.refused[served] += 1
         elif served != question.trained:
             compared.causes[cause_of(served, question, truth)] += 1
-            sides = [{"input_ids": ids, "labels": []} for ids in (served, question.trained)]
-            said = described(*sides, TOKENS_DIFFER, first_difference(served, question.trained), decode)
-            compared.differences += [f"{question.place}: {said}"][: DIFFERENCES_KEPT - len(compared.differences)]
+            if len(compared.differences) < DIFFERENCES_KEPT:
+                sides = [{"input_ids": ids, "labels": []} for ids in (served, question.trained)]
+                at = first_difference(served, question.trained)
+                said = described(*sides, TOKENS_DIFFER, at, truth.tokenizer.decode)
+                compared.differences.append(f"{question.place}: {said}")
     return compared
 
 
 def cause_of(served: list[int], question: Question, truth: Truth) -> str:
-    """Why a prompt is not the server's: the settings with which the check's own definition makes the server's."""
-    encode, decode = functools.partial(truth.tokenizer.encode, add_special_tokens=False), truth.tokenizer.decode
-    if encode(decode(served)) != served:
-        return "another tokenizer; check with the model that is served"
-    style, served_as = question.reading.server_style, question.served_as
-    histories = (served_as,) if served_as == "no-thinking" else (served_as, *HISTORY_MENDS)
-    for other_style, other_as in itertools.product((style, *STYLES), histories):
-        reading = replace(question.reading, server_style=other_style)
+    """Why a prompt is not the server's: the one setting with which the check's own definition makes the server's."""
+    tried = {NOT_EXACT: question}
+    for style in STYLES:
+        tried[STYLE_MENDS + style] = replace(question, reading=replace(question.reading, server_style=style))
+    for served_as, mend in HISTORY_MENDS.items():
+        tried[mend] = replace(question, served_as=served_as)
+    for cause, other in tried.items():
         with contextlib.suppress(TrajectoryError, jinja2.TemplateError):
-            if encode(_prompt_of(replace(question, reading=reading, served_as=other_as), truth)) == served:
-                mends = [] if other_style == style else [STYLE_MENDS + other_style]
-                mends += [] if other_as == served_as else [HISTORY_MENDS[other_as]]
-                return "; ".join(mends) or "the sample itself is not exact, see above"
-    same = decode(served[: first_difference(served, question.trained)])
-    if same.rfind("<tools>") > same.rfind("</tools>"):
-        return "tools are printed as no style of step 1 does; take keys out of them but name, description, parameters"
-    return "another chat template; step 1 --chat-template with the one that is served"
-
-
-def _prompt_of(question: Question, truth: Truth) -> str:
-    trajectory, history = _conversation(question, truth)
-    messages, tools = trajectory.messages, trajectory.tools
-    return served_turn(messages, tools, question.turn, question.served_as, truth.render, history)[0]
+            it, history = _conversation(other, truth)
+            prompt, _ = served_turn(it.messages, it.tools, other.turn, other.served_as, truth.render, history)
+            if truth.tokenizer.encode(prompt, add_special_tokens=False) == served:
+                return cause
+    return UNKNOWN
 
 
 def lines_of(compared: Compared, server: Server) -> list[str]:
     """The result, to be printed below that of the check."""
     exact = compared.asked - compared.off
     return [
-        f"  asked            {compared.asked:>8}  of {compared.prompts} prompts at {server.url}{server.path}",
+        f"  asked            {compared.asked:>8}  of {compared.prompts} prompts at {server.url}",
         f"  exact by server  {exact:>8}  ({exact / max(1, compared.asked):.2%})",
         *(f"  refused          {times:>8}  {words}" for words, times in compared.refused.most_common()),
         *(f"  differ           {times:>8}  {cause}" for cause, times in compared.causes.most_common()),

@@ -1,14 +1,13 @@
 """Counts of the check for people: statistics of lengths, and histograms, which the page's template draws."""
 
-import itertools
-import statistics
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass
+
+import numpy as np
 
 from served_tokens.proof.findings import Findings
 
-BARS, TICKS = 24, 6  # a histogram has fewer bars of one width, and an axis fewer steps
+BARS, TICKS = 24, 6  # a histogram has fewer bars, and an axis fewer steps
 
 
 @dataclass(frozen=True)
@@ -22,41 +21,28 @@ class Bar:
 
 @dataclass(frozen=True)
 class Histogram:
-    """Bars of one width, though the last may hold all higher values too. mark: a value, 0 for none."""
+    """Bars of one width, from the lowest to the highest value. mark: a value that is marked where a bar holds it."""
 
     title: str
     x: str
     y: str
     bars: list[Bar]
-    mark: int
-    note: str
+    mark: int | None
 
     def across(self, value: float) -> float:
         """The place of a value in percent of the x axis, on which each whole number has room of its own."""
-        first, width = self.bars[0].first, self.bars[0].last - self.bars[0].first + 1
-        return 100 * (value - first + 0.5) / max(width * len(self.bars), self.mark - first + 1)
+        first, end = self.bars[0].first, self.bars[-1].last + 1
+        return 100 * (value - first + 0.5) / (end - first)
 
 
-def histogram(title: str, x: str, y: str, values: list[int], mark: int = 0) -> Histogram:
-    """Count values in bars of a round width.
-
-    A few far higher values share the last bar, and a mark far beyond all values is only noted: else either would leave
-    the others no room.
-    """
-    ordered, notes = sorted(values) or [0], []
-    low, high = ordered[0], ordered[-1]
-    if mark > 2 * high:
-        notes.append(f"cutoff_len {mark:,} is further right")
-        mark = 0
-    enough = max(nearest_rank(ordered, 99), mark)
-    top = high if high <= 2 * enough else enough
-    width = round_step(top - low, BARS)
+def histogram(title: str, x: str, y: str, values: list[int], mark: int | None = None) -> Histogram:
+    """Count values in bars of a round width."""
+    low, high = min(values, default=0), max(values, default=0)
+    width = round_step(high - low, BARS)
     binned = Counter(value // width for value in values)
-    bars = [Bar(n * width, (n + 1) * width - 1, binned.pop(n, 0)) for n in range(low // width, top // width + 1)]
-    if binned:
-        bars.append(Bar(bars[-1].last + 1, high, binned.total()))
-        notes.append(f"the last bar goes to {high:,}")
-    return Histogram(title, x, y, bars, mark, "; ".join(notes))
+    bars = [Bar(n * width, (n + 1) * width - 1, binned[n]) for n in range(low // width, high // width + 1)]
+    is_seen = mark is not None and bars[0].first <= mark <= bars[-1].last
+    return Histogram(title, x, y, bars, mark if is_seen else None)
 
 
 def histograms(found: Findings, cutoff_len: int) -> list[Histogram]:
@@ -77,22 +63,18 @@ def ticks(low: int, high: int) -> range:
 
 def round_step(span: int, parts: int) -> int:
     """The smallest of 1, 2, 5, 10, 20, 50, … that goes into a span fewer than `parts` times."""
-    steps = (digit * 10**zeros for zeros in itertools.count() for digit in (1, 2, 5))
+    steps = (digit * 10**zeros for zeros in range(20) for digit in (1, 2, 5))
     return next(step for step in steps if span // step < parts)
 
 
-def nearest_rank(ordered: list[int], percent: int) -> int:
-    """The smallest of ordered numbers that so many percent of them do not exceed."""
-    return ordered[-(-percent * len(ordered) // 100) - 1]
-
-
-def length_statistics(lengths: Iterable[int]) -> dict[str, float]:
+def length_statistics(lengths) -> dict[str, float]:
     """Of lengths in tokens, zeros for none; there is a sample of the 95th percentile's length."""
-    ordered = sorted(lengths) or [0]
-    return {
-        "shortest": ordered[0],
-        "mean": round(statistics.fmean(ordered), 1),
-        "median": statistics.median(ordered),
-        "95th percentile": nearest_rank(ordered, 95),
-        "longest": ordered[-1],
+    lengths = np.array(lengths if len(lengths) else [0])
+    statistics = {
+        "shortest": lengths.min(),
+        "mean": lengths.mean().round(1),
+        "median": np.median(lengths),
+        "95th percentile": np.percentile(lengths, 95, method="inverted_cdf"),
+        "longest": lengths.max(),
     }
+    return {name: number.item() for name, number in statistics.items()}

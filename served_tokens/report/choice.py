@@ -1,72 +1,59 @@
 """Which samples are shown: a bounded choice for the page, and those of one turn for the terminal."""
 
-import heapq
-import random
 import sys
 
 from served_tokens.llamafactory import TrainingSet
 from served_tokens.proof.findings import Findings
 from served_tokens.report.tokens import ShownSample, visible
 
-SAMPLES_IN_PAGE = 200
+SAMPLES_IN_PAGE = 200  # about
 EXTREMES = 20  # samples that are in the page for being the longest, and as many for being the shortest
 
 
 def samples_to_show(found: list[Findings], sets: list[TrainingSet]) -> list[ShownSample]:
     """A bounded choice of samples of each data set, with the reason to show each."""
-    shown, limit = [], max(1, SAMPLES_IN_PAGE // len(sets))
+    shown = []
     for findings, its in zip(found, sets):
-        for position, why in choice_of_samples(findings, limit).items():
-            if not findings.exact[position] and why != "mismatch":
-                why += ", not exact"
+        for position, why in choice_of_samples(findings, SAMPLES_IN_PAGE // len(sets)).items():
             at, mismatch = findings.mismatches.get(position, (None, ""))
-            served = findings.lengths[position]
-            shown.append(sample_at(its, position, why=why, served=served, at=at, mismatch=visible(mismatch)))
+            sample = ShownSample(
+                name=its.name,
+                told=its.provenance[position],
+                trained=its.built[position],
+                why=why if findings.exact[position] or why == "mismatch" else f"{why}, not exact",
+                served=findings.lengths[position],
+                at=at,
+                mismatch=visible(mismatch),
+            )
+            shown.append(sample)
     return shown
 
 
-def choice_of_samples(found: Findings, limit: int) -> dict[int, str]:
-    """{position: why it is shown}: those with a mismatch, the longest, the shortest, and an even choice of the rest."""
-    length, every, chosen = found.lengths.__getitem__, range(len(found.lengths)), {}
-    for why, positions in (
-        ("mismatch", sorted(found.mismatches)),
-        ("longest", heapq.nlargest(EXTREMES, every, key=length)),
-        ("shortest", heapq.nsmallest(EXTREMES, every, key=length)),
-    ):
-        for position in positions[: limit - len(chosen)]:
-            chosen.setdefault(position, why)
+def choice_of_samples(found: Findings, number: int) -> dict[int, str]:
+    """{position: why it is shown}: mismatches, the longest, the shortest, and of the rest what makes the number."""
+    every, chosen = range(len(found.lengths)), {}
+    by_length = sorted(every, key=found.lengths.__getitem__, reverse=True)
+    reasons = {"mismatch": found.mismatches, "longest": by_length[:EXTREMES], "shortest": by_length[-EXTREMES:]}
+    for why, positions in reasons.items():
+        chosen |= {position: why for position in positions if position not in chosen}
     rest = [position for position in every if position not in chosen]
-    even = random.Random(0).sample(rest, min(limit - len(chosen), len(rest)))
-    return chosen | dict.fromkeys(sorted(even), "even choice")
-
-
-def sample_at(its: TrainingSet, position: int, **why) -> ShownSample:
-    """The sample at a position of a data set; why: the fields of a ShownSample that say why it is shown."""
-    told, trained = its.provenance[position], its.built[position]
-    return ShownSample(
-        name=its.name,
-        source=told["source"] or "",
-        trajectory=told["trajectory"],
-        turns=told["turns"],
-        input_ids=trained["input_ids"],
-        labels=trained["labels"],
-        **why,
-    )
+    wanted = max(0, min(number - len(chosen), len(rest)))
+    return chosen | {rest[index * len(rest) // wanted]: "even choice" for index in range(wanted)}
 
 
 def samples_of_turn(sets: list[TrainingSet], trajectory: int, turn: int) -> list[ShownSample]:
     """The samples that supervise a turn, of data sets of this trajectory; ends with what there is where none does."""
-    of_turn, others = [], set()
+    of_turn, supervised = [], set()
     for its in sets:
-        for position, (its_trajectory, turns) in enumerate(zip(its.provenance["trajectory"], its.provenance["turns"])):
-            if its_trajectory == trajectory:
-                others.update(turns)
-                of_turn += [sample_at(its, position)] if turn in turns else []
+        for position, (of, turns) in enumerate(zip(its.provenance["trajectory"], its.provenance["turns"])):
+            if of == trajectory:
+                supervised.update(turns)
+                of_turn += (
+                    [ShownSample(its.name, its.provenance[position], its.built[position])] if turn in turns else []
+                )
     if not of_turn:
-        others = ", ".join(map(str, sorted(others)))
-        none = "none, as where its row cannot be read or all its turns are left out"
         sys.exit(
             f"--show {trajectory}:{turn}: no sample supervises message {turn} of trajectory {trajectory}, both counted "
-            f"from 0, in {', '.join(its.name for its in sets)}; those that are supervised: {others or none}"
+            f"from 0; those that are supervised: {', '.join(map(str, sorted(supervised))) or 'none'}"
         )
     return of_turn

@@ -19,35 +19,35 @@ class Schedule:
     gpus: int
     packing: bool = False
 
+    @property
+    def of_step(self) -> int:
+        """How many samples, or rows, a step takes."""
+        return self.batch * self.accumulation * self.gpus
 
-def training_cost(samples: int, tokens: int, supervised: int, schedule: Schedule) -> dict[str, float]:
-    """Steps, epochs and tokens of a training, of which one epoch has these samples (or rows) and tokens."""
-    batches = math.ceil(samples / (schedule.batch * schedule.gpus))
+
+def training_cost(rows: int, tokens: int, schedule: Schedule) -> dict[str, int]:
+    """Steps and tokens of a training, of which one epoch has so many rows (or samples) and tokens."""
+    batches = math.ceil(rows / (schedule.batch * schedule.gpus))
     steps_of_epoch = max(1, math.ceil(batches / schedule.accumulation))
     steps, epochs = math.ceil(schedule.epochs * steps_of_epoch), schedule.epochs
     if schedule.max_steps > 0:
         steps, epochs = schedule.max_steps, schedule.max_steps / steps_of_epoch
-    return {
-        "steps": steps,
-        "steps per epoch": steps_of_epoch,
-        "epochs": epochs,
-        "samples or rows per step": schedule.batch * schedule.accumulation * schedule.gpus,
-        "tokens": round(tokens * epochs),
-        "supervised tokens": round(supervised * epochs),
-    }
+    return {"steps": steps, "samples or rows per step": schedule.of_step, "tokens": round(tokens * epochs)}
 
 
-def costs_by_way(training: list[Findings], schedule: Schedule, cutoff_len: int) -> dict[str, dict[str, float]]:
-    """{how these data sets can be trained: what that costs}; packed samples are taken for full."""
-    supervised = sum(found.counts.supervised_tokens for found in training)
-    samples, tokens = (sum(found.ways[AS_WRITTEN][number] for found in training) for number in (0, 1))
+def costs_by_way(training: list[Findings], schedule: Schedule, cutoff_len: int) -> dict[str, dict[str, int]]:
+    """{how these data sets can be trained: what that costs}; packed samples are taken for full, and for no trees."""
+    samples, tokens = _sizes(training, AS_WRITTEN)
     if schedule.packing:
-        return {AS_WRITTEN: training_cost(math.ceil(tokens / cutoff_len), tokens, supervised, schedule)}
-    rows, row_tokens = (sum(found.ways[TREES][number] for found in training) for number in (0, 1))
-    of_step = schedule.batch * schedule.accumulation * schedule.gpus
-    accumulation = rows_of_step(of_step, samples / max(1, rows), schedule.gpus)
-    in_rows = replace(schedule, batch=1, accumulation=accumulation)
+        return {AS_WRITTEN: training_cost(math.ceil(tokens / cutoff_len), tokens, schedule)}
+    rows, row_tokens = _sizes(training, TREES)
+    accumulation = rows_of_step(schedule.of_step, samples / max(1, rows), schedule.gpus)
     return {
-        AS_WRITTEN: training_cost(samples, tokens, supervised, schedule),
-        TREES: training_cost(rows, row_tokens, supervised, in_rows),
+        AS_WRITTEN: training_cost(samples, tokens, schedule),
+        TREES: training_cost(rows, row_tokens, replace(schedule, batch=1, accumulation=accumulation)),
     }
+
+
+def _sizes(training: list[Findings], way: str) -> tuple[int, int]:
+    """How many samples or rows, and tokens, these data sets have together."""
+    return sum(found.ways[way][0] for found in training), sum(found.ways[way][1] for found in training)

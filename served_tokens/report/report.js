@@ -27,19 +27,18 @@ function show(index, move) {
   if (!samples.length) return;
   current = (index + samples.length) % samples.length;
   const sample = samples[current], box = document.createDocumentFragment();
-  for (const [supervised, first, held] of sample.runs) {
-    if (supervised === null) {
-      box.append(element('span', 'gap', `… ${number(held)} tokens are not shown …`));
-      continue;
-    }
+  const gap = held => held > 0 && box.append(element('span', 'gap', `… ${number(held)} tokens are not shown …`));
+  let position = sample.runs.length ? sample.runs[0][1] : 0;
+  gap(position);
+  for (const [supervised, , held] of sample.runs) {
     const run = element(supervised ? 'mark' : 'span', '', '');
-    let position = first;
     for (const piece of held) {
       run.append(tokenElement(pieces[piece], position, sample));
       position += pieces[piece][0].length;
     }
     box.append(run);
   }
+  gap(sample.tokens - position);
   active = null;
   at('tokens').replaceChildren(box);
   const begin = at('tokens').querySelector('.first') || at('tokens').querySelector('mark');

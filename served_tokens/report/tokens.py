@@ -12,23 +12,20 @@ TOKENS_OF_CHARACTER = 8  # the most tokens that are tried together to find whole
 # What a terminal would obey, a reader would not see or a file cannot hold: control characters, marks that reorder the
 # text, lone surrogates.
 UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-SUPERVISED, CONTEXT, HIDDEN = "supervised", "context", "hidden"
 
 
 @dataclass(frozen=True)
 class ShownSample:
-    """A sample that is shown: token ids and labels as LlamaFactory trains on them.
+    """A sample that is shown.
 
-    name: of its data set. why: the reason for which it is shown. served: its tokens before any are cut.
+    name: of its data set. told: what step 2 says of it. trained: its input_ids and labels as LlamaFactory made them.
+    why: the reason for which it is shown. served: its tokens before any are cut.
     at: the first token that differs from what is served, or None. mismatch: how it differs.
     """
 
     name: str
-    source: str
-    trajectory: int
-    turns: list[int]
-    input_ids: list[int]
-    labels: list[int]
+    told: dict
+    trained: dict
     why: str = ""
     served: int = 0
     at: int | None = None
@@ -36,12 +33,16 @@ class ShownSample:
 
     @property
     def place(self) -> str:
-        shown = [*self.turns[:3], "…", *self.turns[-2:]] if len(self.turns) > 6 else self.turns
-        return f"trajectory {self.trajectory}, turn{'s' if len(shown) > 1 else ''} {', '.join(map(str, shown))}"
+        turns = self.told["turns"]
+        return f"trajectory {self.told['trajectory']}, turn{'s' if len(turns) > 1 else ''} {', '.join(map(str, turns))}"
+
+    @property
+    def tokens(self) -> int:
+        return len(self.trained["input_ids"])
 
     @property
     def supervised(self) -> int:
-        return len(self.labels) - self.labels.count(IGNORE_INDEX)
+        return self.tokens - self.trained["labels"].count(IGNORE_INDEX)
 
 
 def visible(text: str) -> str:
@@ -51,68 +52,59 @@ def visible(text: str) -> str:
 
 def pieces(ids: list[int], decode):
     """Yield (ids, text) of single tokens; of several together where only they make whole characters."""
-    start = 0
-    while start < len(ids):
-        for end in range(start + 1, min(start + TOKENS_OF_CHARACTER, len(ids)) + 1):
-            text = decode(ids[start:end])
-            if "\ufffd" not in text:
-                break
-        else:  # the text is cut in a character, or really holds this sign
-            end, text = start + 1, decode(ids[start : start + 1])
-        yield tuple(ids[start:end]), text
-        start = end
+    held = ()
+    for number in ids:
+        held = (*held, number)
+        text = decode([*held])
+        if "\ufffd" not in text or len(held) == TOKENS_OF_CHARACTER:
+            yield held, text
+            held = ()
+    if held:  # the text is cut in a character, or really holds this sign
+        yield held, decode([*held])
 
 
 def runs(sample: ShownSample, limit: int):
-    """Yield (kind, first position, ids) of neighbouring tokens that are all supervised, all context or all hidden.
+    """Yield (whether they are supervised, first position, ids) of neighbouring tokens that all are, or all are not.
 
-    Of a sample with more than `limit` tokens a third of them is shown at each end, and a third around the first token
-    that differs, or is supervised.
+    Of a sample with more than `limit` tokens only so many are shown: those around the first token that differs, or is
+    supervised.
     """
-    kinds = [CONTEXT if label == IGNORE_INDEX else SUPERVISED for label in sample.labels]
-    if len(kinds) > limit:
-        third = limit // 3
-        supervised = (at for at, kind in enumerate(kinds) if kind == SUPERVISED)
-        middle = next(supervised, 0) if sample.at is None else sample.at
-        shown = {at for start in (0, middle - third // 2, len(kinds) - third) for at in range(start, start + third)}
-        kinds = [kind if at in shown else HIDDEN for at, kind in enumerate(kinds)]
-    start = 0
-    for kind, group in itertools.groupby(kinds):
+    supervised = [label != IGNORE_INDEX for label in sample.trained["labels"]]
+    middle = [*supervised, True].index(True) if sample.at is None else sample.at
+    start = max(0, min(middle - limit // 2, len(supervised) - limit))
+    for is_supervised, group in itertools.groupby(supervised[start : start + limit]):
         end = start + len(list(group))
-        yield kind, start, sample.input_ids[start:end]
+        yield is_supervised, start, sample.trained["input_ids"][start:end]
         start = end
 
 
 def terminal_view(sample: ShownSample, decode, special: set[int], colour: bool) -> str:
     """The whole sample as text: what is supervised is green and underlined, or in ⟦…⟧ without colour."""
     marked = "green, underlined" if colour else "in ⟦…⟧"
-    numbers = f"{len(sample.input_ids):,} tokens, {sample.supervised:,} supervised ({marked})"
+    numbers = f"{sample.tokens:,} tokens, {sample.supervised:,} supervised ({marked})"
     text = []
-    for kind, _, ids in runs(sample, len(sample.input_ids)):
+    for is_supervised, _, ids in runs(sample, sample.tokens):
         parts = []
         for is_special, group in itertools.groupby(ids, special.__contains__):
-            style = ";".join((["4", "32"] if kind == SUPERVISED else []) + (["1", "35"] if is_special else []))
+            style = ";".join((["4", "32"] if is_supervised else []) + (["1", "35"] if is_special else []))
             part = visible(decode(list(group)))
             parts.append(f"\x1b[{style}m{part}\x1b[0m" if colour and style else part)
-        text += ["⟦", *parts, "⟧"] if kind == SUPERVISED and not colour else parts
-    return visible(f"{sample.source}: {sample.place}: {numbers}") + "\n\n" + "".join(text)
+        text += ["⟦", *parts, "⟧"] if is_supervised and not colour else parts
+    return visible(f"{sample.told['source']}: {sample.place}: {numbers}") + "\n\n" + "".join(text)
 
 
 def viewer_data(samples: list[ShownSample], decode, special: set[int]) -> dict:
     """What the page's script shows of samples, each piece of text once.
 
-    {"pieces": [[ids, text, special], …], "samples": [{…, "runs": [[supervised, first token, numbers of pieces], …]}]};
-    a run of tokens that are not shown is [null, first token, how many].
+    {"pieces": [[ids, text, special], …], "samples": [{…, "runs": [[supervised, first token, numbers of pieces], …]}]}
     """
     limit, index, entries = min(TOKENS_OF_SAMPLE, TOKENS_IN_PAGE // max(1, len(samples))), {}, []
-    names = ("name", "source", "place", "trajectory", "turns", "why", "served", "supervised", "at", "mismatch")
+    names = ("name", "place", "why", "served", "tokens", "supervised", "at", "mismatch")
     for sample in samples:
-        entry = {name: getattr(sample, name) for name in names} | {"tokens": len(sample.input_ids), "runs": []}
-        for kind, start, ids in runs(sample, limit):
-            if kind == HIDDEN:
-                entry["runs"].append([None, start, len(ids)])
-            else:
-                numbers = [index.setdefault(piece, len(index)) for piece in pieces(ids, decode)]
-                entry["runs"].append([kind == SUPERVISED, start, numbers])
-        entries.append(entry)
+        shown = [
+            (is_supervised, start, [index.setdefault(piece, len(index)) for piece in pieces(ids, decode)])
+            for is_supervised, start, ids in runs(sample, limit)
+        ]
+        told = {name: sample.told[name] for name in ("source", "trajectory", "turns")}
+        entries.append(told | {name: getattr(sample, name) for name in names} | {"runs": shown})
     return {"pieces": [(ids, visible(text), not special.isdisjoint(ids)) for ids, text in index], "samples": entries}

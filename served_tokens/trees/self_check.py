@@ -42,10 +42,10 @@ def checked(heads: int, kv_heads: int, width: int, device, dtype: torch.dtype, a
     error = attention_error(heads, kv_heads, width, device, dtype, autocast)
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     figures = f"torch {torch.__version__}, {where}, {dtype}: off by {error:.1e}, allowed {allowed(dtype):.1e}"
-    if not error <= allowed(dtype):  # so that what is no number is wrong
-        way_out = "train the samples with llamafactory-cli train, or try another torch"
-        sys.exit(f"attention on token trees is wrong here: {figures}; {way_out}")
-    return f"attention on token trees is right here: {figures}"
+    if error <= allowed(dtype):  # which NaN is not
+        return f"attention on token trees is right here: {figures}"
+    way_out = "train the samples with llamafactory-cli train, or try another torch"
+    sys.exit(f"attention on token trees is wrong here: {figures}; {way_out}")
 
 
 def allowed(dtype: torch.dtype) -> float:
@@ -79,7 +79,7 @@ def attention_error(heads: int, kv_heads: int, width: int, device, dtype: torch.
         expected = torch.cat([_of_sample(sample, tables, dtype)[kept:] for sample, kept in zip(samples, shared)])
         gradients = (torch.autograd.grad(output, tables, upstream) for output in (ours, expected))
         pairs = [(without_gradients, expected), (ours, expected), *zip(*gradients)]
-        errors += [_error(ours.detach(), expected.detach()) for ours, expected in pairs]
+        errors += [_error(*pair) for pair in pairs]
     return float(torch.stack(errors).max())
 
 
@@ -136,5 +136,5 @@ def _inputs(ids: torch.Tensor, positions: torch.Tensor, tables: list, dtype: tor
 
 def _error(ours: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
     """The largest difference of a token's vectors, over their own length, or the root mean square of all if longer."""
-    lengths = expected.flatten(1).norm(dim=1)
-    return ((ours - expected).flatten(1).norm(dim=1) / lengths.clamp(min=lengths.square().mean().sqrt())).max()
+    off, lengths = (vectors.detach().flatten(1).norm(dim=1) for vectors in (ours - expected, expected))
+    return (off / lengths.clamp(min=lengths.square().mean().sqrt())).max()

@@ -176,7 +176,7 @@ def test_charts_name_their_axes_mark_the_cutoff_and_have_their_numbers_below(pag
     assert page.get_by_role("img", name="Histogram: ").count() == 3
     drawn = [chart.locator("text").all_text_contents() for chart in page.locator("figure > svg").all()]
     assert {"cutoff_len 500", "tokens of a sample", "samples"} < set(drawn[0])
-    assert drawn[1] == ["0", "1", "2", "1", "2", "turns of a trajectory", "", "trajectories"]
+    assert drawn[1] == ["0", "1", "2", "1", "2", "turns of a trajectory", "trajectories"]
     assert page.locator("figure:nth-of-type(2) svg title").all_text_contents() == ["1: 2", "2: 2"]
     assert cells(page)["1"] == ["2"] and cells(page)["2"] == ["2"]
     room = page.locator("figure:nth-of-type(1) svg svg .reach").first.bounding_box()
