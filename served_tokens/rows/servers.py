@@ -5,8 +5,11 @@ Sources: vLLM 0.32.0 (ChatCompletionToolsParam, renderers/chat_utils.py, rendere
 chat template alone, as transformers applies it.
 """
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
+
+import orjson
 
 from served_tokens.marks import TrajectoryError
 
@@ -56,25 +59,43 @@ def _shown(function: dict, keys: list) -> dict:
     return {key: function.get(key) for key in known if key in SHOWN_AS_NULL or function.get(key) is not None}
 
 
+def _refuse_arguments_of_sglang(given, arguments: dict) -> None:
+    """SGLang reads arguments by orjson, which refuses NaN and half a character and makes floats of long integers."""
+    if given is None:
+        return
+    text = given if isinstance(given, str) else json.dumps(given, ensure_ascii=False, default=str)
+    try:
+        read = orjson.loads(text)
+    except ValueError as error:
+        raise TrajectoryError(f"tool call arguments are not valid JSON ({error}): {text[:40]}") from None
+    if not isinstance(read, dict):
+        raise TrajectoryError(f"tool call arguments are not a JSON object: {text[:40]}")
+    if json.dumps(read) != json.dumps(arguments):
+        raise TrajectoryError("tool call arguments hold an integer over 64 bits, which SGLang shows as a float later")
+
+
 @dataclass(frozen=True)
 class Style:
     """What one server does.
 
     tool: (tool) -> the tool as the chat template prints it; raises TrajectoryError where the server refuses it.
     joined: (the text parts of a message) -> its text.
+    refuse_arguments: (the arguments of a call in the history as the row has them, the object that they are) -> None;
+        raises TrajectoryError where the server would refuse them, or change them.
     prints_tools_as_sent: whether tools are printed with all their keys.
     developer_is_system: whether a developer message is served as system message.
     """
 
     tool: Callable
     joined: Callable
+    refuse_arguments: Callable = lambda given, arguments: None
     prints_tools_as_sent: bool = False
     developer_is_system: bool = False
 
 
 STYLES = {
     "vllm": Style(tool=_tool_of_vllm, joined=lambda texts: "\n".join(filter(None, texts)), developer_is_system=True),
-    "sglang": Style(tool=_tool_of_sglang, joined=" ".join),
+    "sglang": Style(tool=_tool_of_sglang, joined=" ".join, refuse_arguments=_refuse_arguments_of_sglang),
     # Qwen3's template renders nothing for a list of parts, so their join is ours.
     "template": Style(tool=lambda tool: tool, joined="".join, prints_tools_as_sent=True),
 }

@@ -145,7 +145,7 @@ def _served_message(message: dict, style: Style) -> dict:
         if reasoning:
             served["reasoning_content"] = reasoning
         if calls:
-            served["tool_calls"] = [_served_call(call) for call in calls]
+            served["tool_calls"] = [_served_call(call, style) for call in calls]
             _refuse_twice(served)
     return served
 
@@ -203,6 +203,8 @@ def _refuse_twice(turn: dict) -> None:
                 raise TrajectoryError(f"has a call of {name} both as text and in tool_calls")
 
 
-def _served_call(call: dict) -> dict:
-    arguments = decoded(call["function"]["arguments"], "tool call arguments are", dict)
+def _served_call(call: dict, style: Style) -> dict:
+    given = call["function"]["arguments"]
+    arguments = decoded(given, "tool call arguments are", dict)
+    style.refuse_arguments(given, arguments)
     return {**call, "function": {**call["function"], "arguments": arguments}}

@@ -65,8 +65,12 @@ def samples_of_row(row: dict, place: Place, options: Options) -> tuple[Selected,
         raise SystemExit(
             "--no-thinking: step 1 was run with --echo, which echoes what a thinking model writes; run it without"
         )
-    refuse = _refusal(messages, served, options)
-    samples, left_out = to_samples(messages, served, options.served_as, options.merge_turns, refuse)
+    try:
+        refuse = _refusal(messages, served, options)
+        samples, left_out = to_samples(messages, served, options.served_as, options.merge_turns, refuse)
+    except (LookupError, TypeError) as error:
+        changed = f"the row of step 1 was changed ({type(error).__name__}: {error}); run step 1 again"
+        raise TrajectoryError(changed) from None
     targets = [messages[turn["message"]]["content"] for turn in served["turns"] if not turn["left_out"]]
     counts = Selected(
         trajectories=1,

@@ -58,3 +58,20 @@ def test_parameters_that_are_no_object_are_refused_by_vllm_only():
 def test_text_parts_are_joined_as_the_server_joins_them():
     texts = ["a", "", " ", "b"]
     assert [STYLES[style].joined(texts) for style in ("vllm", "sglang", "template")] == ["a\n \nb", "a    b", "a b"]
+
+
+@pytest.mark.parametrize("text", ["", "null", "[]", "[1]", "42", '"{}"', '{"a": NaN}', '{"a": "\\ud83d"}'])
+def test_sglang_refuses_arguments_that_are_no_object_of_strict_json(text):
+    with pytest.raises(TrajectoryError, match="tool call arguments are not"):
+        STYLES["sglang"].refuse_arguments(text, {})
+    for style in ("vllm", "template"):
+        STYLES[style].refuse_arguments(text, {})
+
+
+def test_sglang_refuses_an_integer_over_64_bits_which_it_would_show_as_a_float():
+    fits, too_long = {"a": 18446744073709551615}, {"a": 18446744073709551616}
+    for form in (dict, json.dumps):
+        STYLES["sglang"].refuse_arguments(form(fits), fits)
+        with pytest.raises(TrajectoryError, match="hold an integer over 64 bits"):
+            STYLES["sglang"].refuse_arguments(form(too_long), too_long)
+        STYLES["vllm"].refuse_arguments(form(too_long), too_long)
