@@ -89,14 +89,14 @@ def prompt_of(sample: dict) -> str:
 
 
 @pytest.fixture
-def steps(in_process, tmp_path):
+def steps(run, tmp_path):
     """steps(rows, *step 1's options, history=…, turns=…) -> {(row, turn): prompt}, after both steps."""
 
     def steps(rows: list[dict], *options, history: str = "template", turns: str = "all") -> dict:
         write_escaped(tmp_path / "rows.jsonl", rows)
-        in_process("step1_apply_tool_template.py", "rows.jsonl", "plain.jsonl", *options)
+        run("step1_apply_tool_template.py", "rows.jsonl", "plain.jsonl", *options)
         options = "--dataset-dir", ".", "--history-thinking", history, "--turns", turns
-        in_process("step2_to_alpaca_mask_history.py", "plain.jsonl", "samples.parquet", *options)
+        run("step2_to_alpaca_mask_history.py", "plain.jsonl", "samples.parquet", *options)
         samples = pq.read_table(tmp_path / "samples.parquet").to_pylist()
         return {(sample["trajectory"], sample["turns"][0]): prompt_of(sample) for sample in samples}
 

@@ -24,10 +24,10 @@ def test_pipe_that_is_closed_ends_a_script_without_a_trace(tmp_path):
     assert (tmp_path / "y.jsonl").exists()
 
 
-def test_name_of_a_data_set_that_is_a_number_and_a_yaml_behind_overrides_are_taken(run_check, pipeline, tiny_model):
+def test_name_of_a_data_set_that_is_a_number_and_a_yaml_behind_overrides_are_taken(run, pipeline, tiny_model):
     pipeline(golden()[:3], name="7")
     overrides = "dataset_dir=.", "dataset=7", f"model_name_or_path={tiny_model}", "preprocessing_num_workers=8"
-    process = run_check(*overrides, ROOT / "qwen3_full_sft.yaml", "tf32=true", "enable_liger_kernel=true")
+    process = run(*overrides, ROOT / "qwen3_full_sft.yaml", "tf32=true", "enable_liger_kernel=true")
     assert "PASSED: " in process.stdout
     assert process.stdout.splitlines()[-1].startswith("next: FORCE_TORCHRUN=1 llamafactory-cli train ")
 

@@ -115,15 +115,15 @@ CASES = [  # its template, that of the folder LlamaFactory trains (see README, "
 
 @pytest.mark.parametrize("template, trained, options, overrides", CASES)
 def test_family_is_exact_through_both_scripts_and_the_check(
-    in_process, capsys, check, tmp_path, template, trained, options, overrides
+    run, capsys, check, tmp_path, template, trained, options, overrides
 ):
     from transformers import Qwen3Config
 
     folder = tmp_path / "model"
     tiny_qwen3.build_tokenizer(trained).save_pretrained(folder)
     Qwen3Config().save_pretrained(folder)
-    step1(in_process, tmp_path, template)
-    in_process("step2_to_alpaca_mask_history.py", "plain.jsonl", "samples.parquet", "--dataset-dir", ".", *options)
+    step1(run, tmp_path, template)
+    run("step2_to_alpaca_mask_history.py", "plain.jsonl", "samples.parquet", "--dataset-dir", ".", *options)
     hint = capsys.readouterr().out.rpartition("qwen3_full_sft.yaml dataset_dir=. dataset=samples")[2].split()
     assert set(hint) <= set(overrides) or overrides == ["template=qwen"]
     output = check("samples", f"model_name_or_path={folder}", *overrides)
@@ -132,31 +132,31 @@ def test_family_is_exact_through_both_scripts_and_the_check(
     assert TURNS - 2 <= supervised < TURNS  # one opens without a user block, one may hold a newline that is removed
 
 
-def step1(in_process, tmp_path, template: str) -> list[dict]:
+def step1(run, tmp_path, template: str) -> list[dict]:
     (tmp_path / "t.jinja").write_text(template, encoding="utf-8")
     write_jsonl(tmp_path / "rows.jsonl", ROWS)
-    in_process("step1_apply_tool_template.py", "rows.jsonl", "plain.jsonl", "--chat-template", "t.jinja")
+    run("step1_apply_tool_template.py", "rows.jsonl", "plain.jsonl", "--chat-template", "t.jinja")
     return read_jsonl(tmp_path / "plain.jsonl")
 
 
-def test_default_system_prompt_of_a_template_becomes_a_message(in_process, tmp_path, capsys):
-    rows = step1(in_process, tmp_path, QWEN25)
+def test_default_system_prompt_of_a_template_becomes_a_message(run, tmp_path, capsys):
+    rows = step1(run, tmp_path, QWEN25)
     assert rows[1]["messages"][0] == {"role": "system", "content": "You are a default."}
     assert "8 turns have reasoning that this chat template does not render" in capsys.readouterr().out
 
 
-def test_think_tag_of_the_generation_prompt_is_given_and_not_a_part_of_the_output(in_process, tmp_path):
-    rows = step1(in_process, tmp_path, THINKING_2507)
+def test_think_tag_of_the_generation_prompt_is_given_and_not_a_part_of_the_output(run, tmp_path):
+    rows = step1(run, tmp_path, THINKING_2507)
     assert rows[0]["served"]["given"] == "<think>\n"
     assert rows[0]["messages"][-1]["content"] == "<think>\nr6\n</think>\n\na3"
-    in_process("step2_to_alpaca_mask_history.py", "plain.jsonl", "out.jsonl", "--dataset-dir", ".")
+    run("step2_to_alpaca_mask_history.py", "plain.jsonl", "out.jsonl", "--dataset-dir", ".")
     assert "r6\n</think>\n\na3" in [sample["output"] for sample in read_jsonl(tmp_path / "out.jsonl")]
 
 
 def test_calls_are_in_xml_and_a_turn_whose_prompt_is_refused_is_left_out_where_the_template_says_so(
-    in_process, tmp_path, capsys
+    run, tmp_path, capsys
 ):
-    rows = step1(in_process, tmp_path, QWEN35_STRICT)
+    rows = step1(run, tmp_path, QWEN35_STRICT)
     assert rows[0]["messages"][2]["content"] == (
         "<think>\nr1\n</think>\n\nso\n<tool_call>\n<function=f>\n<parameter=x>\n1\n</parameter>\n</function>\n</tool_call>"
         "\n<tool_call>\n<function=f>\n<parameter=y>\né\n\n</parameter>\n</function>\n</tool_call>"

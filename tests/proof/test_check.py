@@ -24,13 +24,13 @@ def mismatched(output: str) -> int:
 
 
 @pytest.fixture
-def failed(run_check, tmp_path, tiny_model):
+def failed(run, tmp_path, tiny_model):
     """failed(data set, *overrides) -> the finished check, which fails with a line and no traceback."""
 
     def failed(dataset: str, *overrides):
         settings = (f"dataset_dir={tmp_path}", f"dataset={dataset}", f"model_name_or_path={tiny_model}")
         command = (ROOT / "qwen3_full_sft.yaml", *settings, "preprocessing_num_workers=1", *overrides)
-        process = run_check(*command, expect=1)
+        process = run(*command, expect=1)
         assert "Traceback" not in process.stderr
         return process
 
@@ -196,12 +196,12 @@ def test_yaml_that_is_not_there_is_named(run):
     assert "none.yaml: no such .yaml file" in run("check_training_tokens.py", "none.yaml", expect=1).stderr
 
 
-def test_several_data_sets_and_an_evaluation_set_are_checked_each(in_process, check, failed, tmp_path):
+def test_several_data_sets_and_an_evaluation_set_are_checked_each(run, check, failed, tmp_path):
     others = [{**case, "messages": [*case["messages"], user("bye")]} for case in golden()]
     for name, rows in (("one", golden()), ("two", golden()), ("three", others)):
         write_jsonl(tmp_path / f"{name}.rows.jsonl", rows)
-        in_process("step1_apply_tool_template.py", f"{name}.rows.jsonl", "plain.jsonl")
-        in_process("step2_to_alpaca_mask_history.py", "plain.jsonl", f"{name}.parquet", "--dataset-dir", ".")
+        run("step1_apply_tool_template.py", f"{name}.rows.jsonl", "plain.jsonl")
+        run("step2_to_alpaca_mask_history.py", "plain.jsonl", f"{name}.parquet", "--dataset-dir", ".")
     assert "PASSED: 159 of 159 samples are exact" in check("one,two", "eval_dataset=three", "eval_strategy=epoch")
     process = failed("one,two", "mix_strategy=interleave_over", "interleave_probs=0.5,0.5")
     assert "FAILED: mix_strategy interleave_over draws some samples more than once" in process.stderr

@@ -133,12 +133,12 @@ def test_special_tokens_of_the_tokenizer_are_control_tokens_too(model_with_a_tok
     plain_row(row, Place("x", 0), TEMPLATE)
 
 
-def test_allowed_control_tokens_pass_both_scripts_and_the_check(checked, in_process, capsys):
+def test_allowed_control_tokens_pass_both_scripts_and_the_check(checked, run, capsys):
     rows = [{"messages": place(FORGED), "tools": TOOLS} for place in PLACES.values()]
     rows.append({"messages": [user("\x00\u2028\x85"), assistant("a")]})
     output = checked(rows, step1=["--allow-control-tokens"]).stdout
     assert "PASSED: 13 of 13 samples are exact" in output and "9 rows in = 9 rows checked" in output
-    in_process("step1_apply_tool_template.py", "rows.jsonl", "plain.jsonl")
+    run("step1_apply_tool_template.py", "rows.jsonl", "plain.jsonl")
     said = capsys.readouterr()
     assert "9 rows in = 1 rows out + 8 set aside" in said.out
     assert "8 like row 0: message 0: the text holds" in said.err

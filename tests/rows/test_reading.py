@@ -547,8 +547,8 @@ def test_a_file_of_a_hub_data_set_holds_trajectories_in_any_shape():
         ("--ignore-key", "mesage.note", "there is no level mesage; levels are row, message, call, part, tool"),
     ],
 )
-def test_option_that_cannot_be_read_is_refused_and_says_why(option, wrong, why, in_process, capsys):
+def test_option_that_cannot_be_read_is_refused_and_says_why(option, wrong, why, run, capsys):
     with pytest.raises(SystemExit):
-        in_process("step1_apply_tool_template.py", "x.jsonl", "y.jsonl", option, wrong)
+        run("step1_apply_tool_template.py", "x.jsonl", "y.jsonl", option, wrong)
     said = capsys.readouterr().err
     assert repr(wrong) in said and why in said

@@ -50,20 +50,20 @@ def read_samples(path) -> list[dict]:
 
 
 @pytest.fixture
-def step2(in_process, capsys, tmp_path):
+def step2(run, capsys, tmp_path):
     """step2(rows, *options) -> the samples that the command writes for these trajectories; step2.said: what it says."""
 
     def step2(rows: list, *options, output: str = "out.parquet", expect: int = 0):
         rows = [row if isinstance(row, dict) else row_of(row) for row in rows]
         write_jsonl(tmp_path / "rows.jsonl", rows)
-        in_process("step1_apply_tool_template.py", "rows.jsonl", "plain.jsonl")
+        run("step1_apply_tool_template.py", "rows.jsonl", "plain.jsonl")
         command = ("step2_to_alpaca_mask_history.py", "plain.jsonl", output, "--dataset-dir", ".", *options)
         capsys.readouterr()
         if expect:
             with pytest.raises(SystemExit) as end:
-                in_process(*command)
+                run(*command)
             return SimpleNamespace(stderr=f"{capsys.readouterr().err}{end.value.code}")
-        in_process(*command)
+        run(*command)
         step2.said = capsys.readouterr().out
         return read_samples(tmp_path / output)
 
@@ -182,10 +182,10 @@ def test_default_output_is_a_folder_of_parquet_files_that_dataset_info_names(run
     assert entries[script.DEFAULT_OUTPUT.name]["file_name"] == "data/alpaca_mask_history_envscaler_sft_traj_9k"
 
 
-def test_folder_of_step_1_is_read(in_process, tmp_path):
+def test_folder_of_step_1_is_read(run, tmp_path):
     write_jsonl(tmp_path / "rows.jsonl", [row_of(CONVERSATION)] * 2)
-    in_process("step1_apply_tool_template.py", "rows.jsonl", "plain")
-    in_process("step2_to_alpaca_mask_history.py", "plain", "out", "--dataset-dir", ".")
+    run("step1_apply_tool_template.py", "rows.jsonl", "plain")
+    run("step2_to_alpaca_mask_history.py", "plain", "out", "--dataset-dir", ".")
     assert len(read_samples(tmp_path / "out")) == 8
 
 
@@ -467,7 +467,7 @@ def test_option_that_cannot_be_followed_is_a_clear_error(step2, tmp_path, option
         ),
     ],
 )
-def test_task_that_is_trained_on_and_evaluated_is_caught(pipeline, run_check, tmp_path, tiny_model, trained, evaluated):
+def test_task_that_is_trained_on_and_evaluated_is_caught(pipeline, run, tmp_path, tiny_model, trained, evaluated):
     for name, row in (("one", trained), ("two", evaluated)):
         pipeline([row], name=name)
         (tmp_path / "rows.jsonl").rename(tmp_path / f"{name}.jsonl")
@@ -476,7 +476,7 @@ def test_task_that_is_trained_on_and_evaluated_is_caught(pipeline, run_check, tm
         sources = pa.array([f"{name}.jsonl"] * len(table))
         pq.write_table(table.set_column(table.schema.get_field_index("source"), "source", sources), path)
     settings = "dataset=one", "eval_dataset=two", f"model_name_or_path={tiny_model}", "preprocessing_num_workers=1"
-    process = run_check(ROOT / "qwen3_full_sft.yaml", f"dataset_dir={tmp_path}", *settings, expect=1)
+    process = run(ROOT / "qwen3_full_sft.yaml", f"dataset_dir={tmp_path}", *settings, expect=1)
     assert " mismatched" not in process.stdout
     assert "FAILED: 1 tasks are both trained on and evaluated; hold them out by step 2 --val-ratio" in process.stderr
 
