@@ -4,7 +4,6 @@ It reads the files that hold trajectories, downloads no other, and reads none to
 """
 
 import contextlib
-import hashlib
 import http.server
 import json
 import threading
@@ -112,7 +111,7 @@ def test_shards_of_one_split_are_read_together_and_other_files_only_by_their_nam
         rows = [(row["id"], row["served"]["source"]) for row in read_jsonl(tmp_path / "y.jsonl")]
         assert rows == [(number, f"hf://datasets/me/t@{COMMIT}/{files[number]}") for number in expected]
     else:
-        assert f"me/t: {SEVERAL} NAME_OR_GLOB:\n  " + "\n  ".join(sorted(files)) + "\n" in process.stderr
+        assert f"me/t: {SEVERAL} NAME_OR_GLOB:\n  " + "\n  ".join(sorted(files)) in process.stderr
         assert not (tmp_path / "y.jsonl").exists()
 
 
@@ -171,6 +170,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         hub, path = self.server, self.path.partition("?")[0]
+        sizes = {name: len(content) for name, content in hub.files.items()}
         api, files = f"/api/datasets/{hub.data_set}", f"/datasets/{hub.data_set}/resolve/"
         hub.requests.append((path, self.headers.get("Range")))
         if hub.token and self.headers.get("Authorization") != f"Bearer {hub.token}":
@@ -182,23 +182,15 @@ class Handler(http.server.BaseHTTPRequestHandler):
         elif (path.partition("/revision/")[2] or "main") not in ("main", "v1", COMMIT):
             self.answer(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
         elif "/tree/" in path:
-            self.answer_json(
-                [{"type": "file", "oid": COMMIT, "size": len(hub.files[name]), "path": name} for name in hub.files]
-            )
+            files = [{"type": "file", "oid": COMMIT, "size": size, "path": name} for name, size in sizes.items()]
+            self.answer(200, json.dumps(files).encode())
         else:
-            siblings = [{"rfilename": name, "size": len(hub.files[name])} for name in hub.files]
-            self.answer_json({"id": hub.data_set, "sha": COMMIT, "siblings": siblings})
-
-    def answer_json(self, content) -> None:
-        self.answer(200, json.dumps(content).encode())
+            files = [{"rfilename": name, "size": size} for name, size in sizes.items()]
+            self.answer(200, json.dumps({"id": hub.data_set, "sha": COMMIT, "siblings": files}).encode())
 
     def answer_file(self, name: str) -> None:
         content, status = self.server.files[name], 200
-        headers = {
-            "X-Repo-Commit": COMMIT,
-            "Accept-Ranges": "bytes",
-            "ETag": f'"{hashlib.sha256(content).hexdigest()}"',
-        }
+        headers = {"X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes", "ETag": f'"{len(content)}"'}
         if self.headers.get("Range"):
             first, last = self.headers["Range"].removeprefix("bytes=").split("-")
             size = len(content)
