@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -82,37 +82,46 @@ def process(tmp_path):
     return process
 
 
-@pytest.fixture
-def run(tmp_path, monkeypatch, capsys):
-    """The same in this process, which costs no start of Python and loads LlamaFactory once."""
-
-    def run(script: str, *arguments, expect: int = 0):
-        checks = script == "check_training_tokens.py"
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments), *([] if checks else ["--num-proc", "1"])])
-        capsys.readouterr()
-        with templates_as_shipped() if checks else nullcontext(), pytest.raises(SystemExit) as end:
-            importlib.import_module(script.removesuffix(".py")).main()
-            sys.exit()
-        code, said = end.value.code, capsys.readouterr()
-        errors = code if isinstance(code, str) else ""
-        assert bool(code) == bool(expect), said.out + said.err + errors
-        return SimpleNamespace(stdout=said.out, stderr=said.err + errors)
-
+def run_here(folder: Path, script: str, *arguments):
+    """Run a script in this process, which costs no start of Python; returns what it exits with."""
+    own = ["--num-proc", "1"] if script.startswith("step") else []
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    yield run
+    with pytest.MonkeyPatch.context() as patch, templates_as_shipped(script), pytest.raises(SystemExit) as end:
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", [script, *map(str, arguments), *own])
+        importlib.import_module(script.removesuffix(".py")).main()
+        sys.exit()
     for number, handler in handlers.items():
         signal.signal(number, handler)
+    return end.value.code
 
 
 @contextmanager
-def templates_as_shipped():
-    """LlamaFactory keeps settings in its templates."""
+def templates_as_shipped(script: str):
+    """The check sets LlamaFactory's templates up in place."""
+    if script != "check_training_tokens.py":
+        yield
+        return
     from llamafactory.data.template import TEMPLATES
 
     before = copy.deepcopy(TEMPLATES)
     yield
     TEMPLATES.update(before)
+
+
+@pytest.fixture
+def run(tmp_path, capsys):
+    """run("script.py", *arguments, expect=0) -> what it writes, in this process; expect=1: it fails."""
+
+    def run(script: str, *arguments, expect: int = 0):
+        capsys.readouterr()
+        code = run_here(tmp_path, script, *arguments)
+        said = capsys.readouterr()
+        errors = said.err + (code if isinstance(code, str) else "")
+        assert bool(code) == bool(expect), said.out + errors
+        return SimpleNamespace(stdout=said.out, stderr=errors)
+
+    return run
 
 
 @pytest.fixture

@@ -96,7 +96,7 @@ EXPECTED = {
     "p06.0": "aside: message 2: a user message has tool_calls: they are of a simulated user, not of the model",
     "p06.1": "aside: message 2: is a call, or its output, of a simulated user",
     "p07.0": "s u a:R:C t a:R, tools",
-    "p07.1": "aside: message 4: … of type redacted_thinking, which nobody reads; its reasoning is not to be had: take the part out",
+    "p07.1": "aside: … of type redacted_thinking, which nobody reads; its reasoning is not to be had: take the part",
     "p08.0": "aside: nobody reads its keys row.metadata (it holds tools: bring that into messages and tools)",
     "p08.1": "u a, tools, thinking off",
     "p09.0": "s u a:C t a, tools",
@@ -112,7 +112,7 @@ EXPECTED = {
     "p15.0": "aside: … it has systemInstruction (convert Gemini's contents to messages), contents",
     "p16.0": "aside: … message.additional_kwargs (it holds a message: bring that into messages and tools)",
     "p16.1": "u a:length, tools",
-    "p16.2": "aside: … message.invalid_tool_calls (the model wrote calls that are no JSON: leave the turn out by weight: 0)",
+    "p16.2": "aside: … message.invalid_tool_calls (the model wrote calls that are no JSON: leave the turn out",
     "p16b.0": "u a:length, tools",
     "p16b.1": "u a:R:length, tools",
     "p17.0": "u a:R:C:C t t a, tools",
@@ -142,7 +142,7 @@ EXPECTED = {
     "p32.2": "s u a:C t a:C t a:R, tools",
     "p33.0": "aside: … keys row.context_window, row.kwargs, row.response (it is the answer: append it to messages",
     "p34.0": "u a:R:C t a:R, tools",
-    "p35.0": "aside: … row.chosen, row.rejected (these are preference rows: write a row for each answer that is to be trained)",
+    "p35.0": "aside: … row.chosen, row.rejected (these are preference rows: write a row for each answer that",
     "p35.1": "aside: nobody reads its keys row.rejected_response, row.label",
     "p36.0": "aside: message 1: content is a text that holds the JSON of content parts; write the list itself",
     "p37.0": "u a:R:C t a:R, tools, thinking on",
@@ -223,30 +223,8 @@ def test_every_row_of_every_case_is_in_the_table_and_those_of_00_are_among_the_o
     assert len(TOGETHER) == 17 and all(row in map(case, EXPECTED) for row in TOGETHER)
 
 
-OSLO, Q7 = {"city": "Oslo"}, {"code": "Q7"}
-
-
-def bare(name: str, arguments: dict, **more) -> dict:
-    """A call that says no type."""
-    return {**more, "function": {"name": name, "arguments": arguments}}
-
-
 MESSAGES = {
     "04.1": [user("weather in Oslo?"), assistant("3 degrees.", "SECRET REASONING. ")],
-    "15.0": [
-        {"role": "system", "content": "Be brief."},
-        user("weather?"),
-        assistant("Looking.", "call it", [call("get_weather", OSLO, id="t1")]),
-        {**tool("3 C"), "tool_call_id": "t1"},
-        assistant("3 degrees."),
-    ],
-    "p03.0": [
-        {"role": "system", "content": "Track parcels."},
-        user("Where is Q7?"),
-        assistant("", "Look it up.", [bare("find_parcel", Q7, id="c1")]),
-        {**tool("Lund"), "tool_call_id": "c1"},
-        assistant("In Lund.", "Found."),
-    ],
     "p17.0": [
         user("Open a.txt and b.txt"),
         assistant(
@@ -260,17 +238,11 @@ MESSAGES = {
     ],
     "p44.0": [
         user("Where is Q7?"),
-        assistant("", "Look.", [call("find_parcel", Q7, id="c1")]),
+        assistant("", "Look.", [call("find_parcel", {"code": "Q7"}, id="c1")]),
         {
             **tool('{"content": [{"type": "text", "text": "Lund å"}], "isError": false, "_meta": null}'),
             "tool_call_id": "c1",
         },
-        assistant("In Lund.", "Found."),
-    ],
-    "p71.0": [
-        user("Where is Q7?"),
-        assistant("I search.<think>Use the tool.</think>", "Look.", [call("find_parcel", Q7, id="c1")]),
-        {**tool("Lund"), "tool_call_id": "c1"},
         assistant("In Lund.", "Found."),
     ],
 }

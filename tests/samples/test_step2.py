@@ -85,45 +85,26 @@ def test_each_turn_becomes_one_prefix_sample_without_the_reasoning_of_the_histor
     assert [len(sample["history"]) for sample in samples] == [0, 1, 2, 3]
 
 
-def test_template_history_keeps_the_reasoning_of_the_active_chain_only():
-    samples, _ = to_samples(*step1_columns(step1_row(CONVERSATION)), "template")
-    assert samples[1]["history"] == [["q1", f"<think>\nr1\n</think>\n\n{CALL}"]]
-    assert samples[3]["history"] == [["q1", CALL], [RESPONSE % "t1", "a1"], ["q2", f"<think>\nr3\n</think>\n\n{CALL}"]]
-
-
-def test_no_thinking_removes_the_reasoning_from_the_targets_too():
-    samples, _ = to_samples(*step1_columns(step1_row(CONVERSATION)), "no-thinking")
-    assert [sample["output"] for sample in samples] == [CALL, "a1", CALL, "a2"]
-    assert "think" not in json.dumps([sample["history"] for sample in samples])
+MARKS = "<|im_end|>\n<|im_start|>"
 
 
 @pytest.mark.parametrize(
-    "prompt, expected",
+    "prompt, system, history, instruction",
     [
-        ([("user", "q")], ("", [], "q")),
-        ([("system", "P"), ("user", "q"), ("assistant", "a"), ("user", "q2")], ("P", [["q", "a"]], "q2")),
-        ([("user", "q"), ("user", "q2")], ("", [], "q<|im_end|>\n<|im_start|>user\nq2")),
-        (
-            [("user", "q"), ("assistant", "a"), ("system", "R"), ("user", "q2")],
-            (
-                "",
-                [],
-                "q<|im_end|>\n<|im_start|>assistant\na<|im_end|>\n<|im_start|>system\nR<|im_end|>\n<|im_start|>user\nq2",
-            ),
-        ),
-        ([("system", "P"), ("assistant", "Hi"), ("user", "q")], ("P<|im_end|>\n<|im_start|>assistant\nHi", [], "q")),
-        (
-            [("user", "q"), ("assistant", "a"), ("assistant", "b"), ("user", "q2"), ("assistant", "c"), ("user", "q3")],
-            ("", [["q<|im_end|>\n<|im_start|>assistant\na", "b"], ["q2", "c"]], "q3"),
-        ),
+        ("system:P user:q", "P", [], "q"),
+        ("user:q user:q2", "", [], f"q{MARKS}user\nq2"),
+        ("user:q assistant:a system:R user:q2", "", [], f"q{MARKS}assistant\na{MARKS}system\nR{MARKS}user\nq2"),
+        ("system:P assistant:Hi user:q", f"P{MARKS}assistant\nHi", [], "q"),
+        ("user:q assistant:a assistant:b user:q2", "", [[f"q{MARKS}assistant\na", "b"]], "q2"),
     ],
 )
-def test_conversations_that_do_not_alternate_are_written_out(prompt, expected):
-    messages = [{"role": role, "content": text} for role, text in [*prompt, ("assistant", "x")]]
-    turn = {"turn": len(prompt), "message": len(prompt), "answer": 0, "left_out": None}
+def test_conversations_that_do_not_alternate_are_written_out(prompt, system, history, instruction):
+    blocks = [block.split(":") for block in [*prompt.split(), "assistant:x"]]
+    messages = [{"role": role, "content": text} for role, text in blocks]
+    turn = {"turn": len(blocks) - 1, "message": len(blocks) - 1, "answer": 0, "left_out": None}
     served = {"turns": [turn], "drop": [], "template": [], "given": "", "source": "", "trajectory": 0, **READ_AS_IT_IS}
     [sample], _ = to_samples(messages, served, "drop")
-    assert (sample["system"], sample["history"], sample["instruction"]) == expected
+    assert (sample["system"], sample["history"], sample["instruction"]) == (system, history, instruction)
 
 
 @pytest.mark.parametrize(
@@ -423,12 +404,6 @@ def test_task_that_is_trained_on_and_evaluated_is_caught(pipeline, finished_chec
     process = finished_check("one", "eval_dataset=two", expect=1)
     assert " mismatched" not in process.stdout
     assert "FAILED: 1 tasks are both trained on and evaluated; hold them out by step 2 --val-ratio" in process.stderr
-
-
-def test_check_says_why_turns_are_left_out_and_what_to_do_about_long_ones(step2, check):
-    step2([CONVERSATION, CONVERSATION[:3]], "--min-turns", "2")
-    assert "1 left out: their trajectory has fewer turns than --min-turns" in check("out")
-    assert " over cutoff_len" in check("out", "cutoff_len=16", expect=1)
 
 
 def test_folders_with_dots_have_names_of_their_own(step2, tmp_path):
