@@ -251,21 +251,6 @@ def test_only_the_file_of_trajectories_is_downloaded(from_hub, hub, tmp_path):
     assert "from the cache" in process.stdout and ids(tmp_path / "y.jsonl") == [0, 1, 2]
 
 
-def test_first_row_is_downloaded_as_far_as_it_goes_and_no_further(from_hub, hub):
-    table = pa.BufferOutputStream()
-    pq.write_table(pa.table({"image": [str(number) for number in range(200_000)]}), table)
-    samples = [{"instruction": "q" * 100_000}, *ALPACA]
-    hub.files = {
-        "long.json": json.dumps(samples).encode(),
-        "long.jsonl": b"\n".join(json.dumps(sample).encode() for sample in samples),
-        "table.parquet": table.getvalue().to_pybytes(),
-    }
-    errors = from_hub(expect=1).stderr
-    assert errors.count("its rows have no column messages") == 3
-    for name, content in hub.files.items():
-        assert hub.sent[name] < (70_000 if name == "table.parquet" else 160_000) < len(content)
-
-
 def test_pinned_revision_is_asked_for_and_recorded(from_hub, hub, tmp_path):
     from_hub(data_set=f"{ENVSCALER}@v1")
     assert any(path.endswith("/revision/v1") for path, _ in hub.requests)

@@ -9,7 +9,7 @@ from small_server import MODELS, a_server, serving
 
 from served_tokens.proof import server as asking
 from served_tokens.proof.compare import Truth
-from served_tokens.proof.server import CHAT, RENDER, Question, connect, prompt_ids, request_for
+from served_tokens.proof.server import CHAT, Question, connect, prompt_ids, request_for
 from served_tokens.rows.trajectory import Reading
 
 RECORDED = json.loads((ROOT / "tests" / "server" / "vllm_render.json").read_text(encoding="utf-8"))
@@ -141,12 +141,6 @@ def test_without_a_render_path_the_chat_is_asked_for_one_token(answer, render):
         assert (server.path, prompt_ids(server, {"messages": [user("q")]})) == (CHAT, [1, 2])
     switches = {"max_tokens": 1, "temperature": 0, "return_token_ids": True, "return_prompt_token_ids": True}
     assert bodies == [{"model": "tiny", **switches, "messages": [user("q")]}]
-
-
-def test_where_there_is_a_render_path_it_is_asked():
-    with serving(a_server(lambda body, _: (200, {"token_ids": [7]}) if body["messages"] else (400, {}))) as url:
-        server = connect(url + "/v1/")
-        assert (server.model, server.path, prompt_ids(server, {"messages": [user("q")]})) == ("tiny", RENDER, [7])
 
 
 def test_the_key_is_that_of_the_environment(monkeypatch):

@@ -49,10 +49,7 @@ def browser():
     """Debian's Chromium; every address but that of a file leads nowhere."""
     binary = shutil.which("chromium") or shutil.which("google-chrome")
     options = ["--no-sandbox", "--host-resolver-rules=MAP * ~NOTFOUND"]
-    with (
-        sync_playwright() as playwright,
-        playwright.chromium.launch(executable_path=binary, args=options) as browser,
-    ):
+    with sync_playwright() as playwright, playwright.chromium.launch(executable_path=binary, args=options) as browser:
         yield browser
 
 

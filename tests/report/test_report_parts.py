@@ -3,7 +3,6 @@
 import hashlib
 import json
 import subprocess
-import sys
 from array import array
 from collections import Counter
 from types import SimpleNamespace
@@ -13,7 +12,7 @@ import pytest
 import check_training_tokens as check
 from served_tokens.llamafactory import TrainingSet
 from served_tokens.proof.findings import Findings, Numbers
-from served_tokens.report.charts import Bar, histogram, length_statistics, ticks
+from served_tokens.report.charts import Bar, histogram, length_statistics
 from served_tokens.report.choice import choice_of_samples, samples_of_turn
 from served_tokens.report.cost import Schedule, costs_by_way, training_cost
 from served_tokens.report.page import Checked, checksum, report_page
@@ -93,11 +92,6 @@ def test_few_far_higher_values_share_the_last_bar_and_a_cutoff_is_drawn_where_it
     chart = histogram("t", "tokens", "y", [10], mark=32768)
     assert chart.mark == 0 and chart.note == "cutoff_len 32,768 is further right"
     assert 90 < histogram("t", "tokens", "y", [10, 100], mark=150).across(150) <= 100
-
-
-def test_ticks_are_at_round_numbers():
-    assert [list(ticks(*ends)) for ends in ((0, 9_500), (7, 7))] == [[0, 2000, 4000, 6000, 8000], [7]]
-    assert [list(ticks(*ends)) for ends in ((0, 1), (137, 650))] == [[0, 1], [200, 300, 400, 500, 600]]
 
 
 def test_lengths_have_a_mean_a_median_and_a_95th_percentile_between_their_ends():
@@ -188,8 +182,5 @@ def test_colour_is_for_terminals_unless_no_color_is_set():
         ("--report qwen3_full_sft.yaml", "'qwen3_full_sft.yaml' is no name of a page; end it with .html"),
     ],
 )
-def test_wrong_option_is_named_before_the_work(monkeypatch, capsys, options, error):
-    monkeypatch.setattr(sys, "argv", ["check_training_tokens.py", *options.split()])
-    with pytest.raises(SystemExit):
-        check.main()
-    assert error in capsys.readouterr().err
+def test_wrong_option_is_named_before_the_work(run, options, error):
+    assert error in run("check_training_tokens.py", *options.split(), expect=1).stderr

@@ -139,13 +139,12 @@ def test_turns_whose_id_is_not_that_of_one_answer_stay_apart():
         assert sum(message["role"] == "assistant" for message in read(row(*messages)).messages) == 2
 
 
-@pytest.mark.parametrize("role", ["exit", "tool", "gpt", "environment-tool"])
-def test_a_role_behind_the_last_turn_is_dropped_where_it_is_no_chat_and_set_aside_where_it_may_be(role):
-    one = row(user("q"), assistant("a"), {"role": role, "content": "x"})
-    if role in ("exit", "tool"):
-        assert len(read(one).messages) == (2 if role == "exit" else 3)
-    else:
-        assert reason(one) == f"message 2: unknown role {role!r}; convert it to one of system, user, assistant, tool"
+def test_a_role_behind_the_last_turn_is_dropped_where_it_is_no_chat_and_set_aside_where_it_may_be():
+    for role, left in (("exit", 2), ("tool", 3)):
+        assert len(read(row(user("q"), assistant("a"), {"role": role, "content": "x"})).messages) == left
+    for role in ("gpt", "environment-tool"):
+        why = f"message 2: unknown role {role!r}; convert it to one of system, user, assistant, tool"
+        assert reason(row(user("q"), assistant("a"), {"role": role, "content": "x"})) == why
 
 
 # ---------------------------------------------------------------- one place in several readings
@@ -257,14 +256,14 @@ def test_turn_that_is_no_whole_answer_is_left_out():
 # ---------------------------------------------------------------- what would be trained wrongly
 
 
-@pytest.mark.parametrize(
-    "mark", ["<thinking>", "<reasoning>", "<THINK>", "[THINK]", "◁think▷", "<|begin_of_thought|>", "<seed:think>"]
-)
-def test_reasoning_under_other_marks_sets_the_row_aside_where_there_is_none_beside_it(mark):
-    why = f"message 1: its answer opens with {mark}: reasoning that would be trained as text; convert it to "
-    assert reason(turn(content=f"\n{mark}hm")) == why + "reasoning_content"
-    assert read(turn(content=f"{mark}hm", reasoning_content="r")).messages[1] == assistant(f"{mark}hm", "r")
-    assert read(turn(content=f"The mark {mark} opens it.")).messages[1]["content"] == f"The mark {mark} opens it."
+def test_reasoning_under_other_marks_sets_the_row_aside_where_there_is_none_beside_it():
+    why = (
+        "message 1: its answer opens with {}: reasoning that would be trained as text; convert it to reasoning_content"
+    )
+    for mark in ("<thinking>", "◁think▷", "<seed:think>"):
+        assert reason(turn(content=f"\n{mark}hm")) == why.format(mark)
+        assert read(turn(content=f"{mark}hm", reasoning_content="r")).messages[1] == assistant(f"{mark}hm", "r")
+        assert read(turn(content=f"The mark {mark} opens it.")).messages[1]["content"] == f"The mark {mark} opens it."
 
 
 STRAY = "has stray think marks in content beside its reasoning field; take one of them out"
@@ -312,11 +311,11 @@ def test_call_of_a_tool_that_the_row_does_not_offer_is_counted():
     assert +notes.noted(read(turn(tool_calls=[F, {**F, "name": "g"}]))).notes == {notes.UNKNOWN_TOOL: 1}
 
 
-@pytest.mark.parametrize("schema", [{"type": ["string", "null"]}, {"type": "string", "nullable": True}, {}])
-def test_null_that_the_schema_allows_is_not_counted(schema):
-    tools = [{"type": "function", "function": {**FLAT, "parameters": {"properties": {"x": schema}}}}]
-    one = {**of_call(function={"name": "f", "arguments": {"x": None}}), "tools": tools}
-    assert not +notes.noted(read(one)).notes
+def test_null_that_the_schema_allows_is_not_counted():
+    for schema in ({"type": ["string", "null"]}, {"type": "string", "nullable": True}, {}):
+        tools = [{"type": "function", "function": {**FLAT, "parameters": {"properties": {"x": schema}}}}]
+        one = {**of_call(function={"name": "f", "arguments": {"x": None}}), "tools": tools}
+        assert not +notes.noted(read(one)).notes
 
 
 # ---------------------------------------------------------------- thinking

@@ -360,13 +360,6 @@ def test_rows_of_the_same_content_that_name_no_task_fall_on_one_side(split):
     assert "held out by content (rows with the same messages fall on one side; they name no task" in split.said
 
 
-def test_validation_set_passes_the_check_as_eval_dataset(split, check):
-    training, held_out = split(tasks(*range(10)), "--val-ratio", "0.4")
-    output, samples = check("out", "eval_dataset=out_val"), len(training) + len(held_out)
-    assert f"PASSED: {samples} of {samples} samples are exact" in output and "out_val: served as drop" in output
-    assert f"{len(held_out)} left out: they are held out, to be evaluated" in output
-
-
 @pytest.mark.parametrize(
     "options, reason",
     [
