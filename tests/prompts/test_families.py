@@ -108,10 +108,8 @@ def test_family_is_exact_through_both_scripts_and_the_check(
     tiny_qwen3.build_tokenizer(trained).save_pretrained(tmp_path / "model")
     Qwen3Config().save_pretrained(tmp_path / "model")
     step1(template)
-    said = run(
-        "step2_to_alpaca_mask_history.py", "plain.jsonl", "samples.parquet", "--dataset-dir", ".", *options
-    ).stdout
-    hint = said.rpartition("qwen3_full_sft.yaml dataset_dir=. dataset=samples")[2].split()
+    step2 = run("step2_to_alpaca_mask_history.py", "plain.jsonl", "samples.parquet", "--dataset-dir", ".", *options)
+    hint = step2.stdout.rpartition("qwen3_full_sft.yaml dataset_dir=. dataset=samples")[2].split()
     assert set(hint) <= set(overrides) or overrides == ["template=qwen"]
     output = check("samples", f"model_name_or_path={tmp_path / 'model'}", *overrides)
     assert "PASSED: " in output

@@ -10,7 +10,7 @@ from contextlib import nullcontext
 import pytest
 from conftest import ROOT, assistant, call, tool, user
 from reading_rows import served_trajectory
-from test_exactness import MODES, llamafactory
+from test_exactness import ALL, MODES, llamafactory
 from tiny_qwen3 import build_tokenizer
 
 from served_tokens.files.read import Place
@@ -103,13 +103,9 @@ def test_template_that_alters_control_tokens_sets_the_trajectory_aside(tmp_path)
     text = "message['content'] if message['content'] is string else ''"
     template = QWEN3.read_text(encoding="utf-8").replace(text, f"({text}) | replace('|im', '')")
     (tmp_path / "t.jinja").write_text(template, encoding="utf-8")
+    row, keep_all = {"messages": PLACES["a tool output"](FORGED)}, ALL
     with pytest.raises(TrajectoryError, match="alters texts with control tokens"):
-        plain_row(
-            {"messages": PLACES["a tool output"](FORGED)},
-            Place("x", 0),
-            read_chat_template(str(tmp_path / "t.jinja")),
-            Reading(allow_control_tokens=True, allow_calls_without_tools=True),
-        )
+        plain_row(row, Place("x", 0), read_chat_template(str(tmp_path / "t.jinja")), keep_all)
 
 
 def test_special_tokens_of_the_tokenizer_are_control_tokens_too(tmp_path):

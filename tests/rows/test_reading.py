@@ -63,10 +63,8 @@ def test_sharegpt_conversations_are_read_as_messages():
 
 def test_reasoning_before_a_sharegpt_call_is_the_reasoning_of_that_turn():
     value = '<think>\nr\n</think>\n\n{"name": "f", "arguments": {"x": 1}}'
-    row = {
-        "conversations": [{"from": "human", "value": "q"}, {"from": "function_call", "value": value}],
-        "tools": TOOLS,
-    }
+    turns = [{"from": "human", "value": "q"}, {"from": "function_call", "value": value}]
+    row = {"conversations": turns, "tools": TOOLS}
     assert read(row).messages == [user("q"), assistant("", "r", [{"function": F}])]
 
 
@@ -443,19 +441,15 @@ def test_call_whose_arguments_may_stand_under_another_key_is_set_aside_and_both_
 
 
 def test_keys_of_read_as_are_read_at_the_level_of_their_field():
-    one = {
-        "dialogue": [{"who": "user", "words": "q"}, {"who": "assistant", "words": "a", "thought": "r", "mask": 0}],
-        "apis": TOOLS,
-        "persona": "s",
-    }
+    turns = [{"who": "user", "words": "q"}, {"who": "assistant", "words": "a", "thought": "r", "mask": 0}]
     pairs = "dialogue=messages who=role words=content thought=reasoning_content mask=weight apis=tools persona=system"
-    trajectory = read(one, read_as=tuple(tuple(pair.split("=")) for pair in pairs.split()))
+    read_as = tuple(tuple(pair.split("=")) for pair in pairs.split())
+    trajectory = read({"dialogue": turns, "apis": TOOLS, "persona": "s"}, read_as=read_as)
     assert trajectory.messages == [{"role": "system", "content": "s"}, user("q"), assistant("a", "r")]
     assert (trajectory.tools, trajectory.not_trained) == (TOOLS, {2: OFF})
-    options = {"read_as": (("thought", "reasoning_content"),)}
-    assert read(turn(thought="x", reasoning_content="x"), **options).messages[1] == assistant("a", "x")
+    assert read(turn(thought="x", reasoning_content="x"), read_as=read_as).messages[1] == assistant("a", "x")
     why = "reasoning_content stands in both reasoning_content and thought, and they differ"
-    assert why in reason(turn(thought="x", reasoning_content="y"), **options)
+    assert why in reason(turn(thought="x", reasoning_content="y"), read_as=read_as)
 
 
 # ---------------------------------------------------------------- through the scripts
