@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -60,10 +61,13 @@ def tokenizer():
 
 
 @pytest.fixture
-def run(tmp_path):
-    """run("script.py", *arguments) in a folder of its own; returns the finished process, with its output as text."""
+def process(tmp_path):
+    """process("script.py", *arguments, expect=0, **environment) -> the finished process, with its output as text.
 
-    def run(script: str, *arguments, expect: int = 0, **environment):
+    In a folder of its own, as `run`.
+    """
+
+    def process(script: str, *arguments, expect: int = 0, **environment):
         process = subprocess.run(
             [sys.executable, str(ROOT / script), *map(str, arguments)],
             cwd=tmp_path,
@@ -75,88 +79,89 @@ def run(tmp_path):
         assert process.returncode == expect, process.stdout + process.stderr
         return process
 
+    return process
+
+
+def run_here(folder: Path, script: str, *arguments):
+    """Run a script in this process, which costs no start of Python; returns what it exits with."""
+    own = ["--num-proc", "1"] if script.startswith("step") else []
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    with pytest.MonkeyPatch.context() as patch, templates_as_shipped(script), pytest.raises(SystemExit) as end:
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", [script, *map(str, arguments), *own])
+        importlib.import_module(script.removesuffix(".py")).main()
+        sys.exit()
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    return end.value.code
+
+
+@contextmanager
+def templates_as_shipped(script: str):
+    """The check sets LlamaFactory's templates up in place."""
+    if script != "check_training_tokens.py":
+        yield
+        return
+    from llamafactory.data.template import TEMPLATES
+
+    before = copy.deepcopy(TEMPLATES)
+    yield
+    TEMPLATES.update(before)
+
+
+@pytest.fixture
+def run(tmp_path, capsys):
+    """run("script.py", *arguments, expect=0) -> what it writes, in this process; expect=1: it fails."""
+
+    def run(script: str, *arguments, expect: int = 0):
+        capsys.readouterr()
+        code = run_here(tmp_path, script, *arguments)
+        said = capsys.readouterr()
+        errors = said.err + (code if isinstance(code, str) else "")
+        assert bool(code) == bool(expect), said.out + errors
+        return SimpleNamespace(stdout=said.out, stderr=errors)
+
     return run
 
 
 @pytest.fixture
-def in_process(tmp_path, monkeypatch):
-    """in_process("script.py", *arguments), in tmp_path, where a run that succeeds costs no start of Python."""
-
-    def in_process(script: str, *arguments) -> None:
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments), "--num-proc", "1"])
-        importlib.import_module(script.removesuffix(".py")).main()
-
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    yield in_process
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
-
-
-@pytest.fixture
-def pipeline(in_process, tmp_path):
+def pipeline(run, tmp_path):
     """pipeline(rows, *step2_options) -> the name of a data set in tmp_path, made by both scripts."""
 
-    def pipeline(
-        rows: list[dict], *options, echo: str = "none", name: str = "samples", suffix: str = ".parquet"
-    ) -> str:
-        write_jsonl(tmp_path / "rows.jsonl", rows)
-        in_process("step1_apply_tool_template.py", "rows.jsonl", "plain.jsonl", "--echo", echo)
-        in_process("step2_to_alpaca_mask_history.py", "plain.jsonl", name + suffix, "--dataset-dir", ".", *options)
+    def pipeline(rows, *options, step1=(), name="samples", suffix=".parquet", source="rows.jsonl") -> str:
+        write_jsonl(tmp_path / source, rows)
+        run("step1_apply_tool_template.py", source, "plain.jsonl", *step1)
+        run("step2_to_alpaca_mask_history.py", "plain.jsonl", name + suffix, "--dataset-dir", ".", *options)
         return name
 
     return pipeline
 
 
 @pytest.fixture
-def run_check(in_process, tmp_path, monkeypatch, capsys):
-    """run("check_training_tokens.py", …), but in this process, which loads LlamaFactory once."""
-    from llamafactory.data.template import TEMPLATES
+def finished_check(run, tmp_path, tiny_model):
+    """finished_check(data set, *overrides) -> the finished check of it, by the shipped YAML."""
 
-    import check_training_tokens
-
-    as_shipped = copy.deepcopy(TEMPLATES)  # LlamaFactory keeps settings in them
-
-    def run_check(*arguments, expect: int = 0):
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(sys, "argv", ["check_training_tokens.py", *map(str, arguments)])
-        TEMPLATES.update(copy.deepcopy(as_shipped))
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as end:
-            check_training_tokens.main()
-            sys.exit()
-        code, (stdout, stderr) = end.value.code, capsys.readouterr()
-        process = SimpleNamespace(stdout=stdout, stderr=f"{stderr}{code or ''}", returncode=int(bool(code)))
-        assert process.returncode == expect, process.stdout + process.stderr
-        return process
-
-    yield run_check
-    TEMPLATES.update(as_shipped)
-
-
-@pytest.fixture
-def check(run_check, tmp_path, tiny_model):
-    """check(data set, *overrides) -> what the check prints."""
-
-    def check(dataset: str, *overrides, expect: int = 0) -> str:
+    def finished_check(dataset: str, *overrides, expect: int = 0):
         settings = (f"dataset_dir={tmp_path}", f"dataset={dataset}", f"model_name_or_path={tiny_model}")
         command = (ROOT / "qwen3_full_sft.yaml", *settings, "preprocessing_num_workers=1", *overrides)
-        return run_check(*command, expect=expect).stdout
+        return run("check_training_tokens.py", *command, expect=expect)
 
-    return check
+    return finished_check
 
 
 @pytest.fixture
-def checked(in_process, run_check, tmp_path, tiny_model):
-    """checked(rows, step 2's options, overrides, expect) -> the check of these rows; all runs in this process."""
+def check(finished_check):
+    """check(data set, *overrides) -> what the check prints."""
+    return lambda *arguments, **options: finished_check(*arguments, **options).stdout
+
+
+@pytest.fixture
+def checked(pipeline, finished_check):
+    """checked(rows, step 2's options, overrides) -> the finished check of these rows, made into samples."""
 
     def checked(rows: list[dict], options=(), overrides=(), *, step1=(), expect: int = 0):
-        write_jsonl(tmp_path / "rows.jsonl", rows)
-        in_process("step1_apply_tool_template.py", "rows.jsonl", "plain.jsonl", *step1)
-        in_process("step2_to_alpaca_mask_history.py", "plain.jsonl", "samples.parquet", "--dataset-dir", ".", *options)
-        settings = f"dataset_dir={tmp_path}", "dataset=samples", f"model_name_or_path={tiny_model}"
-        yaml = ROOT / "qwen3_full_sft.yaml"
-        return run_check(yaml, *settings, "preprocessing_num_workers=1", "cutoff_len=100000", *overrides, expect=expect)
+        name = pipeline(rows, *options, step1=step1)
+        return finished_check(name, "cutoff_len=100000", *overrides, expect=expect)
 
     return checked
 

@@ -7,10 +7,10 @@ from conftest import ROOT, assistant, golden, user, write_jsonl
 ROWS = [{"messages": [user("où?"), assistant("là", "pensée")]}]
 
 
-def test_output_that_the_terminal_cannot_show_is_escaped(run, tmp_path):
+def test_output_that_the_terminal_cannot_show_is_escaped(process, tmp_path):
     write_jsonl(tmp_path / "x.jsonl", [{**ROWS[0], "clé": "é"}])
-    process = run("step1_apply_tool_template.py", "x.jsonl", "y.jsonl", expect=1, PYTHONIOENCODING="ascii")
-    assert "row.cl\\xe9 (1)" in process.stderr
+    said = process("step1_apply_tool_template.py", "x.jsonl", "y.jsonl", expect=1, PYTHONIOENCODING="ascii").stderr
+    assert "row.cl\\xe9 (1)" in said
 
 
 def test_pipe_that_is_closed_ends_a_script_without_a_trace(tmp_path):
@@ -24,16 +24,18 @@ def test_pipe_that_is_closed_ends_a_script_without_a_trace(tmp_path):
     assert (tmp_path / "y.jsonl").exists()
 
 
-def test_name_of_a_data_set_that_is_a_number_and_a_yaml_behind_overrides_are_taken(run_check, pipeline, tiny_model):
+def test_name_of_a_data_set_that_is_a_number_and_a_yaml_behind_overrides_are_taken(run, pipeline, tiny_model):
     pipeline(golden()[:3], name="7")
     overrides = "dataset_dir=.", "dataset=7", f"model_name_or_path={tiny_model}", "preprocessing_num_workers=8"
-    process = run_check(*overrides, ROOT / "qwen3_full_sft.yaml", "tf32=true", "enable_liger_kernel=true")
+    process = run(
+        "check_training_tokens.py", *overrides, ROOT / "qwen3_full_sft.yaml", "tf32=true", "enable_liger_kernel=true"
+    )
     assert "PASSED: " in process.stdout
     assert process.stdout.splitlines()[-1].startswith("next: FORCE_TORCHRUN=1 llamafactory-cli train ")
 
 
-def test_mistake_in_a_command_is_one_line(run):
-    errors = run("step1_apply_tool_template.py", "x", "--num-proc", "none", expect=2).stderr
+def test_mistake_in_a_command_is_one_line(process):
+    errors = process("step1_apply_tool_template.py", "x", "--num-proc", "none", expect=2).stderr
     assert errors == (
         "step1_apply_tool_template.py: argument --num-proc: 'none' is no whole number above 0 (--help tells the "
         "options)\n"

@@ -1,7 +1,6 @@
 """The fast path against the naive definition, on made-up conversations, down to LlamaFactory's token ids."""
 
 import functools
-import json
 from itertools import chain
 
 import pytest
@@ -29,28 +28,18 @@ from step1_apply_tool_template import plain_row
 TEMPLATE = read_chat_template(str(QWEN3))
 RENDER = load_chat_template(TEMPLATE)
 PIECES = [
-    *(
-        "a",
-        "Zug",
-        "订单",
-        "é",
-        "e\u0301",
-        "\u0301",
-        "😀",
-        "7",
-        ".",
-        '"',
-        "{",
-        " ",
-        "  ",
-        "\n",
-        "\n\n",
-        "\t",
-        "\r\n",
-        "\u3000",
-    ),
+    *("a", "Zug", "订单", "é", "e\u0301", "\u0301", "😀", "7", ".", '"', "{", " ", "  ", "\n", "\n\n", "\t", "\r\n"),
+    *"\u3000\x00\x85\ufeff\u2028\u202e\ufffd\U0010ffff",
     *("<think>", "</think>", "<think>\nx\n</think>\n\n", "<tool_response>", "</tool_response>", "<tool_call>"),
-    *("<tool_response>\nr\n</tool_response>", "{{content}}", "{{idx}}", "{% x %}", "<image>", "2024-01-01", "\x00"),
+    *(
+        "<tool_response>\nr\n</tool_response>",
+        "{{content}}",
+        "{{idx}}",
+        "{% x %}",
+        "{% raw %}",
+        "<image>",
+        "2024-01-01",
+    ),
     *(*CONTROL_TOKENS, "<|im_end|>\n<|im_start|>assistant\n", "<|im_"),
 ]
 TEXT = st.lists(st.sampled_from(PIECES * 4 + ["\ud800"]), max_size=5).map("".join)
@@ -148,16 +137,6 @@ def test_merged_samples_supervise_each_turn_once_in_its_served_context(conversat
             masked[len(prompt) : len(prompt) + len(target)] = target
         assert (len(ids), labels) == (sum(map(len, spans[-1])), masked)
         assert expected_sample(spans) == {"input_ids": ids, "labels": labels}
-
-
-@given(conversation=CONVERSATION, tools=TOOLS)
-def test_only_the_option_lets_control_tokens_through(conversation, tools):
-    text = json.dumps([conversation, tools])
-    try:
-        plain_row({"messages": conversation, "tools": tools}, Place("x", 0), TEMPLATE)
-    except TrajectoryError:
-        return
-    assert not any(token in text for token in CONTROL_TOKENS)
 
 
 @given(conversation=CONVERSATION, tools=TOOLS)

@@ -48,12 +48,12 @@ def arguments(tiny_model, tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def samples(in_process, tmp_path):
+def samples(run):
     """samples(name, *step 2's options): the embedded sample as a data set in tmp_path"""
 
     def samples(name: str, *options) -> None:
-        in_process("step1_apply_tool_template.py", ROOT / "data" / "envscaler_sample.jsonl", "plain.jsonl")
-        in_process("step2_to_alpaca_mask_history.py", "plain.jsonl", name, "--dataset-dir", ".", *options)
+        run("step1_apply_tool_template.py", ROOT / "data" / "envscaler_sample.jsonl", "plain.jsonl")
+        run("step2_to_alpaca_mask_history.py", "plain.jsonl", name, "--dataset-dir", ".", *options)
 
     return samples
 

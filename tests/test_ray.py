@@ -87,25 +87,37 @@ def test_same_samples_as_the_scripts_though_a_worker_is_killed(run, tmp_path):
     assert {path.name for path in tmp_path.iterdir() if path.name.startswith(".")} == set()
 
 
-def test_joins_the_cluster_that_ray_address_names(tmp_path):
-    write_jsonl(tmp_path / "shards" / "a.jsonl", read_jsonl(SAMPLE))
+@pytest.fixture(scope="module")
+def cluster():
+    """The environment that names a cluster, which is started."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    environment = {"RAY_ADDRESS": address, "RAY_AUTH_MODE": "disabled"}
-    options = ["--head", "--block", "--num-cpus=2", "--include-dashboard=false", f"--port={address.split(':')[1]}"]
+        port = free.getsockname()[1]
+    options = ["--head", "--block", "--num-cpus=2", "--include-dashboard=false", f"--port={port}"]
     command = [Path(sys.executable).with_name("ray"), "start", *options]
     head = subprocess.Popen(command, env={**os.environ, "RAY_AUTH_MODE": "disabled"}, stdout=subprocess.PIPE, text=True)
-    try:
-        assert any("Ray runtime started" in line for line in head.stdout)
-        process = start("shards", "out", "--dataset-dir", ".", cwd=tmp_path, **environment)
-        stdout, stderr = process.communicate(timeout=120)
-    finally:
-        head.terminate()
-        head.communicate(timeout=60)
-        # else the next ray.init on this machine waits for it
-        Path("/tmp/ray/ray_current_cluster").unlink(missing_ok=True)
+    assert any("Ray runtime started" in line for line in head.stdout)
+    yield {"RAY_ADDRESS": f"127.0.0.1:{port}", "RAY_AUTH_MODE": "disabled"}
+    head.terminate()
+    head.communicate(timeout=60)
+    Path("/tmp/ray/ray_current_cluster").unlink(missing_ok=True)  # else the next ray.init here waits for it
+
+
+def test_joins_the_cluster_that_ray_address_names(tmp_path, cluster):
+    write_jsonl(tmp_path / "shards" / "a.jsonl", read_jsonl(SAMPLE))
+    process = start("shards", "out", "--dataset-dir", ".", cwd=tmp_path, **cluster)
+    stdout, stderr = process.communicate(timeout=120)
     assert process.returncode == 0 and "16 trajectories, 277 turns: 277 samples" in stdout, stderr
+
+
+def test_shard_that_cannot_be_read_is_named_and_leaves_nothing(tmp_path, cluster):
+    write_jsonl(tmp_path / "shards" / "good.jsonl", read_jsonl(SAMPLE))
+    (tmp_path / "shards" / "bad.json").write_text('[{"messages": [')
+    process = start("shards", "out", "--dataset-dir", ".", cwd=tmp_path, **cluster)
+    _, stderr = process.communicate(timeout=240)
+    assert process.returncode == 1
+    assert "bad.json: not valid JSON" in stderr.splitlines()[-1]
+    assert [path.name for path in tmp_path.iterdir()] == ["shards"]
 
 
 def test_cluster_that_cannot_be_joined_is_named(monkeypatch, tmp_path):
@@ -115,16 +127,6 @@ def test_cluster_that_cannot_be_joined_is_named(monkeypatch, tmp_path):
         pytest.raises(SystemExit, match=r"RAY_ADDRESS=10.0.0.1:6379: no answer"),
     ):
         list(steps_on_ray.results_of([], None, None))
-
-
-def test_shard_that_cannot_be_read_is_named_and_leaves_nothing(tmp_path):
-    write_jsonl(tmp_path / "shards" / "good.jsonl", read_jsonl(SAMPLE))
-    (tmp_path / "shards" / "bad.json").write_text('[{"messages": [')
-    process = start("shards", "out", "--dataset-dir", ".", cwd=tmp_path)
-    _, stderr = process.communicate(timeout=240)
-    assert process.returncode == 1
-    assert "bad.json: not valid JSON" in stderr.splitlines()[-1]
-    assert [path.name for path in tmp_path.iterdir()] == ["shards"]
 
 
 def test_wrong_argument_is_a_clear_error_before_ray_starts(tmp_path):

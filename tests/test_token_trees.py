@@ -196,11 +196,7 @@ def difference(ours, theirs) -> float:
     return max(float((a - b).norm() / b.norm()) for a, b in zip(ours, theirs))
 
 
-WEATHER = [
-    *REFUND,
-    assistant("Refunded."),
-    assistant("Anything else?", "two turns in a row"),
-]
+WEATHER = [*REFUND, assistant("Refunded."), assistant("Anything else?", "two turns in a row")]
 OTHER = [*WEATHER[:1], user("who are you?"), assistant("A clerk.", "say so")]
 
 

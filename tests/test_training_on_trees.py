@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, assistant, call, tool, user, write_jsonl
+from conftest import ROOT, assistant, call, run_here, tool, user, write_jsonl
 from datasets import load_from_disk
 from llamafactory.hparams import ModelArguments
 from transformers import AutoConfig, BloomConfig, RwkvConfig
@@ -65,11 +65,8 @@ def project(tmp_path_factory, tiny_model) -> Path:
         shutil.copy(ROOT / name, folder)
     for name, those in (("samples", ["W1", "order 22", "the parcel", "x"]), ("held", ["my refund"])):
         write_jsonl(folder / "rows.jsonl", [trajectory(one) for one in those])
-        for script, *arguments in (
-            ("step1_apply_tool_template.py", "rows.jsonl", "plain.jsonl"),
-            ("step2_to_alpaca_mask_history.py", "plain.jsonl", f"{name}.parquet", "--dataset-dir", "."),
-        ):
-            subprocess.run([sys.executable, ROOT / script, *arguments], cwd=folder, check=True)
+        run_here(folder, "step1_apply_tool_template.py", "rows.jsonl", "plain.jsonl")
+        run_here(folder, "step2_to_alpaca_mask_history.py", "plain.jsonl", f"{name}.parquet", "--dataset-dir", ".")
     return folder
 
 

@@ -12,9 +12,11 @@ import itertools
 import json
 import multiprocessing
 import os
+import pickle
 import re
 import signal
 import sys
+import tempfile
 import threading
 from collections import Counter, defaultdict
 from collections.abc import Callable
@@ -149,35 +151,34 @@ def print_reasons(path: Path | None, number: int, of_several_files: bool) -> Non
 def in_processes(function, items, num_proc: int):
     """map(function, items) over processes, of few items at a time; here where there is but one.
 
-    The processes inherit the function, so it may hold what is large or cannot be sent.
+    The processes inherit the function, so it may hold what is large or cannot be sent. Results come back in files: of a
+    process that is killed in the middle of a pipe, the parent would wait for ever for the rest.
     """
     head = [*itertools.islice(items, 2)]
     items = itertools.chain(head, items)
     if num_proc == 1 or len(head) < 2:
         yield from map(function, items)
         return
-    pool = ProcessPoolExecutor(num_proc, multiprocessing.get_context("fork"), initializer=_start, initargs=(function,))
-    futures = collections.deque()
-    try:
-        for item in items:
-            futures.append(pool.submit(_run, item))
-            if len(futures) > num_proc + 1:
-                yield futures.popleft().result()
-        while futures:
-            yield futures.popleft().result()
-    except BrokenProcessPool:
-        raise SystemExit("a worker process was killed (out of memory?); try a smaller --num-proc") from None
-    finally:
-        pool.shutdown(cancel_futures=True)
+    context, futures = multiprocessing.get_context("fork"), collections.deque()
+    with tempfile.TemporaryDirectory() as folder:
+        pool = ProcessPoolExecutor(num_proc, context, initializer=_start, initargs=(function, folder))
+        try:
+            for item in items:
+                futures.append(pool.submit(_run, item))
+                if len(futures) > num_proc + 1:
+                    yield _taken(futures.popleft().result())
+            while futures:
+                yield _taken(futures.popleft().result())
+        except BrokenProcessPool:
+            raise SystemExit("a worker process was killed (out of memory?); try a smaller --num-proc") from None
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
-def _start(function) -> None:
-    """In a new process: what to do with items, and to end with the parent.
-
-    Signals are the parent's: it waits for ever for the rest of a result that a process was ended in the middle of.
-    """
-    global _function
-    _function = function
+def _start(function, folder: str) -> None:
+    """In a new process: what to do with items, where to put results, and to end with the parent, which signals reach."""
+    global _function, _folder
+    _function, _folder = function, folder
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 
@@ -188,5 +189,17 @@ def _start(function) -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-def _run(item):
-    return _function(item)
+def _run(item) -> str:
+    result = pickle.dumps(_function(item), pickle.HIGHEST_PROTOCOL)
+    number, path = tempfile.mkstemp(dir=_folder)
+    with written(Path(path)), os.fdopen(number, "wb") as file:
+        file.write(result)
+    return path
+
+
+def _taken(path: str):
+    result = Path(path)
+    try:
+        return pickle.loads(result.read_bytes())
+    finally:
+        result.unlink()

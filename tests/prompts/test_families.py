@@ -3,6 +3,7 @@
 import pytest
 import tiny_qwen3
 from conftest import ROOT, assistant, call, read_jsonl, tool, user, write_jsonl
+from transformers import Qwen3Config
 
 QWEN3 = (ROOT / "chat_templates" / "qwen3.jinja").read_text(encoding="utf-8")
 TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {"x": {}}}}}]
@@ -67,29 +68,16 @@ ROWS = [
             {"role": "system", "content": "P "},
             user(" q1"),
             assistant("so ", "r1", [call("f", {"x": 1}), call("f", {"y": "é\n"})]),
-            tool("t1"),
-            tool("t2"),
-            assistant("", "r2", [call("f", {"x": {"z": None}})]),
-            tool("t3\n"),
-            assistant("a1 \n", "r3"),
-            user("q2"),
-            assistant("a2", "\nr4"),
-            user("q3"),
-            assistant("", "r5", [call("f", {})]),
-            tool(""),
-            assistant("a3", "r6"),
+            *(tool("t1"), tool("t2"), assistant("", "r2", [call("f", {"x": {"z": None}})]), tool("t3\n")),
+            *(assistant("a1 \n", "r3"), user("q2"), assistant("a2", "\nr4")),
+            *(user("q3"), assistant("", "r5", [call("f", {})]), tool(""), assistant("a3", "r6")),
         ],
     },
     {
         "tools": None,
         "messages": [
-            user("q"),
-            assistant("a"),
-            user("q2"),
-            user("q3"),
-            assistant("\n\nb"),
-            user("q4"),
-            assistant("c", "r"),
+            *(user("q"), assistant("a"), user("q2"), user("q3"), assistant("\n\nb")),
+            *(user("q4"), assistant("c", "r")),
         ],
     },
     {"tools": None, "messages": [{"role": "system", "content": "P"}, assistant("Hi"), user("q"), assistant("a", "r")]},
@@ -115,52 +103,53 @@ CASES = [  # its template, that of the folder LlamaFactory trains (see README, "
 
 @pytest.mark.parametrize("template, trained, options, overrides", CASES)
 def test_family_is_exact_through_both_scripts_and_the_check(
-    in_process, capsys, check, tmp_path, template, trained, options, overrides
+    run, check, step1, tmp_path, template, trained, options, overrides
 ):
-    from transformers import Qwen3Config
-
-    folder = tmp_path / "model"
-    tiny_qwen3.build_tokenizer(trained).save_pretrained(folder)
-    Qwen3Config().save_pretrained(folder)
-    step1(in_process, tmp_path, template)
-    in_process("step2_to_alpaca_mask_history.py", "plain.jsonl", "samples.parquet", "--dataset-dir", ".", *options)
-    hint = capsys.readouterr().out.rpartition("qwen3_full_sft.yaml dataset_dir=. dataset=samples")[2].split()
+    tiny_qwen3.build_tokenizer(trained).save_pretrained(tmp_path / "model")
+    Qwen3Config().save_pretrained(tmp_path / "model")
+    step1(template)
+    step2 = run("step2_to_alpaca_mask_history.py", "plain.jsonl", "samples.parquet", "--dataset-dir", ".", *options)
+    hint = step2.stdout.rpartition("qwen3_full_sft.yaml dataset_dir=. dataset=samples")[2].split()
     assert set(hint) <= set(overrides) or overrides == ["template=qwen"]
-    output = check("samples", f"model_name_or_path={folder}", *overrides)
+    output = check("samples", f"model_name_or_path={tmp_path / 'model'}", *overrides)
     assert "PASSED: " in output
     supervised = int(output.split(" turns in samples")[0].split()[-1])
     assert TURNS - 2 <= supervised < TURNS  # one opens without a user block, one may hold a newline that is removed
 
 
-def step1(in_process, tmp_path, template: str) -> list[dict]:
-    (tmp_path / "t.jinja").write_text(template, encoding="utf-8")
-    write_jsonl(tmp_path / "rows.jsonl", ROWS)
-    in_process("step1_apply_tool_template.py", "rows.jsonl", "plain.jsonl", "--chat-template", "t.jinja")
-    return read_jsonl(tmp_path / "plain.jsonl")
+@pytest.fixture
+def step1(run, tmp_path):
+    """step1(template) -> (the rows that step 1 makes of ROWS by it, what it says)"""
+
+    def step1(template: str) -> tuple[list[dict], str]:
+        (tmp_path / "t.jinja").write_text(template, encoding="utf-8")
+        write_jsonl(tmp_path / "rows.jsonl", ROWS)
+        process = run("step1_apply_tool_template.py", "rows.jsonl", "plain.jsonl", "--chat-template", "t.jinja")
+        return read_jsonl(tmp_path / "plain.jsonl"), process.stdout
+
+    return step1
 
 
-def test_default_system_prompt_of_a_template_becomes_a_message(in_process, tmp_path, capsys):
-    rows = step1(in_process, tmp_path, QWEN25)
+def test_default_system_prompt_of_a_template_becomes_a_message(step1):
+    rows, said = step1(QWEN25)
     assert rows[1]["messages"][0] == {"role": "system", "content": "You are a default."}
-    assert "8 turns have reasoning that this chat template does not render" in capsys.readouterr().out
+    assert "8 turns have reasoning that this chat template does not render" in said
 
 
-def test_think_tag_of_the_generation_prompt_is_given_and_not_a_part_of_the_output(in_process, tmp_path):
-    rows = step1(in_process, tmp_path, THINKING_2507)
+def test_think_tag_of_the_generation_prompt_is_given_and_not_a_part_of_the_output(run, step1, tmp_path):
+    rows, _ = step1(THINKING_2507)
     assert rows[0]["served"]["given"] == "<think>\n"
     assert rows[0]["messages"][-1]["content"] == "<think>\nr6\n</think>\n\na3"
-    in_process("step2_to_alpaca_mask_history.py", "plain.jsonl", "out.jsonl", "--dataset-dir", ".")
+    run("step2_to_alpaca_mask_history.py", "plain.jsonl", "out.jsonl", "--dataset-dir", ".")
     assert "r6\n</think>\n\na3" in [sample["output"] for sample in read_jsonl(tmp_path / "out.jsonl")]
 
 
-def test_calls_are_in_xml_and_a_turn_whose_prompt_is_refused_is_left_out_where_the_template_says_so(
-    in_process, tmp_path, capsys
-):
-    rows = step1(in_process, tmp_path, QWEN35_STRICT)
+def test_calls_are_in_xml_and_a_turn_whose_prompt_is_refused_is_left_out_where_the_template_says_so(step1):
+    rows, said = step1(QWEN35_STRICT)
     assert rows[0]["messages"][2]["content"] == (
         "<think>\nr1\n</think>\n\nso\n<tool_call>\n<function=f>\n<parameter=x>\n1\n</parameter>\n</function>\n</tool_call>"
         "\n<tool_call>\n<function=f>\n<parameter=y>\né\n\n</parameter>\n</function>\n</tool_call>"
     )
     refused = "the chat template refuses the messages: No user query found."
     assert [turn["left_out"] for turn in rows[2]["served"]["turns"]] == [refused, None]
-    assert f"1 turns left out: {refused}" in capsys.readouterr().out
+    assert f"1 turns left out: {refused}" in said

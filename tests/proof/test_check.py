@@ -1,5 +1,6 @@
 """check_training_tokens.py says 100 % where LlamaFactory trains on the served tokens, and catches what breaks it."""
 
+import functools
 import json
 
 import pyarrow as pa
@@ -24,17 +25,9 @@ def mismatched(output: str) -> int:
 
 
 @pytest.fixture
-def failed(run_check, tmp_path, tiny_model):
-    """failed(data set, *overrides) -> the finished check, which fails with a line and no traceback."""
-
-    def failed(dataset: str, *overrides):
-        settings = (f"dataset_dir={tmp_path}", f"dataset={dataset}", f"model_name_or_path={tiny_model}")
-        command = (ROOT / "qwen3_full_sft.yaml", *settings, "preprocessing_num_workers=1", *overrides)
-        process = run_check(*command, expect=1)
-        assert "Traceback" not in process.stderr
-        return process
-
-    return failed
+def failed(finished_check):
+    """failed(data set, *overrides) -> the finished check, which fails."""
+    return functools.partial(finished_check, expect=1)
 
 
 @pytest.fixture
@@ -139,22 +132,14 @@ def test_samples_that_are_there_twice_or_missing_without_a_reason_are_caught(pip
     assert mismatched(process.stdout) == 0 and f"FAILED: {said}" in process.stderr
 
 
-def test_chat_template_of_another_model_is_caught(run, pipeline, check, tmp_path):
+def test_chat_template_of_another_model_is_caught(pipeline, check, tmp_path):
     template = (ROOT / "chat_templates/qwen3.jinja").read_text(encoding="utf-8").replace("# Tools", "# Functions")
     (tmp_path / "other.jinja").write_text(template, encoding="utf-8")
-    write_jsonl(tmp_path / "x.jsonl", golden())
-    run("step1_apply_tool_template.py", "x.jsonl", "p.jsonl", "--chat-template", "other.jinja")
-    run("step2_to_alpaca_mask_history.py", "p.jsonl", "other.parquet", "--dataset-dir", ".")
+    pipeline(golden(), name="other", step1=["--chat-template", "other.jinja"])
     assert mismatched(check("other", expect=1)) == 33
 
 
 # ---------------------------------------------------------------- how it is used
-
-
-def test_trajectories_can_be_elsewhere(pipeline, check, tmp_path):
-    name = pipeline(golden())
-    (tmp_path / "rows.jsonl").rename(tmp_path / "moved.jsonl")
-    assert "PASSED: " in check(name, "--trajectories", "moved.jsonl")
 
 
 def test_trajectories_that_are_not_there_or_others_are_named(pipeline, failed, tmp_path):
@@ -196,12 +181,10 @@ def test_yaml_that_is_not_there_is_named(run):
     assert "none.yaml: no such .yaml file" in run("check_training_tokens.py", "none.yaml", expect=1).stderr
 
 
-def test_several_data_sets_and_an_evaluation_set_are_checked_each(in_process, check, failed, tmp_path):
+def test_several_data_sets_and_an_evaluation_set_are_checked_each(pipeline, check, failed):
     others = [{**case, "messages": [*case["messages"], user("bye")]} for case in golden()]
     for name, rows in (("one", golden()), ("two", golden()), ("three", others)):
-        write_jsonl(tmp_path / f"{name}.rows.jsonl", rows)
-        in_process("step1_apply_tool_template.py", f"{name}.rows.jsonl", "plain.jsonl")
-        in_process("step2_to_alpaca_mask_history.py", "plain.jsonl", f"{name}.parquet", "--dataset-dir", ".")
+        pipeline(rows, name=name, source=f"{name}.rows.jsonl")
     assert "PASSED: 159 of 159 samples are exact" in check("one,two", "eval_dataset=three", "eval_strategy=epoch")
     process = failed("one,two", "mix_strategy=interleave_over", "interleave_probs=0.5,0.5")
     assert "FAILED: mix_strategy interleave_over draws some samples more than once" in process.stderr

@@ -9,10 +9,13 @@ import json
 
 import pytest
 from conftest import assistant, call, tool, user
+from llamafactory.data.processor import SupervisedDatasetProcessor
 
 import step1_apply_tool_template as step1
 import step2_to_alpaca_mask_history as step2
+from served_tokens.files import processes
 from served_tokens.prompts import turns
+from served_tokens.proof import compare
 from served_tokens.rows import trajectory as reading
 from served_tokens.samples import alpaca, select
 
@@ -55,270 +58,172 @@ ROWS = [{"messages": PLAIN, "tools": TOOLS}, {"messages": IN_BLOCKS, "tools": TO
 HISTORIES = {"drop": ([], []), "template": (["--history-thinking", "template"], ["template=qwen3_nothink"])}
 
 
-def around(module, name: str):
-    """A fault that changes what a function returns: @around(module, "name") of change(result) -> result."""
+def plant(fault: tuple, monkeypatch) -> None:
+    """A fault: (module, name of a function in it, change of what that returns, in place or returned)."""
+    module, name, change = fault
+    function = getattr(module, name)
 
-    def decorate(change):
-        def plant(monkeypatch) -> None:
-            function = getattr(module, name)
+    @functools.wraps(function)
+    def faulty(*args, **options):
+        result = copy.deepcopy(function(*args, **options))
+        changed = change(result)
+        return result if changed is None else changed
 
-            @functools.wraps(function)
-            def faulty(*args, **options):
-                return change(copy.deepcopy(function(*args, **options)))
-
-            monkeypatch.setattr(module, name, faulty)
-
-        plant.__name__ = change.__name__
-        return plant
-
-    return decorate
+    monkeypatch.setattr(module, name, faulty)
 
 
-# ---------------------------------------------------------------- in the reading
+def swap(dicts: list[dict], key: str) -> None:
+    if len(dicts) > 1:
+        dicts[0][key], dicts[1][key] = dicts[1][key], dicts[0][key]
 
 
-@around(reading, "_served_message")
-def strip_of_every_content(message):
-    return {**message, "content": message["content"].strip()}
+def of_messages(change, key: str = "role", value: str | None = None):
+    """A change of the list of a row's messages that have this key (with this value)."""
+
+    def of_row(given) -> None:
+        change([message for message in given.messages if key in message and value in (None, message[key])])
+
+    return of_row
 
 
-@around(reading, "_served_message")
-def last_line_of_a_text_lost(message):
-    return {**message, "content": message["content"].rpartition("\n")[0] or message["content"]}
+def of_content(change):
+    return lambda message: {**message, "content": change(message["content"])}
 
 
-@around(reading, "_served_message")
-def accents_lost(message):
-    return {**message, "content": message["content"].replace("å", "a")}
+def of_arguments(change):
+    return lambda one: {**one, "function": {**one["function"], "arguments": change(one["function"]["arguments"])}}
 
 
-@around(reading, "_served_message")
-def outputs_as_user_messages(message):
-    return {**message, "role": "user"} if message["role"] == "tool" else message
+def of_reasoning(change):
+    return lambda its: {key: change(its[key]) if key == "reasoning_content" else its[key] for key in its}
 
 
-@around(reading, "_served_message")
-def reasoning_stripped(message):
-    return {key: value.strip() if key == "reasoning_content" else value for key, value in message.items()}
+def of_function(change):
+    return lambda one: {"type": one["type"], "function": change(one["function"])}
 
 
-@around(reading, "_served_message")
-def reasoning_lost(message):
-    return {key: value for key, value in message.items() if key != "reasoning_content"}
+def emptied(messages: list[dict]) -> None:
+    for message in messages:
+        message["content"] = ""
 
 
-@around(reading, "_served_call")
-def arguments_sorted(one):
-    one["function"]["arguments"] = dict(sorted(one["function"]["arguments"].items()))
-    return one
+def of_one_call(messages: list[dict]) -> None:
+    for message in messages:
+        message["tool_calls"] = message["tool_calls"][:1]
 
 
-@around(reading, "_served_call")
-def numbers_of_arguments_as_texts(one):
-    its = one["function"]["arguments"]
-    one["function"]["arguments"] = {key: str(value) if isinstance(value, int) else value for key, value in its.items()}
-    return one
+def without_system(given) -> None:
+    given.messages = [message for message in given.messages if message["role"] != "system"]
 
 
-@around(reading, "_served_call")
-def an_argument_lost(one):
-    one["function"]["arguments"].popitem()
-    return one
-
-
-@around(reading, "served_tool")
-def keys_of_tools_in_another_order(one):
-    return {"type": one["type"], "function": dict(reversed(one["function"].items()))}
-
-
-@around(reading, "served_tool")
-def descriptions_of_tools_cut(one):
-    return {**one, "function": {**one["function"], "description": one["function"]["description"].partition("\n")[0]}}
-
-
-@around(reading, "in_one_shape")
-def two_tool_outputs_swapped(given):
-    first, second, *_ = [message for message in given.messages if message["role"] == "tool"] + [{}, {}]
-    if second:
-        first["content"], second["content"] = second["content"], first["content"]
-    return given
-
-
-@around(reading, "in_one_shape")
-def a_tool_lost(given):
-    given.tools = given.tools[:-1]
-    return given
-
-
-@around(reading, "in_one_shape")
-def system_message_lost(given):
-    if given.messages[0]["role"] == "system":
-        del given.messages[0]
-    return given
-
-
-@around(reading, "in_one_shape")
-def the_second_call_of_a_turn_lost(given):
-    for message in given.messages:
-        if "tool_calls" in message:
-            message["tool_calls"] = message["tool_calls"][:1]
-    return given
-
-
-@around(reading, "in_one_shape")
-def thoughts_of_two_turns_swapped(given):
-    thinking = [message for message in given.messages if "reasoning_content" in message]
-    first, second = thinking[0]["reasoning_content"], thinking[1]["reasoning_content"]
-    thinking[0]["reasoning_content"], thinking[1]["reasoning_content"] = second, first
-    return given
-
-
-@around(reading, "in_one_shape")
-def outputs_of_blocks_lost(given):
-    for message in given.messages:
-        if message.get("tool_call_id"):
-            message["content"] = ""
-    return given
-
-
-@around(reading, "in_one_shape")
-def turns_that_are_switched_off_trained(given):
+def train_all(given) -> None:
     given.not_trained = {}
-    return given
 
 
-@around(reading, "in_one_shape")
-def the_turn_after_one_that_is_switched_off_left_out(given):
+def leave_out_the_next(given) -> None:
     turns = [k for k, message in enumerate(given.messages) if message["role"] == "assistant"]
     given.not_trained = {turns[turns.index(turn) + 1]: why for turn, why in given.not_trained.items()}
-    return given
 
 
-def rows_parsed_otherwise(monkeypatch) -> None:
-    from served_tokens.files import processes
-    from served_tokens.proof import compare
-
-    def parsed(raw, *_):
-        return json.loads(raw.replace(b"  ", b" "))
-
-    monkeypatch.setattr(processes, "parse_row", parsed)
-    monkeypatch.setattr(compare, "parse_row", parsed)
+def without_a_tool(given) -> None:
+    given.tools = given.tools[:-1]
 
 
-# ---------------------------------------------------------------- in the rendering
+def forget_an_edit(result) -> None:
+    for mode in ("drop", "template"):
+        result[1][mode] = result[1][mode][:-1]
 
 
-@around(step1, "apply_chat_template")
-def a_forgotten_edit(result):
-    plain, served = result
-    return plain, {**served, "drop": served["drop"][:-1], "template": served["template"][:-1]}
-
-
-@around(step1, "apply_chat_template")
-def an_edit_of_one_turn_too_late(result):
-    plain, served = result
+def edit_too_late(result) -> None:
+    _, served = result
     for edits in (served["drop"], served["template"]):
         if edits:
             edits[0]["turn"] = served["turns"][-1]["turn"]
             edits.sort(key=lambda edit: edit["turn"])
-    return plain, served
 
 
-@around(turns, "split_blocks")
-def newlines_of_blocks_cut(blocks):
-    return [(role, text.rstrip("\n")) for role, text in blocks]
+def of_column(name: str, change):
+    """A change of a column of each sample."""
+
+    def of_result(result) -> None:
+        for sample in result[0]:
+            sample[name] = change(sample[name])
+
+    return of_result
 
 
-# ---------------------------------------------------------------- in the columns
+def escape_a_character(result) -> None:
+    for row in made_samples(result):
+        row["output"] = row["output"].replace("å", "\\u00e5")
 
 
-@around(select, "to_samples")
-def a_pair_of_the_history_lost(result):
-    samples, reasons = result
-    return [{**sample, "history": sample["history"][1:]} for sample in samples], reasons
-
-
-@around(select, "to_samples")
-def targets_stripped(result):
-    samples, reasons = result
-    return [{**sample, "output": sample["output"].strip()} for sample in samples], reasons
-
-
-@around(select, "to_samples")
-def targets_of_two_turns_swapped(result):
-    samples, reasons = result
-    samples[0]["output"], samples[1]["output"] = samples[1]["output"], samples[0]["output"]
-    return samples, reasons
-
-
-@around(select, "to_samples")
-def the_first_character_of_the_prompt_lost(result):
-    samples, reasons = result
-    return [{**sample, "instruction": sample["instruction"][1:]} for sample in samples], reasons
-
-
-@around(alpaca, "_written_out")
-def role_marks_of_what_is_written_out_lost(text):
-    return text.rpartition("\n")[2]
-
-
-# ---------------------------------------------------------------- in the writing
-
-
-@around(step2, "samples_of_row")
-def a_sample_written_twice(result):
-    counts, made = result
-    return counts, [made[0], *made]
-
-
-@around(step2, "samples_of_row")
-def a_sample_lost(result):
-    counts, made = result
-    return counts, made[1:]
-
-
-@around(step2, "samples_of_row")
-def an_escaped_character(result):
-    counts, made = result
-    for _, row in made:
-        if "output" in row:
-            row["output"] = row["output"].replace("å", "\\u00e5")
-    return counts, made
-
-
-@around(step2, "samples_of_row")
-def samples_under_the_wrong_turn(result):
-    counts, made = result
-    samples = [row for _, row in made if "output" in row]
+def exchange_turns(result) -> None:
+    samples = made_samples(result)
     for row, turns_of_another in zip(samples, [row["turns"] for row in reversed(samples)]):
         row["turns"] = turns_of_another
-    return counts, made
 
 
-def a_shifted_mask(monkeypatch) -> None:
-    from llamafactory.data.processor import SupervisedDatasetProcessor
-
-    encode = SupervisedDatasetProcessor._encode_data_example
-
-    def shifted(*args, **options):
-        input_ids, labels = encode(*args, **options)
-        start = next(k for k, label in enumerate(labels) if label >= 0)
-        return input_ids, [*labels[: start - 1], input_ids[start - 1], *labels[start:]]
-
-    monkeypatch.setattr(SupervisedDatasetProcessor, "_encode_data_example", shifted)
+def made_samples(result) -> list[dict]:
+    return [row for _, row in result[1] if "output" in row]
 
 
-FAULTS = [
-    *(strip_of_every_content, last_line_of_a_text_lost, accents_lost, outputs_as_user_messages, reasoning_stripped),
-    *(reasoning_lost, arguments_sorted, numbers_of_arguments_as_texts, an_argument_lost),
-    *(keys_of_tools_in_another_order, descriptions_of_tools_cut, two_tool_outputs_swapped, a_tool_lost),
-    *(turns_that_are_switched_off_trained, the_turn_after_one_that_is_switched_off_left_out, rows_parsed_otherwise),
-    *(system_message_lost, the_second_call_of_a_turn_lost, thoughts_of_two_turns_swapped, outputs_of_blocks_lost),
-    *(a_forgotten_edit, an_edit_of_one_turn_too_late, newlines_of_blocks_cut, a_pair_of_the_history_lost),
-    *(targets_stripped, targets_of_two_turns_swapped, the_first_character_of_the_prompt_lost),
-    *(role_marks_of_what_is_written_out_lost, a_sample_written_twice, a_sample_lost, an_escaped_character),
-    *(samples_under_the_wrong_turn, a_shifted_mask),
-]
+def shift_the_mask(result):
+    input_ids, labels = result
+    start = next(k for k, label in enumerate(labels) if label >= 0)
+    return input_ids, [*labels[: start - 1], input_ids[start - 1], *labels[start:]]
+
+
+MESSAGE, CALL, ROW, TOOL = (
+    (reading, name) for name in ("_served_message", "_served_call", "in_one_shape", "served_tool")
+)
+RENDERED, SAMPLES, WRITTEN = (step1, "apply_chat_template"), (select, "to_samples"), (step2, "samples_of_row")
+FAULTS = {
+    # in the reading
+    "every content stripped": (*MESSAGE, of_content(str.strip)),
+    "last line of a text lost": (*MESSAGE, of_content(lambda text: text.rpartition("\n")[0] or text)),
+    "accents lost": (*MESSAGE, of_content(lambda text: text.replace("å", "a"))),
+    "outputs as user messages": (*MESSAGE, lambda its: {**its, "role": its["role"].replace("tool", "user")}),
+    "reasoning stripped": (*MESSAGE, of_reasoning(str.strip)),
+    "reasoning lost": (*MESSAGE, of_reasoning(lambda text: "")),
+    "arguments sorted": (*CALL, of_arguments(lambda its: dict(sorted(its.items())))),
+    "numbers of arguments as texts": (
+        *CALL,
+        of_arguments(lambda its: {key: str(its[key]) if isinstance(its[key], int) else its[key] for key in its}),
+    ),
+    "an argument lost": (*CALL, of_arguments(lambda its: dict([*its.items()][:-1]))),
+    "keys of tools in another order": (*TOOL, of_function(lambda its: dict(reversed(its.items())))),
+    "descriptions of tools cut": (
+        *TOOL,
+        of_function(lambda its: {**its, "description": its["description"].partition("\n")[0]}),
+    ),
+    "two tool outputs swapped": (*ROW, of_messages(lambda outputs: swap(outputs, "content"), "role", "tool")),
+    "a tool lost": (*ROW, without_a_tool),
+    "system message lost": (*ROW, without_system),
+    "the second call of a turn lost": (*ROW, of_messages(of_one_call, "tool_calls")),
+    "thoughts of two turns swapped": (
+        *ROW,
+        of_messages(lambda turns: swap(turns, "reasoning_content"), "reasoning_content"),
+    ),
+    "outputs of blocks lost": (*ROW, of_messages(emptied, "tool_call_id")),
+    "turns that are switched off trained": (*ROW, train_all),
+    "the turn after one that is switched off left out": (*ROW, leave_out_the_next),
+    # in the rendering
+    "a forgotten edit": (*RENDERED, forget_an_edit),
+    "an edit of one turn too late": (*RENDERED, edit_too_late),
+    "newlines of blocks cut": (turns, "split_blocks", lambda its: [(role, text.rstrip("\n")) for role, text in its]),
+    # in the columns
+    "a pair of the history lost": (*SAMPLES, of_column("history", lambda pairs: pairs[1:])),
+    "targets stripped": (*SAMPLES, of_column("output", str.strip)),
+    "targets of two turns swapped": (*SAMPLES, lambda result: swap(result[0], "output")),
+    "the first character of the prompt lost": (*SAMPLES, of_column("instruction", lambda text: text[1:])),
+    "role marks of what is written out lost": (alpaca, "_written_out", lambda text: text.rpartition("\n")[2]),
+    # in the writing
+    "a sample written twice": (*WRITTEN, lambda result: (result[0], [result[1][0], *result[1]])),
+    "a sample lost": (*WRITTEN, lambda result: (result[0], result[1][1:])),
+    "an escaped character": (*WRITTEN, escape_a_character),
+    "samples under the wrong turn": (*WRITTEN, exchange_turns),
+    "a shifted mask": (SupervisedDatasetProcessor, "_encode_data_example", shift_the_mask),
+}
 
 
 @pytest.mark.parametrize("history", HISTORIES)
@@ -329,7 +234,14 @@ def test_the_same_rows_pass_without_a_fault(history, checked):
 
 
 @pytest.mark.parametrize("history", HISTORIES)
-@pytest.mark.parametrize("plant", FAULTS, ids=lambda plant: plant.__name__)
-def test_a_planted_fault_fails_the_check(plant, history, checked, monkeypatch):
-    plant(monkeypatch)
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_planted_fault_fails_the_check(fault, history, checked, monkeypatch):
+    plant(FAULTS[fault], monkeypatch)
+    assert "FAILED" in checked(ROWS, *HISTORIES[history], expect=1).stderr
+
+
+@pytest.mark.parametrize("history", HISTORIES)
+def test_rows_that_are_parsed_otherwise_fail_the_check(history, checked, monkeypatch):
+    for module in (processes, compare):
+        monkeypatch.setattr(module, "parse_row", lambda raw, *_: json.loads(raw.replace(b"  ", b" ")))
     assert "FAILED" in checked(ROWS, *HISTORIES[history], expect=1).stderr

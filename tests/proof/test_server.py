@@ -143,12 +143,6 @@ def test_without_a_render_path_the_chat_is_asked_for_one_token(answer, render):
     assert bodies == [{"model": "tiny", **switches, "messages": [user("q")]}]
 
 
-def test_where_there_is_a_render_path_it_is_asked():
-    with serving(a_server(lambda body, _: (200, {"token_ids": [7]}) if body["messages"] else (400, {}))) as url:
-        server = connect(url + "/v1/")
-        assert (server.model, prompt_ids(server, {"messages": [user("q")]})) == ("tiny", [7])
-
-
 def test_the_key_is_that_of_the_environment(monkeypatch):
     monkeypatch.setenv("SERVER_API_KEY", "secret")
     seen = []

@@ -3,17 +3,13 @@
 import hashlib
 import re
 import shutil
-import subprocess
-import sys
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 from types import SimpleNamespace
 
 import pytest
-from conftest import ROOT, assistant, user, write_jsonl
+from conftest import ROOT, assistant, run_here, user, write_jsonl
 from playwright.sync_api import expect, sync_playwright
-
-import check_training_tokens as check
 
 HOSTILE = "</script><script>document.title='run'</script><img src=x onerror=alert(1)></script>"
 HOSTILE += "<!-- \u2028 &amp; \x1b[31m {{ 7 * 7 }} 陈 👩‍👩‍👧"
@@ -36,30 +32,16 @@ def failed(tmp_path_factory, tiny_model):
     """A folder with rows.jsonl, its samples, and report.html of a check that finds every kind of fault."""
     folder = tmp_path_factory.mktemp("report")
     write_jsonl(folder / "rows.jsonl", ROWS)
-    for command in (
-        ["step1_apply_tool_template.py", "rows.jsonl", "plain.jsonl"],
-        ["step2_to_alpaca_mask_history.py", "plain.jsonl", "samples.parquet", "--dataset-dir", "."],
-    ):
-        subprocess.run([sys.executable, ROOT / command[0], *command[1:]], cwd=folder, check=True)
+    run_here(folder, "step1_apply_tool_template.py", "rows.jsonl", "plain.jsonl")
+    run_here(folder, "step2_to_alpaca_mask_history.py", "plain.jsonl", "samples.parquet", "--dataset-dir", ".")
     options = ["preserve_thinking=true", "cutoff_len=500", "--report", "report.html", "--gpus", "2"]
-    assert end_of_check(folder, *settings(folder, tiny_model), *options) == f"FAILED: {PROBLEM}"
+    assert check_here(folder, tiny_model, *options) == f"FAILED: {PROBLEM}"
     return folder
 
 
-def end_of_check(folder, *arguments):
-    """What the check exits with; in this process, which loads LlamaFactory once."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setattr(sys, "argv", ["check_training_tokens.py", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            check.main()
-            sys.exit()
-    return end.value.code
-
-
-def settings(folder, model) -> list:
-    own = [f"dataset_dir={folder}", "dataset=samples", f"model_name_or_path={model}", "preprocessing_num_workers=1"]
-    return [ROOT / "qwen3_full_sft.yaml", *own]
+def check_here(folder, model, *options):
+    settings = f"dataset_dir={folder}", "dataset=samples", f"model_name_or_path={model}", "preprocessing_num_workers=1"
+    return run_here(folder, "check_training_tokens.py", ROOT / "qwen3_full_sft.yaml", *settings, *options)
 
 
 @pytest.fixture(scope="module")
@@ -67,10 +49,7 @@ def browser():
     """Debian's Chromium; every address but that of a file leads nowhere."""
     binary = shutil.which("chromium") or shutil.which("google-chrome")
     options = ["--no-sandbox", "--host-resolver-rules=MAP * ~NOTFOUND"]
-    with (
-        sync_playwright() as playwright,
-        playwright.chromium.launch(executable_path=binary, args=options) as browser,
-    ):
+    with sync_playwright() as playwright, playwright.chromium.launch(executable_path=binary, args=options) as browser:
         yield browser
 
 
@@ -272,7 +251,7 @@ def test_page_is_usable_by_keyboard_names_its_parts_fits_a_phone_and_follows_the
 
 
 def test_sample_is_shown_with_brackets_where_the_output_is_no_terminal(capsys, failed, tiny_model):
-    assert end_of_check(failed, *settings(failed, tiny_model), "--show", "4:1") is None
+    assert check_here(failed, tiny_model, "--show", "4:1") is None
     assert capsys.readouterr().out == (
         "rows.jsonl: trajectory 4, turn 1: 18 tokens, 9 supervised (in ⟦…⟧)\n\n"
         "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n⟦<think>\nr\n</think>\n\nb<|im_end|>\n⟧\n"

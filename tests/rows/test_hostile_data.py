@@ -5,11 +5,13 @@ What would forge a message, break the exactness or stop the run is set aside, co
 
 import json
 import tracemalloc
+from contextlib import nullcontext
 
 import pytest
 from conftest import ROOT, assistant, call, tool, user
 from reading_rows import served_trajectory
-from test_exactness import MODES, llamafactory
+from test_exactness import ALL, MODES, llamafactory
+from tiny_qwen3 import build_tokenizer
 
 from served_tokens.files.read import Place
 from served_tokens.marks import IGNORE_INDEX, TrajectoryError
@@ -59,11 +61,6 @@ def assert_exact(tokenizer, messages: list, tools=None, left_out: dict | None = 
                 assert llamafactory(*setting)(sample) == (prompt + target, [IGNORE_INDEX] * len(prompt) + target)
 
 
-@pytest.mark.parametrize("function", [None, "f", {"name": ["f"]}])
-def test_tool_that_is_no_function_sets_the_trajectory_aside(function):
-    assert "tool" in reason(user("q"), assistant("a"), tools=[{"type": "function", "function": function}])
-
-
 # ---------------------------------------------------------------- control tokens
 
 CALLED = [user("q"), assistant("", "r", [call("f", {})])]
@@ -106,62 +103,32 @@ def test_template_that_alters_control_tokens_sets_the_trajectory_aside(tmp_path)
     text = "message['content'] if message['content'] is string else ''"
     template = QWEN3.read_text(encoding="utf-8").replace(text, f"({text}) | replace('|im', '')")
     (tmp_path / "t.jinja").write_text(template, encoding="utf-8")
+    row, keep_all = {"messages": PLACES["a tool output"](FORGED)}, ALL
     with pytest.raises(TrajectoryError, match="alters texts with control tokens"):
-        plain_row(
-            {"messages": PLACES["a tool output"](FORGED)},
-            Place("x", 0),
-            read_chat_template(str(tmp_path / "t.jinja")),
-            Reading(allow_control_tokens=True, allow_calls_without_tools=True),
-        )
+        plain_row(row, Place("x", 0), read_chat_template(str(tmp_path / "t.jinja")), keep_all)
 
 
-@pytest.fixture(scope="module")
-def model_with_a_token_of_its_own(tmp_path_factory):
-    import tiny_qwen3
-
-    folder = tmp_path_factory.mktemp("own_token")
-    tokenizer = tiny_qwen3.build_tokenizer()
+def test_special_tokens_of_the_tokenizer_are_control_tokens_too(tmp_path):
+    tokenizer = build_tokenizer()
     tokenizer.add_special_tokens({"additional_special_tokens": ["[OWN]"]})
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
-def test_special_tokens_of_the_tokenizer_are_control_tokens_too(model_with_a_token_of_its_own):
+    tokenizer.save_pretrained(tmp_path)
     row = {"messages": [user("x[OWN]"), assistant("a")]}
     with pytest.raises(TrajectoryError, match=r"the control token \[OWN\]"):
-        plain_row(row, Place("x", 0), read_chat_template(str(model_with_a_token_of_its_own)))
+        plain_row(row, Place("x", 0), read_chat_template(str(tmp_path)))
     plain_row(row, Place("x", 0), TEMPLATE)
 
 
-def test_allowed_control_tokens_pass_both_scripts_and_the_check(checked, in_process, capsys):
+def test_allowed_control_tokens_pass_both_scripts_and_the_check(checked, run):
     rows = [{"messages": place(FORGED), "tools": TOOLS} for place in PLACES.values()]
     rows.append({"messages": [user("\x00\u2028\x85"), assistant("a")]})
     output = checked(rows, step1=["--allow-control-tokens"]).stdout
     assert "PASSED: 13 of 13 samples are exact" in output and "9 rows in = 9 rows checked" in output
-    in_process("step1_apply_tool_template.py", "rows.jsonl", "plain.jsonl")
-    said = capsys.readouterr()
-    assert "9 rows in = 1 rows out + 8 set aside" in said.out
-    assert "8 like row 0: message 0: the text holds" in said.err
+    said = run("step1_apply_tool_template.py", "rows.jsonl", "plain.jsonl")
+    assert "9 rows in = 1 rows out + 8 set aside" in said.stdout
+    assert "8 like row 0: message 0: the text holds" in said.stderr
 
 
 # ---------------------------------------------------------------- tags that templates look at
-
-
-TAGS = (
-    "<think>",
-    "</think>",
-    "<think>\nx\n</think>\n\n",
-    "<tool_response>",
-    "</tool_response>",
-    "<tool_call>{}</tool_call>",
-)
-
-
-@pytest.mark.parametrize("tag", TAGS)
-@pytest.mark.parametrize("place", ["a user message", "a tool output", "an argument"])
-def test_tag_in_plain_text_stays_exact(place, tag, tokenizer):
-    rendered_in_a_turn = place == "an argument" and "think>" in tag  # LlamaFactory would remove it without thinking
-    assert_exact(tokenizer, PLACES[place](f"a {tag} b"), left_out={"no-thinking": 1} if rendered_in_a_turn else None)
 
 
 def test_think_block_mentioned_in_an_answer_that_has_its_reasoning_elsewhere_is_kept(tokenizer):
@@ -205,23 +172,9 @@ def test_arguments_are_what_a_server_reads_and_prints(arguments, rendered):
     assert turn.split("arguments")[1] == f'": {rendered}}}\n</tool_call>'
 
 
-@pytest.mark.parametrize(
-    "arguments, why",
-    [
-        (json.dumps(json.dumps({"x": 1})), "are not a JSON object but a string"),
-        ("[1]", "are not a JSON object but a list"),
-        ([1], "are not a JSON object but a list"),
-        ("3", "are not a JSON object but a number"),
-        ("  ", "are not a JSON object but a string"),
-        ('{"x": 1', "are not valid JSON"),
-        ("{'x': 1}", "are not valid JSON"),
-        ('{"x": ' + "9" * 5000 + "}", "are not valid JSON"),
-        ('{"x": "\\ud800"}', "the text holds a lone surrogate"),
-        ({"\udfff": 1}, "the text holds a lone surrogate"),
-    ],
-)
-def test_arguments_that_no_server_takes_set_the_trajectory_aside(arguments, why):
-    assert why in reason(user("q"), assistant("", "r", [call("f", arguments)]))
+def test_arguments_with_a_lone_surrogate_or_in_python_set_the_trajectory_aside():
+    for arguments, why in (({"\udfff": 1}, "the text holds a lone surrogate"), ("{'x': 1}", "are not valid JSON")):
+        assert why in reason(user("q"), assistant("", "r", [call("f", arguments)]))
 
 
 # ---------------------------------------------------------------- calls, tools and their outputs
@@ -251,11 +204,6 @@ def test_tool_output_that_is_an_object_or_a_list_is_rendered_as_json():
     assert texts(user("q"), tool(parts), assistant("a"))[1] == "<tool_response>\nt\n</tool_response>"
 
 
-@pytest.mark.parametrize("role", ["function", "Tool", "", None, 3, ["user"]])
-def test_role_that_the_template_does_not_know_is_set_aside(role):
-    assert "message 1: unknown role" in reason(user("q"), {"role": role, "content": "x"}, assistant("a"))
-
-
 @pytest.mark.parametrize(
     "message",
     [
@@ -273,14 +221,6 @@ def test_missing_null_and_empty_fields_are_empty_texts_and_no_targets(message, t
     row, _ = converted(*conversation)
     assert [turn["left_out"] for turn in row["served"]["turns"]] == [EMPTY, EMPTY, None]
     assert_exact(tokenizer, conversation, left_out=dict.fromkeys(MODES, 2))
-
-
-@pytest.mark.parametrize(
-    "text", [*"\x00\ufeff\u2028\x85\r\u202e\ufffd\U0010ffff", "e\u0301", "{{idx", "{% raw %}", "<image>"]
-)
-def test_odd_characters_stay_exact(text, tokenizer):
-    for place in PLACES.values():
-        assert_exact(tokenizer, place(f"a{text}"))
 
 
 # ---------------------------------------------------------------- sizes
@@ -347,10 +287,8 @@ def test_template_that_fails_is_a_clear_error(tmp_path, payload, why):
 
 @pytest.mark.parametrize("asks_for_code", [False, True])
 def test_code_in_a_model_directory_is_not_executed(tmp_path, asks_for_code):
-    import tiny_qwen3
-
     folder, mark = tmp_path / "model", tmp_path / "mark"
-    tiny_qwen3.build_tokenizer().save_pretrained(folder)
+    build_tokenizer().save_pretrained(folder)
     (folder / "evil.py").write_text(f"open({str(mark)!r}, 'w')\nclass Evil: pass\n")
     (folder / "pytorch_model.bin").write_bytes(b"cposix\nsystem\n(S'touch " + str(mark).encode() + b"'\ntR.")
     if asks_for_code:
@@ -358,9 +296,8 @@ def test_code_in_a_model_directory_is_not_executed(tmp_path, asks_for_code):
         config |= {"auto_map": {"AutoTokenizer": ["evil.Evil", "evil.Evil"]}, "tokenizer_class": "Evil"}
         (folder / "tokenizer_config.json").write_text(json.dumps(config))
         (folder / "config.json").write_text(json.dumps({"model_type": "evil", "auto_map": {"AutoConfig": "evil.Evil"}}))
-        with pytest.raises(SystemExit, match="no chat template to be had from this model"):
-            read_chat_template(str(folder))
-    else:
+    refused = pytest.raises(SystemExit, match="no chat template to be had from this model")
+    with refused if asks_for_code else nullcontext():
         read_chat_template(str(folder))
     assert not mark.exists()
 

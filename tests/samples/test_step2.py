@@ -2,9 +2,7 @@
 
 import json
 import re
-from types import SimpleNamespace
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import ROOT, assistant, call, read_jsonl, tool, user, write_jsonl
@@ -14,6 +12,7 @@ from served_tokens.prompts.chat_template import QWEN3, load_chat_template, read_
 from served_tokens.prompts.turns import apply_chat_template
 from served_tokens.samples.alpaca import step1_columns, to_samples, training_settings
 
+STEP2 = "step2_to_alpaca_mask_history.py"
 RENDER = load_chat_template(read_chat_template(str(QWEN3)))
 CONVERSATION = [
     {"role": "system", "content": "P"},
@@ -50,22 +49,16 @@ def read_samples(path) -> list[dict]:
 
 
 @pytest.fixture
-def step2(in_process, capsys, tmp_path):
+def step2(run, tmp_path):
     """step2(rows, *options) -> the samples that the command writes for these trajectories; step2.said: what it says."""
 
     def step2(rows: list, *options, output: str = "out.parquet", expect: int = 0):
         rows = [row if isinstance(row, dict) else row_of(row) for row in rows]
         write_jsonl(tmp_path / "rows.jsonl", rows)
-        in_process("step1_apply_tool_template.py", "rows.jsonl", "plain.jsonl")
-        command = ("step2_to_alpaca_mask_history.py", "plain.jsonl", output, "--dataset-dir", ".", *options)
-        capsys.readouterr()
-        if expect:
-            with pytest.raises(SystemExit) as end:
-                in_process(*command)
-            return SimpleNamespace(stderr=f"{capsys.readouterr().err}{end.value.code}")
-        in_process(*command)
-        step2.said = capsys.readouterr().out
-        return read_samples(tmp_path / output)
+        run("step1_apply_tool_template.py", "rows.jsonl", "plain.jsonl")
+        process = run(STEP2, "plain.jsonl", output, "--dataset-dir", ".", *options, expect=expect)
+        step2.said = process.stderr if expect else process.stdout
+        return None if expect else read_samples(tmp_path / output)
 
     return step2
 
@@ -92,45 +85,26 @@ def test_each_turn_becomes_one_prefix_sample_without_the_reasoning_of_the_histor
     assert [len(sample["history"]) for sample in samples] == [0, 1, 2, 3]
 
 
-def test_template_history_keeps_the_reasoning_of_the_active_chain_only():
-    samples, _ = to_samples(*step1_columns(step1_row(CONVERSATION)), "template")
-    assert samples[1]["history"] == [["q1", f"<think>\nr1\n</think>\n\n{CALL}"]]
-    assert samples[3]["history"] == [["q1", CALL], [RESPONSE % "t1", "a1"], ["q2", f"<think>\nr3\n</think>\n\n{CALL}"]]
-
-
-def test_no_thinking_removes_the_reasoning_from_the_targets_too():
-    samples, _ = to_samples(*step1_columns(step1_row(CONVERSATION)), "no-thinking")
-    assert [sample["output"] for sample in samples] == [CALL, "a1", CALL, "a2"]
-    assert "think" not in json.dumps([sample["history"] for sample in samples])
+MARKS = "<|im_end|>\n<|im_start|>"
 
 
 @pytest.mark.parametrize(
-    "prompt, expected",
+    "prompt, system, history, instruction",
     [
-        ([("user", "q")], ("", [], "q")),
-        ([("system", "P"), ("user", "q"), ("assistant", "a"), ("user", "q2")], ("P", [["q", "a"]], "q2")),
-        ([("user", "q"), ("user", "q2")], ("", [], "q<|im_end|>\n<|im_start|>user\nq2")),
-        (
-            [("user", "q"), ("assistant", "a"), ("system", "R"), ("user", "q2")],
-            (
-                "",
-                [],
-                "q<|im_end|>\n<|im_start|>assistant\na<|im_end|>\n<|im_start|>system\nR<|im_end|>\n<|im_start|>user\nq2",
-            ),
-        ),
-        ([("system", "P"), ("assistant", "Hi"), ("user", "q")], ("P<|im_end|>\n<|im_start|>assistant\nHi", [], "q")),
-        (
-            [("user", "q"), ("assistant", "a"), ("assistant", "b"), ("user", "q2"), ("assistant", "c"), ("user", "q3")],
-            ("", [["q<|im_end|>\n<|im_start|>assistant\na", "b"], ["q2", "c"]], "q3"),
-        ),
+        ("system:P user:q", "P", [], "q"),
+        ("user:q user:q2", "", [], f"q{MARKS}user\nq2"),
+        ("user:q assistant:a system:R user:q2", "", [], f"q{MARKS}assistant\na{MARKS}system\nR{MARKS}user\nq2"),
+        ("system:P assistant:Hi user:q", f"P{MARKS}assistant\nHi", [], "q"),
+        ("user:q assistant:a assistant:b user:q2", "", [[f"q{MARKS}assistant\na", "b"]], "q2"),
     ],
 )
-def test_conversations_that_do_not_alternate_are_written_out(prompt, expected):
-    messages = [{"role": role, "content": text} for role, text in [*prompt, ("assistant", "x")]]
-    turn = {"turn": len(prompt), "message": len(prompt), "answer": 0, "left_out": None}
+def test_conversations_that_do_not_alternate_are_written_out(prompt, system, history, instruction):
+    blocks = [block.split(":") for block in [*prompt.split(), "assistant:x"]]
+    messages = [{"role": role, "content": text} for role, text in blocks]
+    turn = {"turn": len(blocks) - 1, "message": len(blocks) - 1, "answer": 0, "left_out": None}
     served = {"turns": [turn], "drop": [], "template": [], "given": "", "source": "", "trajectory": 0, **READ_AS_IT_IS}
     [sample], _ = to_samples(messages, served, "drop")
-    assert (sample["system"], sample["history"], sample["instruction"]) == expected
+    assert (sample["system"], sample["history"], sample["instruction"]) == (system, history, instruction)
 
 
 @pytest.mark.parametrize(
@@ -151,27 +125,13 @@ def test_turn_that_the_format_cannot_express_is_left_out_and_the_rest_stays(mess
 # ---------------------------------------------------------------- the command
 
 
-def test_formats_hold_the_same_samples_in_the_same_order(step2, tmp_path):
+def test_formats_hold_the_same_samples_in_the_same_order_and_a_folder_of_step_1_is_read(step2, run, tmp_path):
     rows = [CONVERSATION, CONVERSATION[:5]]
-    parquet, jsonl, array = (step2(rows, output="out" + suffix) for suffix in (".parquet", ".jsonl", ".json"))
-    assert parquet == jsonl == array and len(parquet) == 6
-
-
-LONG = [{"role": "system", "content": "P" * 30_000}, *CONVERSATION[1:]]  # 300 rows of step 1 are several chunks
-
-
-def test_many_processes_write_what_one_writes(run, tmp_path):
-    rows = [step1_row(CONVERSATION), {"served": 1}, *[step1_row(LONG)] * 300, *[step1_row(CONVERSATION[:5])] * 150]
-    write_jsonl(tmp_path / "x.jsonl", rows)
-    for output in ("1.parquet", "3.parquet", "1.jsonl", "3.jsonl", "1", "3"):
-        run("step2_to_alpaca_mask_history.py", "x.jsonl", output, "--dataset-dir", ".", "--num-proc", output[0])
-    for suffix in (".parquet", ".jsonl", "_preview.json", ".parquet.rejects.jsonl"):
-        assert (tmp_path / f"1{suffix}").read_bytes() == (tmp_path / f"3{suffix}").read_bytes()
-    folders = [{path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in "13"]
-    assert folders[0] == folders[1] and sorted(folders[0])[:2] == ["00000-of-00005.parquet", "00001-of-00005.parquet"]
-    samples = read_samples(tmp_path / "1.parquet")
-    assert samples == read_samples(tmp_path / "1.jsonl") == read_samples(tmp_path / "1")
-    assert samples[0]["trajectory"] == 0 and len(samples) == 4 * 301 + 2 * 150
+    parquet, *others = (step2(rows, output="out" + suffix) for suffix in (".parquet", ".jsonl", ".json", ""))
+    assert len(parquet) == 6 and others == [parquet] * 3
+    run("step1_apply_tool_template.py", "rows.jsonl", "plain")
+    run(STEP2, "plain", "again", "--dataset-dir", ".")
+    assert read_samples(tmp_path / "again") == parquet
 
 
 def test_default_output_is_a_folder_of_parquet_files_that_dataset_info_names(run, tmp_path):
@@ -182,59 +142,41 @@ def test_default_output_is_a_folder_of_parquet_files_that_dataset_info_names(run
     assert entries[script.DEFAULT_OUTPUT.name]["file_name"] == "data/alpaca_mask_history_envscaler_sft_traj_9k"
 
 
-def test_folder_of_step_1_is_read(in_process, tmp_path):
-    write_jsonl(tmp_path / "rows.jsonl", [row_of(CONVERSATION)] * 2)
-    in_process("step1_apply_tool_template.py", "rows.jsonl", "plain")
-    in_process("step2_to_alpaca_mask_history.py", "plain", "out", "--dataset-dir", ".")
-    assert len(read_samples(tmp_path / "out")) == 8
-
-
-def test_preview_holds_the_first_samples(step2, tmp_path):
-    samples = step2([CONVERSATION] * 2)
-    assert json.loads((tmp_path / "out_preview.json").read_text(encoding="utf-8")) == samples[:5]
-
-
-def test_output_is_registered_and_other_entries_stay(step2, tmp_path):
+def test_output_is_registered_beside_other_entries_and_its_first_samples_are_its_preview(step2, tmp_path):
     (tmp_path / "dataset_info.json").write_text('{"mine": {"file_name": "x.json"}}')
-    step2([CONVERSATION], output="sub/out.parquet")
+    samples = step2([CONVERSATION] * 2, output="sub/out.parquet")
+    assert json.loads((tmp_path / "sub/out_preview.json").read_text(encoding="utf-8")) == samples[:5]
     step2([CONVERSATION], "--dataset-name", "named", output="out.jsonl")
     entries = json.loads((tmp_path / "dataset_info.json").read_text())
-    assert list(entries) == ["mine", "out", "named"] and entries["mine"] == {"file_name": "x.json"}
-    assert entries["out"]["file_name"] == "sub/out.parquet"
-    assert entries["named"] == {
-        "file_name": "out.jsonl",
-        "formatting": "alpaca",
-        "columns": {
-            "prompt": "instruction",
-            "query": "input",
-            "response": "output",
-            "system": "system",
-            "history": "history",
-        },
+    columns = {
+        "prompt": "instruction",
+        "query": "input",
+        "response": "output",
+        "system": "system",
+        "history": "history",
+    }
+    assert entries == {
+        "mine": {"file_name": "x.json"},
+        "out": {"file_name": "sub/out.parquet", "formatting": "alpaca", "columns": columns},
+        "named": {"file_name": "out.jsonl", "formatting": "alpaca", "columns": columns},
     }
 
 
 def test_broken_dataset_info_is_named_and_left_alone(step2, tmp_path):
     (tmp_path / "dataset_info.json").write_text("{")
-    process = step2([CONVERSATION], expect=1)
-    assert "dataset_info.json: not a dataset_info.json" in process.stderr
+    step2([CONVERSATION], expect=1)
+    assert "dataset_info.json: not a dataset_info.json" in step2.said
     assert (tmp_path / "dataset_info.json").read_text() == "{" and not (tmp_path / "out.parquet").exists()
 
 
 def test_rows_that_are_not_of_step_1_are_set_aside(run, tmp_path):
-    rows = [{"messages": CONVERSATION}, step1_row(CONVERSATION), {"served": 3}]
-    (tmp_path / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    run("step2_to_alpaca_mask_history.py", "x.jsonl", "out.parquet", "--dataset-dir", ".")
-    assert [row["row"] for row in read_jsonl(tmp_path / "out.parquet.rejects.jsonl")] == [0, 2]
-    process = run("step2_to_alpaca_mask_history.py", "x.jsonl", "o.parquet", "--strict", expect=1)
-    assert "x.jsonl: row 0: the row is not one of step 1; run step1_apply_tool_template.py first" in process.stderr
-
-
-def test_nothing_left_is_an_error_and_writes_nothing(run, tmp_path):
-    write_jsonl(tmp_path / "x.jsonl", [])
-    process = run("step2_to_alpaca_mask_history.py", "x.jsonl", "out.parquet", "--dataset-dir", ".", expect=1)
-    assert "no sample is left" in process.stderr
-    assert [path.name for path in tmp_path.iterdir()] == ["x.jsonl"]
+    damaged = step1_row(CONVERSATION)
+    damaged["served"]["turns"][0]["message"] = 99
+    write_jsonl(tmp_path / "x.jsonl", [{"messages": CONVERSATION}, step1_row(CONVERSATION), {"served": 3}, damaged])
+    run(STEP2, "x.jsonl", "out.parquet", "--dataset-dir", ".")
+    assert [row["row"] for row in read_jsonl(tmp_path / "out.parquet.rejects.jsonl")] == [0, 2, 3]
+    errors = run(STEP2, "x.jsonl", "o.parquet", "--strict", expect=1).stderr
+    assert "x.jsonl: row 0: the row is not one of step 1; run step1_apply_tool_template.py first" in errors
 
 
 # ---------------------------------------------------------------- the traps of the JSON formats
@@ -262,18 +204,18 @@ def test_merging_says_how_many_turns_are_in_how_many_samples(step2):
 
 
 @pytest.mark.parametrize(
-    "status, arguments, reason",
+    "arguments, reason",
     [
-        (1, ["none.jsonl"], "none.jsonl: no such file; run step1_apply_tool_template.py first"),
-        (1, ["x.jsonl", "out.txt"], "out.txt: unknown file type '.txt'"),
-        (2, ["x.jsonl", "a,b.parquet"], "LlamaFactory separates data sets by commas"),
-        (2, ["x.jsonl", "--num-proc", "-1"], "is no whole number above 0"),
+        (["none.jsonl"], "none.jsonl: no such file; run step1_apply_tool_template.py first"),
+        (["x.jsonl", "out.txt"], "out.txt: unknown file type '.txt'"),
+        (["x.jsonl", "out.parquet"], "no sample is left"),
+        (["x.jsonl", "a,b.parquet"], "LlamaFactory separates data sets by commas"),
+        (["x.jsonl", "--num-proc", "-1"], "is no whole number above 0"),
     ],
 )
-def test_wrong_argument_is_a_clear_error_before_the_work(run, tmp_path, status, arguments, reason):
+def test_wrong_argument_is_a_clear_error_before_the_work(run, tmp_path, arguments, reason):
     write_jsonl(tmp_path / "x.jsonl", [])
-    process = run("step2_to_alpaca_mask_history.py", *arguments, "--dataset-dir", ".", expect=status)
-    assert reason in process.stderr and "Traceback" not in process.stderr
+    assert reason in run(STEP2, *arguments, "--dataset-dir", ".", expect=1).stderr
     assert [path.name for path in tmp_path.iterdir()] == ["x.jsonl"]
 
 
@@ -292,26 +234,25 @@ def turns_of(samples: list[dict]) -> list[tuple]:
     return sorted((sample["trajectory"], turn) for sample in samples for turn in sample["turns"])
 
 
+NOTHINK = ["template=qwen3_nothink"]
+
+
 @pytest.mark.parametrize(
-    "options, overrides, kept",
+    "options, overrides",
     [
-        ((), (), [2, 4, 6]),
-        (("--no-thinking",), ("enable_thinking=false",), [2, 4, 6]),
-        (("--history-thinking", "template"), ("template=qwen3_nothink",), [2, 4, 6]),
-        (
-            ("--history-thinking", "template", "--merge-turns"),
-            ("template=qwen3_nothink", "mask_history=false"),
-            [2, 4, 6],
-        ),
+        ([], []),
+        (["--no-thinking"], ["enable_thinking=false"]),
+        (["--history-thinking", "template"], NOTHINK),
+        (["--history-thinking", "template", "--merge-turns"], [*NOTHINK, "mask_history=false"]),
     ],
 )
 def test_samples_that_llamafactory_would_cut_are_left_out_and_listed(
-    step2, check, tmp_path, tiny_model, options, overrides, kept
+    step2, check, tmp_path, tiny_model, options, overrides
 ):
     step2([CONVERSATION] * 2, *options)
     [longest] = re.findall(r"the longest sample has (\d+) tokens", check("out", *overrides))
     fitting = step2([CONVERSATION] * 2, *options, "--cutoff-len", longest, "--tokenizer", tiny_model)
-    assert turns_of(fitting) == [(trajectory, turn) for trajectory in (0, 1) for turn in kept]
+    assert turns_of(fitting) == [(trajectory, turn) for trajectory in (0, 1) for turn in (2, 4, 6)]
     listed = read_jsonl(tmp_path / "out.parquet.left_out.jsonl")
     assert [(row["trajectory"], row["turn"]) for row in listed] == [(0, 8), (1, 8)]
     assert listed[0]["reason"] == "their sample does not fit in --cutoff-len"
@@ -421,7 +362,8 @@ def test_validation_set_passes_the_check_as_eval_dataset(split, check):
     ],
 )
 def test_option_that_cannot_be_followed_is_a_clear_error(step2, tmp_path, options, reason):
-    assert reason in step2([CONVERSATION], *options, expect=1).stderr
+    step2([CONVERSATION], *options, expect=1)
+    assert reason in step2.said
     assert not (tmp_path / "out.parquet").exists()
 
 
@@ -436,33 +378,17 @@ def test_option_that_cannot_be_followed_is_a_clear_error(step2, tmp_path, option
         ),
     ],
 )
-def test_task_that_is_trained_on_and_evaluated_is_caught(pipeline, run_check, tmp_path, tiny_model, trained, evaluated):
+def test_task_that_is_trained_on_and_evaluated_is_caught(pipeline, finished_check, trained, evaluated):
     for name, row in (("one", trained), ("two", evaluated)):
-        pipeline([row], name=name)
-        (tmp_path / "rows.jsonl").rename(tmp_path / f"{name}.jsonl")
-        path = tmp_path / f"{name}.parquet"
-        table = pq.read_table(path)
-        sources = pa.array([f"{name}.jsonl"] * len(table))
-        pq.write_table(table.set_column(table.schema.get_field_index("source"), "source", sources), path)
-    settings = "dataset=one", "eval_dataset=two", f"model_name_or_path={tiny_model}", "preprocessing_num_workers=1"
-    process = run_check(ROOT / "qwen3_full_sft.yaml", f"dataset_dir={tmp_path}", *settings, expect=1)
+        pipeline([row], name=name, source=f"{name}.jsonl")
+    process = finished_check("one", "eval_dataset=two", expect=1)
     assert " mismatched" not in process.stdout
     assert "FAILED: 1 tasks are both trained on and evaluated; hold them out by step 2 --val-ratio" in process.stderr
-
-
-def test_check_says_why_turns_are_left_out_and_what_to_do_about_long_ones(step2, check):
-    step2([CONVERSATION, SILENT[:2]], "--require-reasoning")
-    assert "1 left out: they have no reasoning" in check("out")
-    assert " over cutoff_len" in check("out", "cutoff_len=16", expect=1)
 
 
 def test_folders_with_dots_have_names_of_their_own(step2, tmp_path):
     for output in ("data.v1", "data.v2"):
         step2([numbered(number) for number in range(10)], "--val-ratio", "0.4", output=output)
+    names = "data.v1", "data.v1_val", "data.v2", "data.v2_val"
     entries = json.loads((tmp_path / "dataset_info.json").read_text())
-    assert {name: entry["file_name"] for name, entry in entries.items()} == {
-        "data.v1": "data.v1",
-        "data.v1_val": "data.v1_val",
-        "data.v2": "data.v2",
-        "data.v2_val": "data.v2_val",
-    }
+    assert {name: entries[name]["file_name"] for name in entries} == {name: name for name in names}
