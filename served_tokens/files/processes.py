@@ -176,7 +176,7 @@ def in_processes(function, items, num_proc: int):
 
 
 def _start(function, folder: str) -> None:
-    """In a new process: what to do with items, where to put results, and to end with the parent, which signals reach."""
+    """In a new process: what to do with items, where to put results, and to end with the parent, as signals are its."""
     global _function, _folder
     _function, _folder = function, folder
     for number in (signal.SIGINT, signal.SIGTERM):
