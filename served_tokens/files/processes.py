@@ -18,6 +18,7 @@ import signal
 import sys
 import tempfile
 import threading
+import uuid
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -179,8 +180,8 @@ def _start(function, folder: str) -> None:
     """In a new process: what to do with items, where to put results, and to end with the parent, as signals are its."""
     global _function, _folder
     _function, _folder = function, folder
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # by which a broken pool ends its processes
 
     def wait() -> None:
         multiprocessing.parent_process().join()
@@ -189,17 +190,17 @@ def _start(function, folder: str) -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-def _run(item) -> str:
+def _run(item) -> Path:
+    """The file with the result of an item."""
     result = pickle.dumps(_function(item), pickle.HIGHEST_PROTOCOL)
-    number, path = tempfile.mkstemp(dir=_folder)
-    with written(Path(path)), os.fdopen(number, "wb") as file:
-        file.write(result)
+    path = Path(_folder, uuid.uuid4().hex)
+    with written(path):
+        path.write_bytes(result)
     return path
 
 
-def _taken(path: str):
-    result = Path(path)
-    try:
-        return pickle.loads(result.read_bytes())
-    finally:
-        result.unlink()
+def _taken(path: Path):
+    """The result in a file, which is removed."""
+    result = pickle.loads(path.read_bytes())
+    path.unlink()
+    return result
