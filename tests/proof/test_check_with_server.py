@@ -63,7 +63,7 @@ def test_a_server_that_renders_the_same_is_exact(check_with, rendering, echo):
         process = check_with(url, echo=echo)
     assert (
         f"samples: asked the server\n  asked                   3  of 3 prompts at {url}\n"
-        "  exact by server         3  (100.00%)\nPASSED"
+        "  exact by server         3  (100.00%)\ntook: loading "
     ) in process.stdout
 
 

@@ -133,7 +133,7 @@ def test_report_of_a_passed_check_counts_every_sample_and_the_cost_of_those_that
 ):
     pipeline([{"messages": [user(str(n)), assistant("b", "r")]} for n in range(5)], "--val-ratio", "0.5")
     printed = check("samples", "eval_dataset=samples_val", "eval_strategy=epoch", "--report", "report.html")
-    assert "report: report.html\nPASSED: 5 of 5 samples are exact" in printed
+    assert "report: report.html\ntook: loading " in printed and "PASSED: 5 of 5 samples are exact" in printed
     page = open_page(tmp_path / "report.html")
     assert page.text_content("#verdict strong") == "PASSED"
     said = dict(texts(page, "#checked div", "dt, dd"))
