@@ -61,9 +61,8 @@ def plain_row(
         counts.left_out.update([turn["left_out"]] if turn["left_out"] else [])
         reasoning = trajectory.messages[turn["turn"]].get("reasoning_content", "").strip()
         counts.not_rendered += reasoning not in plain[turn["message"]]["content"]
-    counts.digests.append(digest(plain))
     try:
-        "".join(message["content"] for message in plain).encode()
+        counts.digests.append(digest(plain))
     except UnicodeEncodeError:
         raise TrajectoryError("the text holds a lone surrogate, which no tokenizer can read") from None
     told = {"source": place.source, "trajectory": place.row, "reading": reading.told()}

@@ -192,15 +192,14 @@ def _start(function, folder: str) -> None:
 
 def _run(item) -> Path:
     """The file with the result of an item."""
-    result = pickle.dumps(_function(item), pickle.HIGHEST_PROTOCOL)
-    path = Path(_folder, uuid.uuid4().hex)
-    with written(path):
-        path.write_bytes(result)
+    result, path = _function(item), Path(_folder, uuid.uuid4().hex)
+    with written(path), path.open("wb") as file:
+        pickle.dump(result, file, pickle.HIGHEST_PROTOCOL)
     return path
 
 
 def _taken(path: Path):
     """The result in a file, which is removed."""
-    result = pickle.loads(path.read_bytes())
-    path.unlink()
-    return result
+    with path.open("rb") as file:
+        path.unlink()
+        return pickle.load(file)

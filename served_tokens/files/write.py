@@ -189,6 +189,8 @@ def json_row(row: dict) -> bytes:
 
 def _json(value, holds_texts: bool = False) -> bytes:
     if holds_texts or isinstance(value, str):
-        with contextlib.suppress(orjson.JSONEncodeError):  # half a character, or what is no JSON
+        try:
             return orjson.dumps(value)
+        except orjson.JSONEncodeError:
+            pass  # half a character, or what is no JSON
     return json.dumps(value, ensure_ascii=False, default=str).encode(errors="backslashreplace")

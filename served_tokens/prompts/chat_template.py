@@ -57,7 +57,7 @@ def load_chat_template(template: ChatTemplate):
     """
     make = jinja2.Environment if template.trusted else jinja2.sandbox.ImmutableSandboxedEnvironment
     environment = make(trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, jinja2.ext.loopcontrols])
-    environment.filters["tojson"] = functools.partial(json.dumps, ensure_ascii=False)
+    environment.filters["tojson"] = _tojson
     environment.globals.update(raise_exception=_raise_exception, strftime_now=time.strftime, documents=None)
     try:
         compiled = environment.from_string(template.text)
@@ -104,6 +104,13 @@ class _GenerationTag(jinja2.ext.Extension):
     def parse(self, parser):
         next(parser.stream)
         return parser.parse_statements(["name:endgeneration"], drop_needle=True)
+
+
+_encode = json.JSONEncoder(ensure_ascii=False).encode  # json.dumps would make one for every call
+
+
+def _tojson(value, **options) -> str:
+    return json.dumps(value, **{"ensure_ascii": False, **options}) if options else _encode(value)
 
 
 def _raise_exception(message: str):

@@ -113,6 +113,8 @@ def rendered_by_chains(messages: list[dict], tools: list[dict] | None, render) -
     queries = [k for k, message in enumerate(messages) if message["role"] == "user"]
     for start, end in itertools.pairwise([*queries, len(messages)]):
         turns = [turn for turn in rendered.turns if start < turn["turn"] < end]
+        if not turns:
+            continue
         in_chain = [text for role, text in split_blocks(render(messages[start:end], None)) if role == "assistant"]
         for turn, text in zip(turns, in_chain):
             k, j, first = turn["turn"], turn["message"], turns[0]["message"]

@@ -100,7 +100,11 @@ class Reader:
         """A copy to take out of, with the keys of --read-as renamed; raises TrajectoryError where it is no object."""
         if not isinstance(value := in_json(value), dict):
             raise TrajectoryError(f"a {level} is not an object but {kind_of(value)}")
-        left = {key: item for key, item in value.items() if f"{level}.{key}" not in self.ignore_keys}
+        left = dict(value)
+        for name in self.ignore_keys:
+            its_level, _, key = name.partition(".")
+            if its_level == level:
+                left.pop(key, None)
         for key, its_field in self.read_as:
             if FIELDS[its_field] == level:
                 rename(left, key, its_field)
@@ -271,4 +275,4 @@ def switch_of(value) -> bool | None:
         return all(said) if said else None
     if isinstance(value, (bool, int, float)):
         return bool(value)
-    return WORDS.get(value.lower()) if isinstance(value, str) else None
+    return WORDS.get(value.lower()) if isinstance(value, str) and len(value) < 10 else None  # the longest has 8

@@ -107,7 +107,7 @@ def noted(trajectory: Trajectory) -> Noted:
 def digest(plain: list[dict]) -> int:
     """8 bytes that rows with the same plain messages share, and no others."""
     text = "\0".join(message["content"] for message in plain)
-    return int.from_bytes(hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=8).digest())
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest())
 
 
 def printed_otherwise(given: list[dict], served: list[dict]) -> set[str]:
@@ -131,7 +131,7 @@ def _mistakes(messages: list[dict], functions: list[dict]) -> Counter:
         role, content, calls = message["role"], message["content"], message.get("tool_calls", [])
         if role == "assistant":
             texts = (content, message.get("reasoning_content", ""))
-            notes[SAYS_NONE] += any(text.strip().lower() in SAYS_NOTHING for text in texts)
+            notes[SAYS_NONE] += any(text[:20].strip().lower() in SAYS_NOTHING for text in texts)
             notes[CALL_AS_TEXT] += CALL_LIKE.search(content) is not None
             notes[TWO_ANSWERS] += role_before == "assistant"
             waiting += len(calls)

@@ -120,8 +120,7 @@ def _refuse_control_tokens(values, control_tokens: tuple) -> None:
         )
 
 
-def _json(value) -> str:
-    return json.dumps(value, ensure_ascii=False, default=str)
+_json = json.JSONEncoder(ensure_ascii=False, default=str).encode  # json.dumps would make one for every call
 
 
 def _served_message(message: dict, style: Style) -> dict:
