@@ -16,7 +16,6 @@ by the check's own rules as well, and in others each text is looked for.
 """
 
 import argparse
-import copy
 import itertools
 import os
 import re
@@ -64,7 +63,8 @@ def main() -> None:
         packing=data_args.packing,
     )
     data_args = llamafactory.for_the_check(data_args, args.max_samples)
-    sets, tokenizer = build_sets(model_args, data_args, training_args)
+    with llamafactory.refusals():
+        sets, tokenizer = llamafactory.training_sets(model_args, data_args, training_args)
     took.done("loading")
     if args.show:
         show(sets, args.show, tokenizer)
@@ -139,17 +139,6 @@ def html_file(text: str) -> Path:
     if Path(text).suffix != ".html":
         raise argparse.ArgumentTypeError(f"{text!r} is no name of a page; end it with .html")
     return Path(text)
-
-
-def build_sets(model_args, data_args, training_args) -> tuple[list[TrainingSet], object]:
-    """(the data sets as LlamaFactory builds them, see `llamafactory.training_sets`; the tokenizer of the server)"""
-    from llamafactory.model import load_tokenizer
-
-    as_served = copy.copy(model_args)
-    as_served.split_special_tokens = False  # a server never does
-    with llamafactory.refusals():
-        tokenizer = load_tokenizer(as_served)["tokenizer"]
-        return llamafactory.training_sets(model_args, data_args, training_args), tokenizer
 
 
 def show(sets: list[TrainingSet], place: tuple[int, int], tokenizer) -> None:

@@ -209,7 +209,7 @@ def rows_in_folder(config: dict, model_args, data_args, training_args, limits: d
     import datasets
 
     with llamafactory.refusals():
-        sets = llamafactory.training_sets(model_args, data_args, training_args)
+        sets, _ = llamafactory.training_sets(model_args, data_args, training_args)
     tokenizer, splits = sets[0].built.processor.tokenizer, {}
     for number, its in enumerate(sets):
         split = "validation"

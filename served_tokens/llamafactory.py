@@ -147,8 +147,8 @@ class TrainingSet:
     total: int
 
 
-def training_sets(model_args, data_args, training_args) -> list[TrainingSet]:
-    """The data sets of the YAML, first those that are trained, then those for evaluation."""
+def training_sets(model_args, data_args, training_args) -> tuple[list[TrainingSet], object]:
+    """(the data sets of the YAML, first those that are trained, then those for evaluation; the server's tokenizer)"""
     from datasets import disable_progress_bars
     from llamafactory.data import get_template_and_fix_tokenizer
     from llamafactory.data.parser import get_dataset_list
@@ -157,6 +157,8 @@ def training_sets(model_args, data_args, training_args) -> list[TrainingSet]:
     disable_progress_bars()  # of the few samples that its loader makes
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are parallel already
     parts = load_tokenizer(model_args)
+    served = copy.deepcopy(parts["tokenizer"])  # before the template changes it
+    served.split_special_tokens = False  # a server never does
     parts["template"] = get_template_and_fix_tokenizer(parts["tokenizer"], data_args)
     names, sets = [*(data_args.dataset or []), *(data_args.eval_dataset or [])], []
     for name, attributes in zip(names, get_dataset_list(names, data_args.dataset_dir)):
@@ -164,7 +166,7 @@ def training_sets(model_args, data_args, training_args) -> list[TrainingSet]:
         if len(its.provenance):
             compare_with_its_loader(its, attributes, parts, model_args, data_args, training_args)
         sets.append(its)
-    return sets
+    return sets, served
 
 
 def _training_set(name: str, attributes, parts: dict, model_args, data_args) -> TrainingSet:

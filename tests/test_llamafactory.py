@@ -62,7 +62,7 @@ def samples(run):
 def test_each_sample_is_what_the_loader_makes_of_it(setting, samples, arguments):
     options, overrides = SETTINGS[setting]
     samples("samples", *options)
-    [its] = llamafactory.training_sets(*arguments("dataset=samples", *overrides))
+    [its], _ = llamafactory.training_sets(*arguments("dataset=samples", *overrides))
     built = [its.built[position] for position in range(len(its.provenance))]
     assert built == loaded(arguments("dataset=samples", *overrides), "samples")
     of_processes = [
@@ -76,7 +76,7 @@ def test_several_data_sets_are_built_each_by_itself_those_for_evaluation_last(sa
     samples("two.jsonl")
     samples("three.json", *TEMPLATE)
     settings = "dataset=two,one", "eval_dataset=three", "val_size=0.0"
-    sets = llamafactory.training_sets(*arguments(*settings))
+    sets, _ = llamafactory.training_sets(*arguments(*settings))
     assert [its.name for its in sets] == ["two", "one", "three"]
     for its in sets:
         built = [its.built[position] for position in range(len(its.provenance))]
