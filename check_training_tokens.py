@@ -42,7 +42,6 @@ from served_tokens.trees.files import own_options
 from served_tokens.trees.rows import Sample
 
 ROOT = Path(__file__).resolve().parent
-TRAIN = ["llamafactory-cli", "train"]
 
 
 def main() -> None:
@@ -225,8 +224,8 @@ def verdict(found: list[Findings], problems: list[str], args: argparse.Namespace
     exact = sum(sum(one.exact) for one in found)
     of = f" for {samples} of {total} samples, which" if samples < total else f": {exact} of {samples} samples"
     print(f"PASSED{of} are exact")
-    trees = ["python", "train_on_trees.py"]
-    print("next: FORCE_TORCHRUN=1 " + shlex.join([*(trees if args.trees else TRAIN), args.yaml, *args.overrides]))
+    train = ["python", "train_on_trees.py"] if args.trees else ["llamafactory-cli", "train"]
+    print("next: FORCE_TORCHRUN=1 " + shlex.join([*train, args.yaml, *args.overrides]))
 
 
 if __name__ == "__main__":

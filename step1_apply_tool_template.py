@@ -192,8 +192,8 @@ def main() -> None:
         print_reasons(work.finish(read.REJECTS), totals.set_aside, len(files) > 1)
         print_unread(totals)
         if not totals.counts.trajectories:
-            still_there = write.still_there(output)
-            sys.exit(f"{args.input}: no trajectory is left; {write.shown(output)} is not written{still_there}")
+            not_written = f"{write.shown(output)} is not written{write.still_there(output)}"
+            sys.exit(f"{args.input}: no trajectory is left; {not_written}")
         work.finish("")
     print_counts(totals, f"{write.shown(output)}{replaced}")
     command = ["next:", "python", "step2_to_alpaca_mask_history.py", write.shown(output), *output_of_step2(output)]

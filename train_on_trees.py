@@ -138,8 +138,7 @@ def prepared(arguments: list[str]) -> list[str]:
         "hold on average"
     )
     print(took)
-    ours = [f"tokenized_path={place}", f"gradient_accumulation_steps={accumulation}"]
-    return [args.yaml, *given, *overrides, *ours]
+    return [args.yaml, *given, *overrides, f"tokenized_path={place}", f"gradient_accumulation_steps={accumulation}"]
 
 
 def check_settings(config: dict) -> None:

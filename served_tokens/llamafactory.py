@@ -272,7 +272,7 @@ def all_built(its: TrainingSet):
 
 
 def _arrays(built: Built, positions: list[int]) -> list[tuple]:
-    made = [built[position] for position in positions]
+    made = map(built.__getitem__, positions)
     return [tuple(np.array(one[column], np.int32) for column in ("input_ids", "labels")) for one in made]
 
 

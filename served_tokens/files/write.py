@@ -38,6 +38,8 @@ def still_there(path: Path) -> str:
 
 def check_output(output: Path) -> None:
     """Whether something can be written under this name, a file or a folder of Parquet files; before the work."""
+    if output.name == "dataset_info.json":
+        raise SystemExit(f"{output}: is LlamaFactory's list of data sets; name another output")
     is_folder = not re.search(r"\.[A-Za-z]+$", output.name)  # .v2 and .1 end the name of a folder too
     if not is_folder and format_of(output) not in FILES:
         raise SystemExit(f"{output}: unknown file type {output.suffix!r}; known are {', '.join(FILES)} and none")

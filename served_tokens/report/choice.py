@@ -46,11 +46,9 @@ def samples_of_turn(sets: list[TrainingSet], trajectory: int, turn: int) -> list
     of_turn, supervised = [], set()
     for its in sets:
         for position, (of, turns) in enumerate(zip(its.provenance["trajectory"], its.provenance["turns"])):
-            if of == trajectory:
-                supervised.update(turns)
-                of_turn += (
-                    [ShownSample(its.name, its.provenance[position], its.built[position])] if turn in turns else []
-                )
+            supervised.update(turns if of == trajectory else ())
+            if of == trajectory and turn in turns:
+                of_turn.append(ShownSample(its.name, its.provenance[position], its.built[position]))
     if not of_turn:
         sys.exit(
             f"--show {trajectory}:{turn}: no sample supervises message {turn} of trajectory {trajectory}, both counted "

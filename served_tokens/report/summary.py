@@ -35,7 +35,7 @@ def problems_of(found: Findings, its: TrainingSet, is_cut: bool, data_args) -> l
         problems.append(f"{exact}, so the model would not be trained on what it is served with; {mend}")
     unsaid = 0 if is_cut or not found.trains else found.why_left_out[NOT_SAID] + found.reasons[NO_TRACE]
     if unsaid:
-        problems.append(f"{unsaid} turns or trajectories have no sample and no reason; run step 2 again")
+        problems.append(f"{unsaid} turns or trajectories have no sample and no reason; run both steps again")
     if counts.read_otherwise:
         problems.append(f"{counts.read_otherwise} rows are read otherwise by step 1 than by the check itself")
     if counts.reasoning_lost:

@@ -37,7 +37,10 @@ def is_held_out(task_info, messages: list[dict], ratio: float, seed: int) -> boo
 def read_dataset_info(path: Path) -> dict:
     """The entries of LlamaFactory's dataset_info.json; none where there is no file yet."""
     try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        entries = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        if not isinstance(entries, dict):
+            raise ValueError("it holds no object")
+        return entries
     except (OSError, ValueError) as error:
         raise SystemExit(
             f"{path}: not a dataset_info.json ({error}); mend it, or name another folder by --dataset-dir"

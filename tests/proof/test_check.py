@@ -17,7 +17,7 @@ EXACT = [  # step 2's options, LlamaFactory's overrides
 ]
 
 
-MISSING = "samples: 1 turns or trajectories have no sample and no reason; run step 2 again"
+MISSING = "samples: 1 turns or trajectories have no sample and no reason; run both steps again"
 
 
 def mismatched(output: str) -> int:

@@ -162,11 +162,12 @@ def test_output_is_registered_beside_other_entries_and_its_first_samples_are_its
     }
 
 
-def test_broken_dataset_info_is_named_and_left_alone(step2, tmp_path):
-    (tmp_path / "dataset_info.json").write_text("{")
+@pytest.mark.parametrize("broken", ["{", "[]", "null"])
+def test_broken_dataset_info_is_named_and_left_alone(step2, tmp_path, broken):
+    (tmp_path / "dataset_info.json").write_text(broken)
     step2([CONVERSATION], expect=1)
     assert "dataset_info.json: not a dataset_info.json" in step2.said
-    assert (tmp_path / "dataset_info.json").read_text() == "{" and not (tmp_path / "out.parquet").exists()
+    assert (tmp_path / "dataset_info.json").read_text() == broken and not (tmp_path / "out.parquet").exists()
 
 
 def test_rows_that_are_not_of_step_1_are_set_aside(run, tmp_path):
@@ -209,6 +210,7 @@ def test_merging_says_how_many_turns_are_in_how_many_samples(step2):
         (["none.jsonl"], "none.jsonl: no such file; run step1_apply_tool_template.py first"),
         (["x.jsonl", "out.txt"], "out.txt: unknown file type '.txt'"),
         (["x.jsonl", "out.parquet"], "no sample is left"),
+        (["x.jsonl", "sub/dataset_info.json"], "is LlamaFactory's list of data sets; name another output"),
         (["x.jsonl", "a,b.parquet"], "LlamaFactory separates data sets by commas"),
         (["x.jsonl", "--num-proc", "-1"], "is no whole number above 0"),
     ],
