@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from served_tokens.files.processes import in_processes
@@ -170,9 +172,7 @@ def training_sets(model_args, data_args, training_args) -> tuple[list[TrainingSe
 
 
 def _training_set(name: str, attributes, parts: dict, model_args, data_args) -> TrainingSet:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-    from datasets import Dataset, load_dataset
+    from datasets import load_dataset
     from llamafactory.extras.constants import FILEEXT2TYPE
 
     if attributes.num_samples is not None:
@@ -183,27 +183,22 @@ def _training_set(name: str, attributes, parts: dict, model_args, data_args) -> 
     files = [str(path / file) for file in os.listdir(path)] if path.is_dir() else [str(path)]  # LlamaFactory's order
     kind = FILEEXT2TYPE[Path(files[0]).suffix[1:]]
     if kind == "parquet":
-        samples, columns = ParquetRows(files), pq.read_schema(files[0]).names
+        samples = ParquetRows(files)
     else:
         samples = load_dataset(kind, data_files=files, split=attributes.split, cache_dir=model_args.cache_dir)
-        columns = samples.column_names
-    if missing := set(PROVENANCE) - set(columns):
+    if missing := set(PROVENANCE) - set(samples.column_names):
         raise ValueError(f"data set {name}: no column {', '.join(sorted(missing))}; write it with step 2")
-    if kind == "parquet":
-        provenance = Dataset(pa.concat_tables(pq.read_table(file, columns=[*PROVENANCE]) for file in files))
-    else:
-        provenance = samples.select_columns(PROVENANCE)
+    provenance = samples.select_columns([*PROVENANCE])
     if data_args.max_samples is not None:
         provenance = provenance.select(range(min(data_args.max_samples, len(samples))))
     return TrainingSet(name, path, provenance, Built(samples, attributes, parts, data_args), len(samples))
 
 
 class ParquetRows:
-    """The rows of Parquet files one after the other, as dicts; one row group at a time is in memory."""
+    """The rows of Parquet files as a `datasets.Dataset` has them, one row group at a time and without its cache."""
 
     def __init__(self, files: list[str]):
-        import pyarrow.parquet as pq
-
+        self.files, self.column_names = files, pq.read_schema(files[0]).names
         self.groups, self.size, self.held = [], 0, None  # (first row, file, its row group) of each; (first row, table)
         for file in files:
             metadata = pq.read_metadata(file)
@@ -215,12 +210,15 @@ class ParquetRows:
         return self.size
 
     def __getitem__(self, position: int) -> dict:
-        import pyarrow.parquet as pq
-
         first, file, group = self.groups[bisect.bisect(self.groups, position, key=lambda its: its[0]) - 1]
         if self.held is None or self.held[0] != first:
             self.held = first, pq.ParquetFile(file).read_row_group(group)
         return self.held[1].slice(position - first, 1).to_pylist()[0]
+
+    def select_columns(self, names: list[str]):
+        from datasets import Dataset
+
+        return Dataset(pa.concat_tables(pq.read_table(file, columns=names) for file in self.files))
 
 
 class Remembering:
