@@ -19,8 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from served_tokens.files.processes import in_processes
@@ -198,6 +196,8 @@ class ParquetRows:
     """The rows of Parquet files as a `datasets.Dataset` has them, one row group at a time and without its cache."""
 
     def __init__(self, files: list[str]):
+        import pyarrow.parquet as pq
+
         self.files, self.column_names = files, pq.read_schema(files[0]).names
         self.groups, self.size, self.held = [], 0, None  # (first row, file, its row group) of each; (first row, table)
         for file in files:
@@ -212,24 +212,16 @@ class ParquetRows:
     def __getitem__(self, position: int) -> dict:
         first, file, group = self.groups[bisect.bisect(self.groups, position, key=lambda its: its[0]) - 1]
         if self.held is None or self.held[0] != first:
+            import pyarrow.parquet as pq
+
             self.held = first, pq.ParquetFile(file).read_row_group(group)
         return self.held[1].slice(position - first, 1).to_pylist()[0]
 
     def select_columns(self, names: list[str]):
+        import pyarrow.parquet as pq
         from datasets import Dataset
 
-        return Dataset(pa.concat_tables(pq.read_table(file, columns=names) for file in self.files))
-
-
-class Remembering:
-    """A tokenizer that remembers texts: LlamaFactory asks for those of past turns again with each sample."""
-
-    def __init__(self, tokenizer):
-        self.tokenizer = tokenizer
-        self.encode = remembering(tokenizer.encode)
-
-    def __getattr__(self, name: str):
-        return getattr(self.tokenizer, name)
+        return Dataset(pq.read_table(self.files, columns=names))
 
 
 class Built:
@@ -247,8 +239,9 @@ class Built:
 
         self.samples = samples
         self.convert = get_dataset_converter(attributes.formatting, attributes, data_args)
-        parts = {**parts, "tokenizer": Remembering(parts["tokenizer"])}
-        self.processor = SupervisedDatasetProcessor(**parts, data_args=data_args)
+        tokenizer = copy.copy(parts["tokenizer"])
+        tokenizer.encode = remembering(tokenizer.encode)  # of past turns it is asked again with each sample
+        self.processor = SupervisedDatasetProcessor(**{**parts, "tokenizer": tokenizer}, data_args=data_args)
 
     def __getitem__(self, position: int) -> dict[str, list[int]]:
         aligned = self.convert(self.samples[position])
