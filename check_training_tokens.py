@@ -101,17 +101,26 @@ def main() -> None:
 
 def parsed_arguments() -> argparse.Namespace:
     parser = CommandLine(__doc__)
-    add = parser.add_argument
-    add("yaml", nargs="?", default=shown(ROOT / "qwen3_full_sft.yaml"), metavar="YAML")
+    add = parser.group("what is read")
+    add(
+        "yaml",
+        nargs="?",
+        default=shown(ROOT / "qwen3_full_sft.yaml"),
+        metavar="YAML",
+        help="of the training (default: the shipped one)",
+    )
     add("overrides", nargs="*", metavar="key=value", help="as for llamafactory-cli train")
     add("--trajectories", metavar="FILE", help="what step 1 read (default: where the samples say)")
+    add = parser.group("limits")
     add("--max-samples", type=positive_count, metavar="N", help="check the first N samples of each data set only")
+    add = parser.group("what else is checked")
     add("--server", metavar="URL", help="ask this server, such as http://127.0.0.1:8000, for its own prompts too")
     field = "what the agent sends reasoning back as (default: reasoning_content, of a template history only)"
     add("--reasoning-field", choices=server.REASONING_FIELDS, help=field)
     asked = f"ask the server for so many turns of each data set, evenly chosen (default: {server.TURNS_ASKED})"
     add("--max-turns", type=positive_count, default=server.TURNS_ASKED, metavar="N", help=asked)
     add("--trees", action="store_true", help="check the rows of train_on_trees.py too")
+    add = parser.group("what is written")
     add("--report", type=html_file, metavar="FILE.html", help="write what is found as a page, whether it passes or not")
     add("--gpus", type=positive_count, default=1, metavar="N", help="for the cost in the page (default: 1)")
     add("--show", type=trajectory_and_turn, metavar="TRAJECTORY:TURN", help="print this sample; check nothing")

@@ -19,14 +19,13 @@ included. How that message looks later, as history in the prompts of other turns
 
 import argparse
 import functools
-import os
 import shlex
 import sys
 from dataclasses import fields
 from pathlib import Path
 
 from served_tokens.files import hub, read, write
-from served_tokens.files.command_line import CommandLine, exit_on_signals, positive_count, run
+from served_tokens.files.command_line import CommandLine, exit_on_signals, run
 from served_tokens.files.processes import Totals, Work, convert_files, print_reasons
 from served_tokens.marks import TrajectoryError
 from served_tokens.prompts.chat_template import QWEN3, ChatTemplate, load_chat_template, read_chat_template
@@ -37,7 +36,6 @@ from served_tokens.rows.notes import Noted, digest, noted
 from served_tokens.rows.other import holds_conversation
 from served_tokens.rows.servers import STYLES
 from served_tokens.rows.trajectory import AS_IT_IS, Reading, read_trajectory
-from served_tokens.samples.dataset_info import name_of
 
 ROOT = Path(__file__).resolve().parent
 SAMPLE = ROOT / "data" / "envscaler_sample.jsonl"
@@ -102,21 +100,16 @@ def default_output(source: str) -> Path:
     return path.with_name(path.name.removesuffix(kind) + SUFFIX + (kind.removesuffix(".gz") or ".jsonl"))
 
 
-def output_of_step2(output: Path) -> list[str]:
-    """Where the samples go, but for EnvScaler's, whose place is the default of step 2."""
-    name = name_of(output).removesuffix(SUFFIX)
-    return [] if "envscaler" in name.lower() else [write.shown(output.with_name(f"alpaca_mask_history_{name}"))]
-
-
-def add_options(parser: argparse.ArgumentParser) -> None:
+def add_options(parser: CommandLine) -> None:
     """How rows are read, and which chat template they go through."""
-    add = parser.add_argument
+    add = parser.group("how the past looks")
     template = "a .jinja file, a model directory or a Hub model id (default: the embedded Qwen3 template)"
     add("--chat-template", default=str(QWEN3), metavar="FILE_OR_MODEL", help=template)
     style = "whose way of printing tools and joining text parts the prompts follow (default: vllm; template: nobody's)"
     add("--server-style", choices=[*STYLES], default="vllm", help=style)
     echo = "past turns as an agent sends the server's answers back, streamed or not (default: as the rows have them)"
     add("--echo", choices=ECHOES, default="none", help=echo)
+    add = parser.group("what is read")
     field = f"read what stands under KEY as {', '.join(FIELDS)}; repeatable"
     add("--read-as", action="append", default=[], type=key_and_field, metavar="KEY=FIELD", help=field)
     ignored = "a key that is no part of the conversation: `note`, or `message.note`, then not read either; repeatable"
@@ -164,13 +157,19 @@ def print_counts(totals: Totals, output: str) -> None:
 
 def parsed_arguments() -> argparse.Namespace:
     parser = CommandLine(__doc__)
-    add = parser.add_argument
-    add("input", nargs="?", default=write.shown(SAMPLE), metavar="INPUT")
-    add("output", nargs="?", type=Path, metavar="OUTPUT", help=f"default: INPUT's name with {SUFFIX}")
+    add = parser.group("what is read")
+    add(
+        "input",
+        nargs="?",
+        default=write.shown(SAMPLE),
+        metavar="INPUT",
+        help="trajectories (default: the embedded sample)",
+    )
     add("--file", metavar="NAME_OR_GLOB", help="of a data set, read this file only, or those that this glob matches")
     add_options(parser)
-    add("--num-proc", type=positive_count, default=os.cpu_count(), metavar="N", help="processes (default: the cores)")
-    add("--strict", action="store_true", help="stop at the first bad row instead of setting it aside")
+    parser.add_limits()
+    output = f"default: INPUT's name with {SUFFIX}, beside it"
+    parser.group("what is written")("output", nargs="?", type=Path, metavar="OUTPUT", help=output)
     return parser.parse_intermixed_args()
 
 
@@ -196,8 +195,7 @@ def main() -> None:
             sys.exit(f"{args.input}: no trajectory is left; {not_written}")
         work.finish("")
     print_counts(totals, f"{write.shown(output)}{replaced}")
-    command = ["next:", "python", "step2_to_alpaca_mask_history.py", write.shown(output), *output_of_step2(output)]
-    print(shlex.join(command))
+    print(shlex.join(["next:", "python", "step2_to_alpaca_mask_history.py", write.shown(output)]))
 
 
 if __name__ == "__main__":

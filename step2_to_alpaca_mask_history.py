@@ -23,6 +23,7 @@ import argparse
 import functools
 import itertools
 import os
+import re
 import shlex
 import sys
 from dataclasses import dataclass, fields
@@ -42,29 +43,38 @@ from served_tokens.samples.select import VALIDATION, Options, Selected, load_tex
 
 ROOT = Path(__file__).resolve().parent
 DEFAULT_INPUT = ROOT / "data" / "envscaler_sample_apply_qwen3_template.jsonl"
-DEFAULT_OUTPUT = ROOT / "data" / "alpaca_mask_history_envscaler_sft_traj_9k"
+SHIPPED = ROOT / "data" / "envscaler_samples"  # which the YAML and the dataset_info.json beside this script name
+OF_STEP_1, SUFFIX = re.compile("_(plain|apply_qwen3_template)$"), "_samples"
 SHOWN_SAMPLES = 5  # in the preview
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
+def default_output(source: str) -> Path:
+    """A folder beside INPUT, with its name: data/mine_plain.jsonl -> data/mine_samples."""
+    path = Path(source) if Path(source).name.strip(".") else Path(source).resolve()
+    return path.with_name(OF_STEP_1.sub("", name_of(path)) + SUFFIX)
+
+
+def add_options(parser: CommandLine) -> None:
     """What samples are made, and under which name LlamaFactory finds them."""
-    add = parser.add_argument
+    add = parser.group("how the past looks")
     history = "the reasoning of earlier turns: dropped (default), or kept where the chat template keeps it"
     add("--history-thinking", choices=("drop", "template"), default="drop", help=history)
     add("--no-thinking", action="store_true", help="targets without reasoning, for a non-thinking model")
     merge = "one sample for all turns whose served prompts begin with one another (with --history-thinking template)"
     add("--merge-turns", action="store_true", help=merge)
+    add = parser.group("limits")
     turns = "train all turns of a row (default), or the last only: for logs with a row for each call"
     add("--turns", choices=("all", "last"), default="all", help=turns)
     add("--require-reasoning", action="store_true", help="leave turns without reasoning out")
     cutoff = "leave samples out that are not shorter: LlamaFactory may cut them at this cutoff_len"
     add("--cutoff-len", type=positive_count, metavar="TOKENS", help=cutoff)
     add("--tokenizer", metavar="MODEL", help="counts the tokens: a model directory or a Hub model id")
+    add = parser.group("what is written")
     ratio = "hold about this part of the tasks out, for validation: OUTPUT's name with _val"
     add("--val-ratio", type=float, default=0.0, metavar="R", help=ratio)
     add("--seed", type=int, default=42, help="of the validation set (default: 42)")
     add("--dataset-name", help="the name in dataset_info.json (default: OUTPUT's name)")
-    folder = "of dataset_info.json, LlamaFactory's dataset_dir (default: beside OUTPUT; of the default OUTPUT, here)"
+    folder = "of dataset_info.json, LlamaFactory's dataset_dir (default: beside OUTPUT; of envscaler_samples, here)"
     add("--dataset-dir", type=Path, metavar="FOLDER", help=folder)
 
 
@@ -96,8 +106,8 @@ def settings_of(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Se
     if args.tokenizer:
         os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are parallel already
         load_tokenizer(args.tokenizer)  # before the work, so that a bad one costs nothing
-    is_default = args.output.resolve() == DEFAULT_OUTPUT and not args.val_ratio and name == DEFAULT_OUTPUT.name
-    dataset_info = (args.dataset_dir or (ROOT if is_default else args.output.parent)) / "dataset_info.json"
+    is_shipped = args.output.resolve() == SHIPPED and name == SHIPPED.name
+    dataset_info = (args.dataset_dir or (ROOT if is_shipped else args.output.parent)) / "dataset_info.json"
     read_dataset_info(dataset_info)  # before the work, so that a broken one costs nothing
     served_as = "no-thinking" if args.no_thinking else args.history_thinking
     same = {its.name: getattr(args, its.name) for its in fields(Options) if its.name != "served_as"}
@@ -139,7 +149,7 @@ def print_next(settings: Settings, counts: Selected) -> None:
     folder = settings.dataset_info.parent
     told = [] if folder.samefile(ROOT) else [f"dataset_dir={shown(folder)}"]
     told += [f"eval_dataset={name}{VALIDATION}"] if options.val_ratio else []
-    told += [f"dataset={name}"] if name != DEFAULT_OUTPUT.name else []
+    told += [f"dataset={name}"] if name != SHIPPED.name else []
     told += training_settings(options.served_as, max(counts.given), not counts.not_thinking, options.merge_turns)
     told += [f"cutoff_len={options.cutoff_len}"] if options.cutoff_len else []
     print(shlex.join(["next:", "python", "check_training_tokens.py", "qwen3_full_sft.yaml", *told]))
@@ -193,13 +203,14 @@ def finish(args: argparse.Namespace, settings: Settings, work: Work, totals: Tot
 def main() -> None:
     exit_on_signals()
     parser = CommandLine(__doc__)
-    add = parser.add_argument
-    add("input", nargs="?", default=shown(DEFAULT_INPUT), metavar="INPUT")
-    add("output", nargs="?", type=Path, default=Path(shown(DEFAULT_OUTPUT)), metavar="OUTPUT")
+    made = "of step 1 (default: what it makes of the embedded sample)"
+    parser.group("what is read")("input", nargs="?", default=shown(DEFAULT_INPUT), metavar="INPUT", help=made)
     add_options(parser)
-    add("--num-proc", type=positive_count, default=os.cpu_count(), metavar="N", help="processes (default: the cores)")
-    add("--strict", action="store_true", help="stop at the first bad row instead of setting it aside")
+    parser.add_limits()
+    output = f"default: a folder beside INPUT, its name without _plain and with {SUFFIX}"
+    parser.group("what is written")("output", nargs="?", type=Path, metavar="OUTPUT", help=output)
     args = parser.parse_intermixed_args()
+    args.output = args.output or default_output(args.input)
     settings = settings_of(parser, args)
     if not Path(args.input).exists():
         sys.exit(f"{args.input}: no such file; run step1_apply_tool_template.py first")

@@ -97,10 +97,10 @@ def results_of(paths: list[str], *options):
 def main() -> None:
     exit_on_signals()
     parser = CommandLine(__doc__)
-    parser.add_argument("input", metavar="INPUT")
-    parser.add_argument("output", type=Path, metavar="OUTPUT")
+    parser.group("what is read")("input", metavar="INPUT", help="a file or folder, here or at an address")
     step1.add_options(parser)
     step2.add_options(parser)
+    parser.group("what is written")("output", type=Path, metavar="OUTPUT", help="on this machine")
     args = parser.parse_intermixed_args()
     settings = step2.settings_of(parser, args)
     chat_template, reading = read_chat_template(args.chat_template), step1.reading_of(args)

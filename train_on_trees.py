@@ -101,8 +101,9 @@ def prepared(arguments: list[str]) -> list[str]:
     import torch
 
     parser = CommandLine(__doc__)
-    parser.add_argument("yaml", metavar="YAML")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as for llamafactory-cli train, and ours")
+    add = parser.group("what is read")
+    add("yaml", metavar="YAML", help="of the training")
+    add("overrides", nargs="*", metavar="key=value", help="as for llamafactory-cli train, and ours")
     args = parser.parse_args(arguments)
     given, own = own_options(args.overrides)
     config = llamafactory.read_config(args.yaml, given)
