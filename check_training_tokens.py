@@ -1,7 +1,7 @@
 """Check: LlamaFactory trains on the very tokens that the model sees and produces when it is served.
 
     python check_training_tokens.py [qwen3_full_sft.yaml] [key=value …] [--trajectories FILE] [--max-samples N]
-                                    [--trees] [--report FILE.html] | [--show TRAJECTORY:TURN]
+                                    [--trees] [--report FILE.html] | [--show ROW:TURN]
 
 Takes the YAML and the overrides of `llamafactory-cli train`. LlamaFactory itself (its parser, converter, template and
 processor) makes the token ids of each sample. Beside it, the served prompt and the target of its turn are rendered from
@@ -29,6 +29,7 @@ from served_tokens import llamafactory
 from served_tokens.files.command_line import CommandLine, Took, exit_on_signals, positive_count, run
 from served_tokens.files.write import shown, whole_file
 from served_tokens.llamafactory import TrainingSet
+from served_tokens.marks import many
 from served_tokens.proof import server
 from served_tokens.proof.compare import Truth, check_dataset
 from served_tokens.proof.findings import Findings
@@ -123,7 +124,7 @@ def parsed_arguments() -> argparse.Namespace:
     add = parser.group("what is written")
     add("--report", type=html_file, metavar="FILE.html", help="write what is found as a page, whether it passes or not")
     add("--gpus", type=positive_count, default=1, metavar="N", help="for the cost in the page (default: 1)")
-    add("--show", type=trajectory_and_turn, metavar="TRAJECTORY:TURN", help="print this sample; check nothing")
+    add("--show", type=row_and_turn, metavar="ROW:TURN", help="print this sample; check nothing")
     args = parser.parse_intermixed_args()
     given = [args.yaml, *args.overrides]
     args.overrides, yamls = [text for text in given if "=" in text], [text for text in given if "=" not in text]
@@ -135,10 +136,10 @@ def parsed_arguments() -> argparse.Namespace:
     return args
 
 
-def trajectory_and_turn(text: str) -> tuple[int, int]:
+def row_and_turn(text: str) -> tuple[int, int]:
     """Of 17:4, for argparse."""
     if not (match := re.fullmatch(r"(\d+):(\d+)", text)):
-        raise argparse.ArgumentTypeError(f"{text!r} does not name a trajectory and a turn; write it as 17:4")
+        raise argparse.ArgumentTypeError(f"{text!r} does not name a row and a turn; write it as 17:4")
     return int(match[1]), int(match[2])
 
 
@@ -185,9 +186,10 @@ def check_sets(sets: list[TrainingSet], to_train: int, truth: Truth, data_args) 
         problems += [f"{its.name}: {problem}" for problem in problems_of(findings, its, truth.is_cut, data_args)]
         print_findings(findings, data_args.max_samples)
     if repeated := sum(times > 1 for times in trained.values()):
-        problems.append(f"{repeated} turns are trained more than once")
+        problems.append(f"{many(repeated, 'turn is', 'turns are')} trained more than once")
     if both := tasks[True] & tasks[False]:
-        problems.append(f"{len(both)} tasks are both trained on and evaluated; hold them out by step 2 --val-ratio")
+        tasks = many(len(both), "task is", "tasks are")
+        problems.append(f"{tasks} both trained on and evaluated; hold them out by step 2 --val-ratio")
     return found, problems
 
 
@@ -199,13 +201,15 @@ def check_trees(sets: list[TrainingSet], found: list[Findings], row_tokens: int,
         samples = itertools.starmap(Sample, llamafactory.all_built(its))
         findings.ways, differ = check_rows(samples, row_tokens, row_samples)
         (_, tokens), (rows, in_rows) = findings.ways[AS_WRITTEN], findings.ways[TREES]
-        print(
-            f"{name}: {rows} rows of token trees, {in_rows} tokens, {tokens / max(1, in_rows):.1f} times fewer; all "
-            f"supervised tokens of {size - len(differ)} of {size} samples see there what they see in them"
+        fewer = (
+            f"{many(rows, 'row', 'rows')} of token trees, {in_rows} tokens, {tokens / max(1, in_rows):.1f} times fewer"
         )
+        seen = f"all supervised tokens of {size - len(differ)} of {size} samples see there what they see in them"
+        print(f"{name}: {fewer}; {seen}")
         if differ:
             first = ", ".join(map(str, differ[:SHOWN_MISMATCHES]))
-            problems.append(f"{name}: {len(differ)} samples are not seen in the rows as they are, the first: {first}")
+            samples = many(len(differ), "sample is", "samples are")
+            problems.append(f"{name}: {samples} not seen in the rows as they are, the first: {first}")
     return problems
 
 

@@ -27,7 +27,7 @@ from pathlib import Path
 from served_tokens.files import hub, read, write
 from served_tokens.files.command_line import CommandLine, exit_on_signals, run
 from served_tokens.files.processes import Totals, Work, convert_files, print_reasons
-from served_tokens.marks import TrajectoryError
+from served_tokens.marks import TrajectoryError, many
 from served_tokens.prompts.chat_template import QWEN3, ChatTemplate, load_chat_template, read_chat_template
 from served_tokens.prompts.echo import ECHOES
 from served_tokens.prompts.turns import apply_chat_template, apply_despite_control_tokens
@@ -40,7 +40,7 @@ from served_tokens.rows.trajectory import AS_IT_IS, Reading, read_trajectory
 ROOT = Path(__file__).resolve().parent
 SAMPLE = ROOT / "data" / "envscaler_sample.jsonl"
 SUFFIX = "_apply_qwen3_template"
-UNSEEN = "turns have reasoning that this chat template does not render; their targets are without it"
+UNSEEN = "reasoning that this chat template does not render, so that their targets are without it"
 
 
 def plain_row(
@@ -59,6 +59,7 @@ def plain_row(
         counts.left_out.update([turn["left_out"]] if turn["left_out"] else [])
         reasoning = trajectory.messages[turn["turn"]].get("reasoning_content", "").strip()
         counts.not_rendered += reasoning not in plain[turn["message"]]["content"]
+    counts.first = dict.fromkeys(+counts.notes, str(place))
     try:
         counts.digests.append(digest(plain))
     except UnicodeEncodeError:
@@ -137,7 +138,7 @@ def print_unread(totals: Totals) -> None:
     """The keys for which rows are set aside, and what to paste where they are no part of the conversation."""
     if totals.unread:
         keys = ", ".join(f"{key} ({number})" for key, number in totals.unread.most_common())
-        print(f"rows are set aside for keys that nobody reads: {keys}", file=sys.stderr)
+        print(f"rows are set aside for keys that nobody knows: {keys}", file=sys.stderr)
         options = " ".join(f"--ignore-key {shlex.quote(key)}" for key in totals.unread)
         fields = "|".join(FIELDS)
         print(f"  what belongs to the conversation: --read-as KEY={fields}", file=sys.stderr)
@@ -147,12 +148,12 @@ def print_unread(totals: Totals) -> None:
 def print_counts(totals: Totals, output: str) -> None:
     """Where all rows and turns went, and what to know of them."""
     counts, left_out = totals.counts, totals.counts.left_out.total()
-    rows = write.accounted("rows", totals.rows_in, counts.trajectories, "out", totals.set_aside, "set aside")
+    rows = write.accounted("row", totals.rows_in, counts.trajectories, "out", {"set aside": totals.set_aside})
     print(f"{rows}: {output}")
-    print(write.accounted("turns", counts.turns, counts.turns - left_out, "for samples", left_out, "left out"))
+    print(write.accounted("turn", counts.turns, counts.turns - left_out, "for samples", {"left out": left_out}))
     print("\n".join(counts.lines()))
     if counts.not_rendered:
-        print(f"{counts.not_rendered} {UNSEEN}")
+        print(f"{many(counts.not_rendered, 'turn has', 'turns have')} {UNSEEN}")
 
 
 def parsed_arguments() -> argparse.Namespace:
@@ -195,7 +196,9 @@ def main() -> None:
             sys.exit(f"{args.input}: no trajectory is left; {not_written}")
         work.finish("")
     print_counts(totals, f"{write.shown(output)}{replaced}")
-    print(shlex.join(["next:", "python", "step2_to_alpaca_mask_history.py", write.shown(output)]))
+    no_thinking = totals.counts.reasoned.nowhere and args.echo == "none"  # with --echo step 2 would refuse it
+    command = ["next:", "python", "step2_to_alpaca_mask_history.py", write.shown(output)]
+    print(shlex.join([*command, "--no-thinking"] if no_thinking else command))
 
 
 if __name__ == "__main__":

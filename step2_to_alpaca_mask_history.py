@@ -36,6 +36,7 @@ from served_tokens.files.command_line import CommandLine, exit_on_signals, posit
 from served_tokens.files.processes import Totals, Work, convert_files, print_reasons
 from served_tokens.files.read import LEFT_OUT, PREVIEW, REJECTS
 from served_tokens.files.write import accounted, shown
+from served_tokens.marks import many
 from served_tokens.samples.alpaca import sample_schema, training_settings
 from served_tokens.samples.dataset_info import name_of, read_dataset_info, register
 from served_tokens.samples.lengths import load_tokenizer
@@ -134,13 +135,18 @@ def preview_of(output: Path) -> Path:
 def print_counts(totals: Totals) -> None:
     """Where all rows and turns went."""
     counts = totals.counts
-    print(f"{counts.trajectories} trajectories, {counts.turns} turns: {counts.samples} samples")
-    rows_out, without = counts.trajectories - counts.without_samples, counts.without_samples
-    rows = accounted("rows", totals.rows_in, rows_out, "out as samples", totals.set_aside, "set aside")
-    print(rows + (f" + {without} of which all turns are left out" if without else ""))
-    print(accounted("turns", counts.turns, counts.supervised, "in samples", counts.left_out.total(), "left out"))
+    print(
+        f"{many(counts.trajectories, 'trajectory', 'trajectories')}, {many(counts.turns, 'turn', 'turns')}: "
+        f"{many(counts.samples, 'sample', 'samples')}"
+    )
+    without = {"of which all turns are left out": counts.without_samples} if counts.without_samples else {}
+    rows = {"set aside": totals.set_aside, **without}
+    print(accounted("row", totals.rows_in, counts.trajectories - counts.without_samples, "out as samples", rows))
+    turns = {"held out": counts.held_out} if counts.held_out else {}
+    turns |= {"left out": counts.left_out.total()}
+    print(accounted("turn", counts.turns, counts.supervised - counts.held_out, "in samples", turns))
     for reason, number in counts.left_out.items():
-        print(f"{number} turns left out: {reason}")
+        print(f"{many(number, 'turn', 'turns')} left out: {reason}")
 
 
 def print_next(settings: Settings, counts: Selected) -> None:
@@ -163,7 +169,7 @@ def refuse_nothing(args: argparse.Namespace, totals: Totals) -> None:
         beside = " beside the validation set" if counts.validation else ""
         reason = f"no sample is left to train on{beside}"
     elif args.val_ratio and not counts.validation:
-        none = f"--val-ratio {args.val_ratio} holds none of its {counts.trajectories} trajectories out"
+        none = f"--val-ratio {args.val_ratio} holds none of its {many(counts.trajectories, 'row', 'rows')} out"
         reason = f"{none}; raise it, or take another --seed"
     else:
         return
@@ -193,7 +199,7 @@ def finish(args: argparse.Namespace, settings: Settings, work: Work, totals: Tot
     samples, held_out = save(work, "", settings), totals.counts.validation
     print_counts(totals)
     if left_out := work.finish(LEFT_OUT):
-        print(f"each of them, with its reason: {shown(left_out)}")
+        print(f"each turn without a sample to train on, with its reason: {shown(left_out)}")
     print(samples)
     if held_out:
         print(f"{held_out} of the samples are held out, for validation: {save(work, VALIDATION, settings)}")

@@ -19,6 +19,7 @@ own sample, and no others.
 
 import hashlib
 import itertools
+import logging
 import os
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from pathlib import Path
 
 from served_tokens import llamafactory
 from served_tokens.files.command_line import CommandLine, Took, run
+from served_tokens.marks import many
 from served_tokens.report.page import checksum
 from served_tokens.trees.files import Written, own_options, rows_of_step, write_rows
 from served_tokens.trees.rows import Sample
@@ -98,6 +100,7 @@ def start_torchrun() -> None:
 def prepared(arguments: list[str]) -> list[str]:
     """Write the rows; takes the arguments of this command, returns those by which LlamaFactory trains on the rows."""
     took = Took()
+    logging.disable(logging.WARNING)  # what LlamaFactory says of the settings, it says again when it trains
     import torch
 
     parser = CommandLine(__doc__)
@@ -124,9 +127,10 @@ def prepared(arguments: list[str]) -> list[str]:
     took.done("rows")
     for split, count in counts.items():
         fewer = count.tokens / max(1, count.row_tokens)
+        rows = many(count.rows, "row", "rows") + (", one for each trajectory, as on a CPU" if limits["apart"] else "")
         print(
-            f"{split}: {count.samples:,} samples of {count.tokens:,} tokens in {count.rows:,} rows of "
-            f"{count.row_tokens:,}: {fewer:.1f} times fewer tokens"
+            f"{split}: {many(count.samples, 'sample', 'samples')} of {count.tokens:,} tokens become "
+            f"{count.row_tokens:,} in {rows}: {fewer:.1f} times fewer"
         )
     batch = int(config.get("per_device_train_batch_size") or 8)  # LlamaFactory's own default
     samples = batch * training_args.gradient_accumulation_steps * devices
@@ -134,11 +138,12 @@ def prepared(arguments: list[str]) -> list[str]:
     samples_of_row = max(1, count.samples / max(1, count.rows))
     accumulation = own.get("row_accumulation") or rows_of_step(samples, samples_of_row, devices)
     print(
-        f"gradient_accumulation_steps: {accumulation} rows: a step holds "
+        f"gradient_accumulation_steps: {many(accumulation, 'row', 'rows')}: a step holds "
         f"{accumulation * devices * samples_of_row / samples:.2f} times the supervised tokens that {samples} samples "
         "hold on average"
     )
     print(took)
+    logging.disable(logging.NOTSET)
     return [args.yaml, *given, *overrides, f"tokenized_path={place}", f"gradient_accumulation_steps={accumulation}"]
 
 

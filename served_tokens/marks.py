@@ -12,6 +12,7 @@ CONTROL_TOKENS = (  # of Qwen's tokenizers: in a text they are no text but a mar
     *(f"<|{name}_{edge}|>" for name in ("object_ref", "box", "quad", "vision") for edge in ("start", "end")),
     *(f"<|{name}_pad|>" for name in ("vision", "image", "video")),
 )
+HELD_OUT = "they are held out, to be evaluated"  # why turns have no sample to be trained on
 IGNORE_INDEX = -100  # LlamaFactory's extras/constants.py: no loss on this token
 
 
@@ -27,7 +28,7 @@ class TrajectoryError(ValueError):
 
 
 class Counts:
-    """What is counted of rows, in the fields of a dataclass: numbers, Counters and arrays."""
+    """What is counted of rows, in the fields of a dataclass: numbers, Counters, arrays, dicts of what is first."""
 
     def add(self, other: "Counts") -> None:
         """Count what another one of this kind has counted of other rows."""
@@ -39,8 +40,15 @@ class Counts:
                 setattr(self, name, mine + more)
             elif isinstance(mine, Counter):
                 mine.update(more)
+            elif isinstance(mine, dict):
+                setattr(self, name, more | mine)
             else:
                 mine.extend(more)
+
+
+def many(number: int, one: str, more: str) -> str:
+    """A number of things, for people: many(1, "row is", "rows are")."""
+    return f"{number} {one if number == 1 else more}"
 
 
 def decoded(value, name: str, kind=list):

@@ -28,7 +28,7 @@ from pathlib import Path
 
 from served_tokens.files.read import REJECTS, Chunk, Place, parse_row, progress, read_chunks, read_rows
 from served_tokens.files.write import append, finish, json_row, packed, shown, written
-from served_tokens.marks import Counts, TrajectoryError
+from served_tokens.marks import Counts, TrajectoryError, many
 
 SHOWN_REASONS, SHOWN_REASON = 5, 1000  # reasons on the screen; characters of a reason that are kept
 TOO_DEEP = "the row is nested too deeply"
@@ -114,7 +114,7 @@ def convert_chunk(work: Work, chunk: Chunk) -> tuple[Totals, dict[str, bytes]]:
             reason = TOO_DEEP if isinstance(error, RecursionError) else str(error)
             if work.strict:
                 way_out = "fix the row, or drop --strict to set it aside"
-                raise SystemExit(f"{place.source}: row {place.row}: {reason}; {way_out}") from None
+                raise SystemExit(f"{place}: {reason}; {way_out}") from None
             made[REJECTS].append(_rejected(place, reason[:SHOWN_REASON], raw))
             totals.set_aside += 1
             totals.unread.update(getattr(error, "keys", ()))
@@ -143,8 +143,8 @@ def print_reasons(path: Path | None, number: int, of_several_files: bool) -> Non
         if not error:  # a row that is nested too deeply to be read
             kind, of = re.sub(r"\d+", "#", line["reason"]), f" of {line['source']}" if of_several_files else ""
             kinds[kind] += 1
-            firsts.setdefault(kind, f"row {line['row']}{of}: {line['reason']}")
-    print(f"{number} rows set aside with their reasons: {shown(path)}", file=sys.stderr)
+            firsts.setdefault(kind, f"row {line['row']} (counted from 0){of}: {line['reason']}")
+    print(f"{many(number, 'row', 'rows')} set aside with reasons: {shown(path)}", file=sys.stderr)
     for kind, rows in kinds.most_common(SHOWN_REASONS):
         print(f"  {rows} like {firsts[kind]}", file=sys.stderr)
 

@@ -41,6 +41,9 @@ class Place(NamedTuple):
     source: str
     row: int
 
+    def __str__(self) -> str:
+        return f"{self.source}: row {self.row} (counted from 0)"
+
 
 @dataclass(frozen=True)
 class Chunk:
@@ -89,10 +92,14 @@ def local_file(source: str) -> Path:
 
 
 def progress(sources: list[str], desc: str):
-    """A bar over the bytes of files. In a log file it is a line now and then."""
-    size = sum(local_file(source).stat().st_size for source in sources)
+    """A bar over the bytes of files."""
+    return progress_of(sum(local_file(source).stat().st_size for source in sources), desc, "B")
+
+
+def progress_of(total: int, desc: str, unit: str):
+    """A bar over so many things. In a log file it is a line now and then."""
     lines = {"mininterval": SECONDS_OF_LOG, "bar_format": "{desc}: {percentage:.0f} %, {elapsed}\n"}
-    return tqdm(total=size, desc=desc, unit="B", unit_scale=True, **({} if sys.stderr.isatty() else lines))
+    return tqdm(total=total, desc=desc, unit=unit, unit_scale=True, **({} if sys.stderr.isatty() else lines))
 
 
 # ---------------------------------------------------------------- rows

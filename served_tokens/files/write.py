@@ -11,6 +11,7 @@ from pathlib import Path
 import orjson
 
 from served_tokens.files.read import format_of
+from served_tokens.marks import many
 
 ROW_GROUP = 512  # rows
 # Most text of a sample is that of the samples before it too: as a dictionary, a row group holds each text once.
@@ -26,9 +27,10 @@ def shown(path: Path | str) -> str:
     return str(path)
 
 
-def accounted(unit: str, total: int, kept: int, how: str, others: int, why: str) -> str:
-    """The line that says where all rows, or all turns, went."""
-    return f"{total} {unit} in = {kept} {unit} {how} + {others} {why}"
+def accounted(unit: str, total: int, kept: int, how: str, others: dict[str, int]) -> str:
+    """The line that says where all rows, or all turns, went; others: {where else: how many}."""
+    rest = "".join(f" + {number} {where}" for where, number in others.items())
+    return f"{many(total, unit, f'{unit}s')} in = {many(kept, unit, f'{unit}s')} {how}{rest}"
 
 
 def still_there(path: Path) -> str:

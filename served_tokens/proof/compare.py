@@ -11,7 +11,7 @@ import jinja2
 
 from served_tokens.files.processes import TOO_DEEP, in_processes
 from served_tokens.files.read import Place, parse_row, progress, read_chunks
-from served_tokens.marks import IGNORE_INDEX, TrajectoryError
+from served_tokens.marks import HELD_OUT, IGNORE_INDEX, TrajectoryError
 from served_tokens.proof.answers import answer_of, note_answer
 from served_tokens.proof.findings import PLACES_KEPT, Findings
 from served_tokens.proof.reading import check_reading
@@ -106,7 +106,7 @@ def check_dataset(found: Findings, path: Path, provenance, built, truth: Truth) 
     turns = set(checked.supervised)
     for place in sorted(claims.keys() - {Place(source, row) for source, row, _ in turns}):
         raise SystemExit(
-            f"{place.source}: has no usable trajectory {place.row}, of which there are samples; "
+            f"{place.source}: has no usable row {place.row}, of which there are samples; "
             "name the file that step 1 read by --trajectories"
         )
     found.counts.supervised_turns = len(turns)
@@ -161,14 +161,13 @@ def _note_turns(found: Findings, place: Place, trajectory: Trajectory, samples: 
     found.unread.update(trajectory.given.known.keys())
     sampled = {turn for claim in claims for turn in claim.turns}
     left_out = [turn for turn in turns if turn not in sampled]
-    found.left_out += [f"{place.row}:{turn}" for turn in left_out][: PLACES_KEPT - len(found.left_out)]
-    found.why_left_out.update(samples.why.get((*place, turn), NOT_SAID) for turn in left_out)
+    why = {turn: samples.why.get((*place, turn), NOT_SAID) for turn in left_out}
+    places = [f"{place.row}:{turn}" for turn in left_out if why[turn] != HELD_OUT]
+    found.left_out += places[: PLACES_KEPT - len(found.left_out)]
+    found.why_left_out.update(why.values())
     if any(claim.served_as != "no-thinking" for claim in claims):
-        thinking = {turn for turn in turns if trajectory.messages[turn].get("reasoning_content", "").strip()}
-        without = len(sampled - thinking)
-        found.counts.with_reasoning += len(sampled & thinking)
-        found.counts.without_reasoning += without
-        found.counts.beside_reasoning += without if thinking else 0
+        for turn in sampled.intersection(turns):
+            found.counts.reasoned.count(trajectory.messages[turn])
 
 
 def _check_trajectory(
@@ -188,7 +187,8 @@ def _check_trajectory(
         return echoed_messages(messages, tools, served_as, reading.echo, truth.render)
 
     for claim in claims:
-        where, trained = f"{named(place)}, turn {claim.turns[-1]}", samples.built[claim.position]
+        turn, trained = claim.turns[-1], samples.built[claim.position]
+        where = f"{named(place)}, turn {turn} (--show {place.row}:{turn})"
         if not set(turns) >= set(claim.turns):
             raise SystemExit(f"{where}: no such turn; name the file that step 1 read by --trajectories")
         checked.supervised += [(*place, turn) for turn in claim.turns]
@@ -211,7 +211,7 @@ def _check_trajectory(
         for turn, (prompt, target) in zip(claim.turns, texts):
             reasoning = messages[turn].get("reasoning_content", "")  # which not every target shows
             shown[turns.index(turn)] = prompt, f"{target}\0{reasoning}"
-            its_place = f"trajectory {place.row}, turn {turn}"
+            its_place = f"row {place.row}, turn {turn}"
             checked.answers.append(answer_of(prompt, target, turn == turns[-1], its_place))
     thinking = any(claim.served_as != "no-thinking" for claim in claims)
     check_reading(found, row, named(place), reading, trajectory, shown, thinking)
@@ -251,4 +251,4 @@ def _compare(found: Findings, position: int, expected: dict, trained: dict, wher
 
 def named(place: Place) -> str:
     """A trajectory, for people."""
-    return f"{place.source}: trajectory {place.row}"
+    return f"{place.source}: row {place.row}"

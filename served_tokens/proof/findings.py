@@ -8,7 +8,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from served_tokens.marks import Counts
+from served_tokens.marks import HELD_OUT, Counts
+from served_tokens.rows.notes import Reasoned
 
 MISMATCHES_KEPT, PLACES_KEPT, LOSSES_KEPT = 50, 20, 3
 
@@ -18,15 +19,14 @@ class Numbers(Counts):
     """What is counted of some rows, and of their samples; tokens are those that LlamaFactory trains on."""
 
     supervised_turns: int = 0
-    without_reasoning: int = 0  # turns that are trained to think, but for these
-    with_reasoning: int = 0
-    beside_reasoning: int = 0  # those without in trajectories in which others have some
+    reasoned: Reasoned = field(default_factory=Reasoned)  # turns that are trained to think
     cut: int = 0  # samples over cutoff_len
     tokens: int = 0
     supervised_tokens: int = 0
     recorded_turns: int = 0  # whose token ids a server recorded
     exact_by_record: int = 0
     rows_read_twice: int = 0  # by step 1 and by the check's own rules
+    rows_searched: int = 0  # for each of their texts, as these rules do not read them
     read_otherwise: int = 0  # rows
     other_targets: int = 0  # prompts that are trained to another target too
     with_and_without: int = 0  # of these, to the same answer with and without reasoning
@@ -58,6 +58,11 @@ class Findings:
     unread: Counter = field(default_factory=Counter)  # "message.usage" and the like, that nobody reads -> rows
     other_targets: str = ""  # where the first prompt stands that is trained to several targets
     reasoning_lost: str = ""  # where the first two of these stand that differ by their reasoning alone
+
+    @property
+    def why_without(self) -> Counter:
+        """Reason -> turns that are left out, less those that are held out."""
+        return Counter({why: number for why, number in self.why_left_out.items() if why != HELD_OUT})
 
     def add(self, part: "Findings") -> None:
         """What a process has learned of other samples."""

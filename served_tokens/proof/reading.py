@@ -28,6 +28,7 @@ def check_reading(
     if not (reading.read_as or ignored & READ_OF_PLAIN_ROWS):
         plain = plain_reading(row, tools_as_given=reading.server_style != "sglang")
     if plain is None:
+        found.counts.rows_searched += 1
         _note_lost_texts(found, row, name, reading, turns, shown)
     else:
         found.counts.rows_read_twice += 1

@@ -51,7 +51,7 @@ def samples_of_turn(sets: list[TrainingSet], trajectory: int, turn: int) -> list
                 of_turn.append(ShownSample(its.name, its.provenance[position], its.built[position]))
     if not of_turn:
         sys.exit(
-            f"--show {trajectory}:{turn}: no sample supervises message {turn} of trajectory {trajectory}, both counted "
+            f"--show {trajectory}:{turn}: no sample supervises message {turn} of row {trajectory}, both counted "
             f"from 0; those that are supervised: {', '.join(map(str, sorted(supervised))) or 'none'}"
         )
     return of_turn

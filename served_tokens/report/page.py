@@ -12,11 +12,12 @@ from pathlib import Path
 
 import jinja2
 
+from served_tokens.marks import HELD_OUT
 from served_tokens.proof.findings import Findings
 from served_tokens.report.charts import histograms, length_statistics, ticks
-from served_tokens.report.cost import Schedule, costs_by_way
-from served_tokens.report.summary import unread_keys
+from served_tokens.report.cost import TOKENS_A_SECOND, Schedule, costs_by_way
 from served_tokens.report.tokens import ShownSample, viewer_data, visible
+from served_tokens.rows.notes import listed
 
 HERE = Path(__file__).parent
 
@@ -44,11 +45,13 @@ def report_page(checked: Checked, samples: list[ShownSample], decode, special: s
     """
     options = {"autoescape": True, "undefined": jinja2.StrictUndefined, "trim_blocks": True, "finalize": _shown}
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(HERE), **options)
-    for function in (checksum, histograms, length_statistics, ticks, unread_keys):
+    for function in (checksum, histograms, length_statistics, listed, ticks):
         environment.globals[function.__name__] = function
     training = [found for found in checked.found if found.trains]
     return environment.get_template("report.html.jinja").render(
         checked=checked,
+        HELD_OUT=HELD_OUT,
+        rates=TOKENS_A_SECOND,
         costs=costs_by_way(training, checked.schedule, checked.cutoff_len),
         samples=samples,
         versions={name: version(name) for name in ("llamafactory", "transformers")},

@@ -1,6 +1,7 @@
 'use strict';
 const {pieces, samples} = JSON.parse(document.getElementById('data').textContent);
 const at = id => document.getElementById(id), number = n => n.toLocaleString('en');
+const DRAWN = 10000;  // tokens of a sample that are drawn at first: a browser is slow with more
 let current = -1, active = null;
 
 function element(name, className, text) {
@@ -23,21 +24,33 @@ function tokenElement(piece, position, sample) {
   return made;
 }
 
-function show(index, move) {
+function show(index, move, whole = false) {
   if (!samples.length) return;
   current = (index + samples.length) % samples.length;
   const sample = samples[current], box = document.createDocumentFragment();
-  const gap = held => held > 0 && box.append(element('span', 'gap', `… ${number(held)} tokens are not shown …`));
-  let position = sample.runs.length ? sample.runs[0][1] : 0;
+  const printed = `--show ${sample.trajectory}:${sample.turns.at(-1)} of the check prints them`;
+  const gap = held => held > 0 && box.append(element('span', 'gap', `… ${number(held)} tokens are not in this page: ${printed} …`));
+  const middle = sample.at ?? (sample.runs.find(run => run[0]) ?? [0, 0])[1];
+  const first = whole ? 0 : Math.max(0, Math.min(middle - DRAWN / 2, sample.tokens - DRAWN)), last = whole ? Infinity : first + DRAWN;
+  let position = sample.runs.length ? sample.runs[0][1] : 0, closed = 0;
+  const open = () => {
+    if (closed) box.append(element('button', 'gap', `… show ${number(closed)} more tokens …`));
+    closed = 0;
+  };
   gap(position);
   for (const [supervised, , held] of sample.runs) {
     const run = element(supervised ? 'mark' : 'span', '', '');
     for (const piece of held) {
-      run.append(tokenElement(pieces[piece], position, sample));
-      position += pieces[piece][0].length;
+      const size = pieces[piece][0].length;
+      if (position >= first && position < last) {
+        open();
+        run.append(tokenElement(pieces[piece], position, sample));
+      } else closed += size;
+      position += size;
     }
     box.append(run);
   }
+  open();
   gap(sample.tokens - position);
   active = null;
   at('tokens').replaceChildren(box);
@@ -59,7 +72,7 @@ function jump(trajectory, turn) {
     const index = (current + step) % samples.length, sample = samples[index];
     if (sample.trajectory === trajectory && (turn === null || sample.turns.includes(turn))) return show(index, true);
   }
-  at('message').textContent = `trajectory ${trajectory}${turn === null ? '' : ', turn ' + turn} is not among the ${samples.length} samples `
+  at('message').textContent = `row ${trajectory}${turn === null ? '' : ', turn ' + turn} is not among the ${samples.length} samples `
     + `of this page; --show ${trajectory}:${turn === null ? 'TURN' : turn} of the check shows it in the terminal`;
 }
 
@@ -92,6 +105,11 @@ at('next').addEventListener('click', () => show(current + 1, true));
 at('choose').addEventListener('submit', event => {
   event.preventDefault();
   jump(+at('trajectory').value, at('turn').value === '' ? null : +at('turn').value);
+});
+at('tokens').addEventListener('click', event => event.target.matches('button') && show(current, false, true));
+for (const rate of document.querySelectorAll('.rate')) rate.addEventListener('input', () => {
+  const hours = rate.dataset.hours / rate.value, cell = rate.closest('td');
+  cell.parentElement.nextElementSibling.cells[cell.cellIndex].textContent = isFinite(hours) ? hours.toFixed(1) : '–';
 });
 for (const kind of ['mouseover', 'click']) at('tokens').addEventListener(kind, event => inspect(event.target.closest('.token')));
 at('tokens').addEventListener('keydown', event => {

@@ -2,9 +2,10 @@
 
 from served_tokens.files.write import accounted
 from served_tokens.llamafactory import TrainingSet
+from served_tokens.marks import HELD_OUT, many
 from served_tokens.proof.compare import NO_TRACE, NOT_SAID
 from served_tokens.proof.findings import Findings
-from served_tokens.rows.notes import SOME_REASONING
+from served_tokens.rows.notes import NOT_SHOWN, listed
 
 SHOWN_MISMATCHES, SHOWN_KEYS = 3, 10
 TOO_LONG = "step 2 --cutoff-len N --tokenizer MODEL leaves out what is over cutoff_len, or raise cutoff_len"
@@ -35,39 +36,49 @@ def problems_of(found: Findings, its: TrainingSet, is_cut: bool, data_args) -> l
         problems.append(f"{exact}, so the model would not be trained on what it is served with; {mend}")
     unsaid = 0 if is_cut or not found.trains else found.why_left_out[NOT_SAID] + found.reasons[NO_TRACE]
     if unsaid:
-        problems.append(f"{unsaid} turns or trajectories have no sample and no reason; run both steps again")
+        without = many(unsaid, "turn or row has", "turns or rows have")
+        problems.append(f"{without} no sample and no reason; run both steps again")
     if counts.read_otherwise:
-        problems.append(f"{counts.read_otherwise} rows are read otherwise by step 1 than by the check itself")
+        rows = many(counts.read_otherwise, "row is", "rows are")
+        problems.append(f"{rows} read otherwise by step 1 than by the check itself")
     if counts.reasoning_lost:
+        prompts = many(counts.reasoning_lost, "prompt is", "prompts are")
         problems.append(
-            f"{counts.reasoning_lost} prompts are trained both with and without reasoning to the same answer "
+            f"{prompts} trained both with and without reasoning to the same answer "
             f"({found.reasoning_lost}): in a log with a row for each call, past turns have lost theirs; step 2 "
             "--turns last trains the last turn of each row only"
         )
-    if found.lost_under.total():
-        problems.append(f"{found.lost_under.total()} texts of the trajectories are in no sample that should hold them")
+    if lost := found.lost_under.total():
+        texts = many(lost, "text of the rows is", "texts of the rows are")
+        under = ", ".join([*found.lost_under][:SHOWN_KEYS])
+        problems.append(
+            f"{texts} in no sample, and step 1 does not say why (under {under}): run it again with --read-as "
+            "KEY=FIELD for what belongs to the conversation, --ignore-key KEY for what does not"
+        )
     return problems
 
 
 def print_findings(found: Findings, max_samples: int | None) -> None:
     """Print what is found: first the texts of a few faults, then the numbers."""
-    counts, checked, kept = found.counts, found.turns.total(), found.counts.supervised_turns
+    counts, checked, held_out = found.counts, found.turns.total(), found.why_left_out[HELD_OUT]
     set_aside, turns = found.reasons.total(), sum(found.turns.elements())
+    others = {"held out": held_out} if held_out else {}
+    others |= {"left out": turns - counts.supervised_turns - held_out}
     for text in [text for _, text in found.mismatches.values()][:SHOWN_MISMATCHES] + found.lost:
         print(text)
     print(f"{found.name}: {found.settings}")
-    print("  " + accounted("rows", checked + set_aside, checked, "checked for samples", set_aside, "set aside"))
-    print("  " + accounted("turns", turns, kept, "in samples", turns - kept, "left out"))
+    print("  " + accounted("row", checked + set_aside, checked, "checked for samples", {"set aside": set_aside}))
+    print("  " + accounted("turn", turns, counts.supervised_turns, "in samples", others))
     lines = [(number, f"set aside: {reason}") for reason, number in found.reasons.most_common(SHOWN_KEYS)]
-    for why, number in found.why_left_out.most_common():
+    for why, number in found.why_without.most_common():
         cut_short = why == NOT_SAID and max_samples is not None
         lines.append((number, f"left out: max_samples is {max_samples}" if cut_short else f"left out: {why}"))
     lines += [
         (found.kinds.total(), "mismatched"),
         (counts.cut, "over cutoff_len"),
-        (found.lost_under.total(), "lost, texts that no sample holds that should"),
+        (found.lost_under.total(), "of the rows' texts in no sample, and step 1 does not say why"),
         *((number, f"of them under {key}") for key, number in found.lost_under.most_common(SHOWN_KEYS)),
-        (counts.other_targets, f"prompts are trained to another target too, the first: {found.other_targets}"),
+        (counts.other_targets, f"of the prompts trained to another target too, the first: {found.other_targets}"),
         (counts.with_and_without, "of them to the same answer with and without reasoning"),
     ]
     for number, said in lines:
@@ -77,15 +88,10 @@ def print_findings(found: Findings, max_samples: int | None) -> None:
         exact, turns = counts.exact_by_record, counts.recorded_turns
         print(f"  {exact:>8} exact by record, of {turns} turns whose token ids a server recorded")
     same = counts.rows_read_twice - counts.read_otherwise
-    print(f"  {same:>8} of {checked} rows the check reads by its own rules too, with the same result")
+    rows = many(counts.rows_read_twice + counts.rows_searched, "row", "rows")
+    print(f"  {same:>8} of {rows} with samples the check reads by its own rules too, with the same result")
     print(f"  the longest sample has {max(found.lengths, default=0)} tokens")
-    if counts.with_reasoning and (without := counts.without_reasoning):
-        both = without + counts.with_reasoning
-        print("  " + SOME_REASONING.format(without, both, counts.beside_reasoning))
-    if found.unread:
-        print(f"  not trained and not shown: {unread_keys(found)}")
-
-
-def unread_keys(found: Findings) -> str:
-    """The keys that nobody reads, and in how many rows."""
-    return ", ".join(f"{key} ({number:,})" for key, number in sorted(found.unread.items()))
+    for line in counts.reasoned.lines():
+        print(f"  {line}")
+    if found.unread and found.trains:  # of one for evaluation, the other has said them
+        print(f"  {NOT_SHOWN}: {listed(found.unread)}")

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 from served_tokens.marks import IGNORE_INDEX
 
-TOKENS_IN_PAGE = 500_000  # of all its samples together
-TOKENS_OF_SAMPLE = 10_000  # more, and a browser is slow to show it
+TOKENS_IN_PAGE = 1_500_000  # of all its samples together
 TOKENS_OF_CHARACTER = 8  # the most tokens that are tried together to find whole characters
 # What a terminal would obey, a reader would not see or a file cannot hold: control characters, marks that reorder the
 # text, lone surrogates.
@@ -34,7 +33,7 @@ class ShownSample:
     @property
     def place(self) -> str:
         turns = self.told["turns"]
-        return f"trajectory {self.told['trajectory']}, turn{'s' if len(turns) > 1 else ''} {', '.join(map(str, turns))}"
+        return f"row {self.told['trajectory']}, turn{'s' if len(turns) > 1 else ''} {', '.join(map(str, turns))}"
 
     @property
     def tokens(self) -> int:
@@ -78,6 +77,15 @@ def runs(sample: ShownSample, limit: int):
         start = end
 
 
+def most_of_each(sizes: list[int], together: int) -> int:
+    """The highest limit with which things of these sizes are no more together; the sum of small ones is theirs."""
+    for number, size in enumerate(sorted(sizes)):
+        if size * (len(sizes) - number) > together:
+            return together // (len(sizes) - number)
+        together -= size
+    return max(sizes, default=0)
+
+
 def terminal_view(sample: ShownSample, decode, special: set[int], colour: bool) -> str:
     """The whole sample as text: what is supervised is green and underlined, or in ⟦…⟧ without colour."""
     marked = "green, underlined" if colour else "in ⟦…⟧"
@@ -98,7 +106,7 @@ def viewer_data(samples: list[ShownSample], decode, special: set[int]) -> dict:
 
     {"pieces": [[ids, text, special], …], "samples": [{…, "runs": [[supervised, first token, numbers of pieces], …]}]}
     """
-    limit, index, entries = min(TOKENS_OF_SAMPLE, TOKENS_IN_PAGE // max(1, len(samples))), {}, []
+    limit, index, entries = most_of_each([sample.tokens for sample in samples], TOKENS_IN_PAGE), {}, []
     names = ("name", "place", "why", "served", "tokens", "supervised", "at", "mismatch")
     for sample in samples:
         shown = [

@@ -7,33 +7,31 @@ from array import array
 from collections import Counter
 from dataclasses import dataclass, field
 
-from served_tokens.marks import Counts
+from served_tokens.marks import Counts, many
 from served_tokens.rows.trajectory import Trajectory
 
-UNKNOWN_TOOL = "tool calls name a tool that their trajectory does not offer"
-CALL_AS_TEXT = "turns write a call as text, <tool_call>… or the like, and not in tool_calls; it is trained as that text"
-NO_CALL = "tool outputs follow no tool call; where the call is a text in the turn before, it is trained as that text"
-TOOLS_TWICE = "trajectories offer tools both in the system text and beside it, so their prompts hold them twice"
-TWO_ANSWERS = "turns follow right on another turn; where both are parts of one answer, join them"
-SAYS_NONE = 'turns say "None" or the like as their text or reasoning, which is trained as that text; write null'
-WRAPPED = "tool outputs are wrapped in <tool_response> already, so their prompts hold it twice"
+# What may be a mistake, {}: how often, and where first.
+UNKNOWN_TOOL = "tool calls that name a tool which their row does not offer: {}"
+CALL_AS_TEXT = "turns with a call as text, <tool_call>… or the like, not in tool_calls: {}; it is trained as that text"
+NO_CALL = "tool outputs without a tool call: {}; where it is a text in the turn before, it is trained as that text"
+TOOLS_TWICE = "rows with tools both in the system text and beside it, so that their prompts hold them twice: {}"
+TWO_ANSWERS = "turns right behind another turn: {}; where both are parts of one answer, join them"
+SAYS_NONE = 'turns with "None" or the like as text or reasoning: {}; it is trained as that text, so write null'
+WRAPPED = "tool outputs that are in <tool_response> already, so that their prompts hold it twice: {}"
 NULL_ARGUMENTS = (
-    "tool calls have null arguments that the schema of their tool does not allow, as Arrow fills in where objects of "
-    "several shapes share a column; write arguments as JSON strings"
+    "tool calls with null arguments that the schema of their tool does not allow: {}; Arrow fills them in where "
+    "objects of several shapes share a column, so write arguments as JSON strings"
 )
 NULL_SCHEMAS = (
-    "trajectories have tools with null among their parameters' properties, as Arrow fills in where objects of several "
-    "shapes share a column; write tools as JSON strings"
+    "rows with null among the properties of a tool's parameters: {}; Arrow fills them in where objects of several "
+    "shapes share a column, so write tools as JSON strings"
 )
-NO_REASONING = (
-    "no turn has reasoning: a thinking model would be trained not to think; step 2 makes samples for one that does not "
-    "by --no-thinking, and leaves turns without reasoning out by --require-reasoning"
-)
+NO_REASONING = "no turn has reasoning: step 2 --no-thinking makes samples for a model that does not think"
 SOME_REASONING = (
-    "{} of {} turns have no reasoning, {} of them in trajectories whose other turns have some: trained, they teach the "
-    "model not to think; step 2 --require-reasoning leaves them out, and --turns last trains the last turn of each row "
-    "only, for logs with a row for each call"
+    "{} of {} turns have no reasoning ({}): trained, they teach the model not to think; step 2 --require-reasoning "
+    "leaves them out, and --turns last trains the last turn of each row only, for logs with a row for each call"
 )
+NOT_SHOWN = "keys that are no part of the conversation, so in no sample, and in how many rows"
 CALL_LIKE = re.compile(
     r"<tool_?call|<function_?call|<function=|<invoke|\[TOOL_?CALLS?\]|<\|(?:tool_call|python_tag)|<｜tool|^Action:",
     re.IGNORECASE | re.MULTILINE,
@@ -42,61 +40,82 @@ SAYS_NOTHING = frozenset(("none", "null", "nan", "(no content)"))
 
 
 @dataclass
+class Reasoned(Counts):
+    """{kind of turn: how many there are}, and how many of them have no reasoning."""
+
+    turns: Counter = field(default_factory=Counter)
+    without: Counter = field(default_factory=Counter)
+
+    def count(self, turn: dict) -> None:
+        kind = "that call tools" if turn.get("tool_calls") else "that answer"
+        self.turns[kind] += 1
+        self.without[kind] += not turn.get("reasoning_content", "").strip()
+
+    @property
+    def nowhere(self) -> bool:
+        """Whether there are turns, and none has reasoning."""
+        return 0 < self.turns.total() == self.without.total()
+
+    def lines(self) -> list[str]:
+        """What a person should know of it, no line or one."""
+        kinds = ", ".join(f"{self.without[kind]} of {number} {kind}" for kind, number in sorted(self.turns.items()))
+        some = SOME_REASONING.format(self.without.total(), self.turns.total(), kinds)
+        return [NO_REASONING if self.nowhere else some] if self.without.total() else []
+
+
+@dataclass
 class Noted(Counts):
     """What step 1 counts of trajectories.
 
-    beside_reasoning: turns without reasoning of trajectories whose other turns have some.
     not_rendered: turns whose reasoning the chat template does not render.
     left_out: {why: turns}; shapes: {name: how often}; known: {"message.usage": trajectories}, which nobody reads;
-    notes: {what may be a mistake: how often}; printed: {how a server prints tools otherwise: trajectories}.
+    notes: {what may be a mistake: how often}, first: {the same: where}.
+    printed: {how a server prints tools otherwise: trajectories}.
     digests: 8 bytes of each trajectory's plain messages, so that equal ones are found.
     """
 
     trajectories: int = 0
     turns: int = 0
-    with_reasoning: int = 0
-    beside_reasoning: int = 0
+    reasoned: Reasoned = field(default_factory=Reasoned)
     not_rendered: int = 0
     left_out: Counter = field(default_factory=Counter)
     shapes: Counter = field(default_factory=Counter)
     known: Counter = field(default_factory=Counter)
     notes: Counter = field(default_factory=Counter)
+    first: dict = field(default_factory=dict)
     printed: Counter = field(default_factory=Counter)
     digests: array = field(default_factory=lambda: array("Q"))
 
     def lines(self) -> list[str]:
         """What a person should know of the data, a line each."""
-        lines = [f"read as: {_listed(self.shapes)}"]
-        lines += [f"{number} turns left out: {why}" for why, number in self.left_out.items()]
-        if self.known:
-            lines.append(f"keys that nobody reads, and in how many rows: {_listed(self.known)}")
-        if self.turns and not self.with_reasoning:
-            lines.append(NO_REASONING)
-        elif (without := self.turns - self.with_reasoning) > 0:
-            lines.append(SOME_REASONING.format(without, self.turns, self.beside_reasoning))
-        lines += [f"{number} {note}" for note, number in (+self.notes).items()]
+        lines = [f"read as: {listed(self.shapes)}"]
+        lines += [f"{many(number, 'turn', 'turns')} left out: {why}" for why, number in self.left_out.items()]
+        lines += [f"{NOT_SHOWN}: {listed(self.known)}"] if self.known else []
+        lines += self.reasoned.lines()
+        lines += [note.format(f"{number}, first in {self.first[note]}") for note, number in (+self.notes).items()]
         if self.printed:
-            ways = _listed(self.printed)
+            ways = listed(self.printed)
             lines.append(f"tools that the server prints otherwise than they are given (--server-style): {ways}")
         if equal := len(self.digests) - len(set(self.digests)):
-            lines.append(f"{equal} rows have the same messages and tools as another row")
+            lines.append(f"{many(equal, 'row has', 'rows have')} the same messages and tools as another row")
         return lines
 
 
-def _listed(counted: Counter) -> str:
-    return ", ".join(f"{name} ({number})" for name, number in counted.most_common())
+def listed(counted: Counter) -> str:
+    """Names with their numbers."""
+    return ", ".join(f"{name} ({number})" for name, number in sorted(counted.items()))
 
 
 def noted(trajectory: Trajectory) -> Noted:
     """What is to be known of a trajectory before it is rendered."""
     messages, tools, given = trajectory.messages, trajectory.tools or [], trajectory.given
-    turns = [messages[turn] for turn in trajectory.turns]
-    thinking = sum(bool(turn.get("reasoning_content", "").strip()) for turn in turns)
+    reasoned = Reasoned()
+    for turn in trajectory.turns:
+        reasoned.count(messages[turn])
     return Noted(
         trajectories=1,
-        turns=len(turns),
-        with_reasoning=thinking,
-        beside_reasoning=len(turns) - thinking if thinking else 0,
+        turns=len(trajectory.turns),
+        reasoned=reasoned,
         shapes=Counter(given.shapes),
         known=Counter(given.known.keys()),
         notes=_mistakes(messages, [tool["function"] for tool in tools]),

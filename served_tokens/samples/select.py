@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import orjson
 
 from served_tokens.files.read import LEFT_OUT, Place
-from served_tokens.marks import Counts, TrajectoryError
+from served_tokens.marks import HELD_OUT, Counts, TrajectoryError
 from served_tokens.samples.alpaca import NoSample, reasoning_of, step1_columns, to_samples
 from served_tokens.samples.dataset_info import is_held_out
 from served_tokens.samples.lengths import load_tokenizer, token_counter
@@ -16,7 +16,6 @@ VALIDATION = "_val"
 # Why turns are left out.
 THINKING_OFF = "the row says that the model is not to think; step 2 keeps it by --no-thinking"
 NOT_LAST = "they are not the last turn of their row (--turns last)"
-HELD_OUT = "they are held out, to be evaluated"
 NO_REASONING = "they have no reasoning"
 TOO_LONG = "their sample does not fit in --cutoff-len"
 
@@ -41,7 +40,7 @@ class Selected(Counts):
 
     without_samples: trajectories of which all turns are left out; supervised: turns that a sample trains.
     not_thinking: of the targets that can be trained, those that open no think block.
-    validation: samples that are held out.
+    validation: samples that are held out, and held_out: their turns.
     given: {what the generation prompt holds of a target: trajectories}; left_out: {why: turns}.
     """
 
@@ -52,6 +51,7 @@ class Selected(Counts):
     supervised: int = 0
     not_thinking: int = 0
     validation: int = 0
+    held_out: int = 0
     given: Counter = field(default_factory=Counter)
     left_out: Counter = field(default_factory=Counter)
 
@@ -86,6 +86,7 @@ def samples_of_row(row: dict, place: Place, options: Options) -> tuple[Selected,
     if is_held_out(row.get("task_info"), messages, options.val_ratio, options.seed):
         stream, counts.validation = VALIDATION, len(samples)
         left_out |= {turn: HELD_OUT for sample in samples for turn in sample["turns"]}
+        counts.held_out = counts.supervised
     told = {"source": served["source"], "trajectory": served["trajectory"]}
     made = [(stream, sample) for sample in samples]
     made += [(LEFT_OUT, {**told, "turn": turn, "reason": reason}) for turn, reason in left_out.items()]

@@ -96,9 +96,9 @@ def _write_split(path: Path, samples: Iterable[Sample], limits: dict, pad_token:
 
     with ArrowWriter(path=str(path), features=Features(columns), writer_batch_size=BATCH) as writer:
         for row in rows_of(counted(), **limits):
-            row = padded(row, MULTIPLE, pad_token)
             count.rows += 1
             count.row_tokens += len(row.input_ids)
+            row = padded(row, MULTIPLE, pad_token)
             values = columns_of(row)
             writer.write({name: values[name] for name in columns})
         writer.finalize()
