@@ -272,7 +272,7 @@ def test_a_record_that_differs_fails_although_the_rendering_agrees(steps, check,
     steps([chat(first | {"token_ids": [*first["token_ids"][:-2], 5]}, second)], history="drop")
     output = check("samples", expect=1)
     assert by_record(1, 2) in output and "         1 mismatched\n" in output
-    assert "rows.jsonl: trajectory 0, turn 1: differs from the token ids that the server recorded of it" in output
+    assert "rows.jsonl: row 0, turn 1 (--show 0:1): differs from the token ids that the server recorded of it" in output
 
 
 def test_a_record_outranks_a_rendering_by_another_chat_template(steps, check, ids, tmp_path):

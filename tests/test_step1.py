@@ -65,10 +65,13 @@ def test_bad_rows_are_set_aside_with_their_reason_and_the_rest_goes_on(run, tmp_
         (4, "the row is not an object but a number"),
     ]
     assert rejects[1]["trajectory"] == bad and rejects[0]["trajectory"].strip() == "{ not json"
-    assert "4 rows set aside with their reasons: y.jsonl.rejects.jsonl" in process.stderr
+    assert "4 rows set aside with reasons: y.jsonl.rejects.jsonl" in process.stderr
 
     process = run(STEP1, "x.jsonl", "z.jsonl", "--strict", expect=1)
-    assert "x.jsonl: row 1: the row is not valid JSON" in process.stderr and "drop --strict" in process.stderr
+    assert (
+        "x.jsonl: row 1 (counted from 0): the row is not valid JSON" in process.stderr
+        and "drop --strict" in process.stderr
+    )
     assert not list(tmp_path.glob("*z.jsonl*"))
 
 

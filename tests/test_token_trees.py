@@ -277,5 +277,5 @@ def test_check_with_trees(pipeline, check):
     tools = [{"type": "function", "function": {"name": "get", "description": "", "parameters": {}}}]
     rows = [{"messages": messages, "tools": tools} for messages in (WEATHER, other)]
     printed = check(pipeline(rows), "--trees")
-    assert "1 rows of token trees" in printed and "of 10 of 10 samples see there what they see in them" in printed
+    assert "1 row of token trees" in printed and "of 10 of 10 samples see there what they see in them" in printed
     assert "10 rows of token trees" in check("samples", "--trees", "row_samples=1")

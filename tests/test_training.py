@@ -68,7 +68,7 @@ def test_shipped_yaml_is_the_training_that_the_readme_promises(tiny_model):
         sys.argv = argv
     assert (model.model_name_or_path, model.trust_remote_code) == ("Qwen/Qwen3-4B", False)
     assert (data.template, data.mask_history, data.cutoff_len, data.dataset_dir) == ("qwen3", True, 32768, ".")
-    assert data.dataset == ["alpaca_mask_history_envscaler_sft_traj_9k"]
+    assert data.dataset == ["envscaler_samples"]
     assert (training.per_device_train_batch_size, training.gradient_accumulation_steps) == (1, 32)
     assert (training.learning_rate, training.num_train_epochs) == (1.0e-6, 3.0)
     assert training.lr_scheduler_type == "cosine" and training.get_warmup_steps(1000) == 100

@@ -148,7 +148,7 @@ def test_two_processes_under_zero3(train, prefix, project, tiny_model):
     losses, _, printed = train(TREES, "zero3", *TWO, FORCE_TORCHRUN="1", NPROC_PER_NODE="2")
     assert losses == pytest.approx(prefix, rel=1e-4)
     assert printed.count("attention on token trees is right here: ") == 1  # of the first process
-    assert "gradient_accumulation_steps: 1 rows: a step holds 1.00 times" in printed
+    assert "gradient_accumulation_steps: 1 row: a step holds 1.00 times" in printed
     before = weights_of(tiny_model)
     for checkpoint in (project / "zero3" / "checkpoint-2", project / "zero3"):
         after = weights_of(checkpoint)

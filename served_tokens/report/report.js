@@ -55,7 +55,7 @@ function show(index, move, whole = false) {
   active = null;
   at('tokens').replaceChildren(box);
   const begin = at('tokens').querySelector('.first') || at('tokens').querySelector('mark');
-  at('tokens').scrollTop = begin ? begin.offsetTop - 90 : 0;
+  if (!whole) at('tokens').scrollTop = begin ? begin.offsetTop - 90 : 0;
   at('sample').value = current;
   at('mismatch').textContent = sample.mismatch;
   at('message').textContent = '';
@@ -106,10 +106,14 @@ at('choose').addEventListener('submit', event => {
   event.preventDefault();
   jump(+at('trajectory').value, at('turn').value === '' ? null : +at('turn').value);
 });
-at('tokens').addEventListener('click', event => event.target.matches('button') && show(current, false, true));
+at('tokens').addEventListener('click', event => {
+  if (!event.target.matches('button')) return;
+  show(current, false, true);
+  at('tokens').focus({preventScroll: true});
+});
 for (const rate of document.querySelectorAll('.rate')) rate.addEventListener('input', () => {
   const hours = rate.dataset.hours / rate.value, cell = rate.closest('td');
-  cell.parentElement.nextElementSibling.cells[cell.cellIndex].textContent = isFinite(hours) ? hours.toFixed(1) : '–';
+  cell.parentElement.nextElementSibling.cells[cell.cellIndex].textContent = isFinite(hours) ? hours.toFixed(2) : '–';
 });
 for (const kind of ['mouseover', 'click']) at('tokens').addEventListener(kind, event => inspect(event.target.closest('.token')));
 at('tokens').addEventListener('keydown', event => {

@@ -1,5 +1,6 @@
 """Tokens of a sample as text: in the terminal, and as the data of the page's viewer."""
 
+import functools
 import itertools
 import re
 from dataclasses import dataclass
@@ -54,12 +55,12 @@ def pieces(ids: list[int], decode):
     held = ()
     for number in ids:
         held = (*held, number)
-        text = decode([*held])
+        text = decode(held)
         if "\ufffd" not in text or len(held) == TOKENS_OF_CHARACTER:
             yield held, text
             held = ()
     if held:  # the text is cut in a character, or really holds this sign
-        yield held, decode([*held])
+        yield held, decode(held)
 
 
 def runs(sample: ShownSample, limit: int):
@@ -107,10 +108,11 @@ def viewer_data(samples: list[ShownSample], decode, special: set[int]) -> dict:
     {"pieces": [[ids, text, special], …], "samples": [{…, "runs": [[supervised, first token, numbers of pieces], …]}]}
     """
     limit, index, entries = most_of_each([sample.tokens for sample in samples], TOKENS_IN_PAGE), {}, []
+    decode_once = functools.cache(lambda ids: decode([*ids]))  # few tokens make most of a text
     names = ("name", "place", "why", "served", "tokens", "supervised", "at", "mismatch")
     for sample in samples:
         shown = [
-            (is_supervised, start, [index.setdefault(piece, len(index)) for piece in pieces(ids, decode)])
+            (is_supervised, start, [index.setdefault(piece, len(index)) for piece in pieces(ids, decode_once)])
             for is_supervised, start, ids in runs(sample, limit)
         ]
         told = {name: sample.told[name] for name in ("source", "trajectory", "turns")}

@@ -72,7 +72,7 @@ def test_damaged_line_is_set_aside_and_the_rest_goes_on(run, tmp_path):
         ("x.json", b"[" + LINE + b"," + LINE[:-3], "x.json: not valid JSON"),
         ("x.json", b"[" + LINE.replace("é".encode(), b"\xe9") + b"]", "x.json: not valid JSON"),
         ("x.json", b"[" * 100000, "x.json: not valid JSON"),
-        ("x.json", b'[3, null, [], "x"]', "1 like row 0: the row is not an object but a number"),
+        ("x.json", b'[3, null, [], "x"]', "1 like row 0 (counted from 0): the row is not an object but a number"),
     ],
 )
 def test_file_without_a_row_to_use_is_a_clear_error(run, tmp_path, name, content, reason):
@@ -413,7 +413,7 @@ def test_killed_worker_ends_the_run_and_leaves_nothing(tmp_path):
 
 def test_reasons_that_differ_in_numbers_are_counted_together(run, tmp_path):
     (tmp_path / "x.jsonl").write_bytes(b"\n".join([LINE, b'{"a": x', b'{"ab": x', b'{"abc": x']))
-    assert "3 like row 1: the row is not valid JSON" in run(STEP1, "x.jsonl", "y.jsonl").stderr
+    assert "3 like row 1 (counted from 0): the row is not valid JSON" in run(STEP1, "x.jsonl", "y.jsonl").stderr
 
 
 def test_rows_nested_too_deeply_are_set_aside_from_every_format_and_keep_their_reason(process, tmp_path):
@@ -423,7 +423,7 @@ def test_rows_nested_too_deeply_are_set_aside_from_every_format_and_keep_their_r
     (tmp_path / "x.json").write_bytes(b"[" + b",".join(rows[:4]) + b"]")
     pq.write_table(pa.table({"messages": [json.dumps(ROW["messages"]), "[" * 100_000]}), tmp_path / "x.parquet")
     for source, aside in (("x.jsonl", 5), ("x.json", 3), ("x.parquet", 1)):
-        said = f"{1 + aside} rows in = 1 rows out + {aside} set aside"
+        said = f"{1 + aside} rows in = 1 row out + {aside} set aside"
         assert said in process(STEP1, source, "y.jsonl").stdout
         rejects = (tmp_path / "y.jsonl.rejects.jsonl").read_text()
         assert [int(row) for row in re.findall(r'"row": (\d+), "reason": "', rejects)] == [*range(1, 1 + aside)]

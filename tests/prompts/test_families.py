@@ -152,4 +152,4 @@ def test_calls_are_in_xml_and_a_turn_whose_prompt_is_refused_is_left_out_where_t
     )
     refused = "the chat template refuses the messages: No user query found."
     assert [turn["left_out"] for turn in rows[2]["served"]["turns"]] == [refused, None]
-    assert f"1 turns left out: {refused}" in said
+    assert f"1 turn left out: {refused}" in said

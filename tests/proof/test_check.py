@@ -17,7 +17,7 @@ EXACT = [  # step 2's options, LlamaFactory's overrides
 ]
 
 
-MISSING = "samples: 1 turns or trajectories have no sample and no reason; run both steps again"
+MISSING = "samples: 1 turn or row has no sample and no reason; run both steps again"
 
 
 def mismatched(output: str) -> int:
@@ -194,7 +194,7 @@ def test_one_sample_of_two_data_sets_is_shown(pipeline, check):
     rows = golden("one_turn_no_tools")
     pipeline(rows, name="one"), pipeline(rows, name="two")
     output = check("one,two", "--show", "0:2")
-    assert output.count("rows.jsonl: trajectory 0, turn 2: ") == 2 and "PASSED" not in output
+    assert output.count("rows.jsonl: row 0, turn 2 (--show 0:2): ") == 2 and "PASSED" not in output
 
 
 def test_prompt_with_several_targets_is_counted_and_fails_where_a_past_turn_has_lost_its_reasoning(checked):
@@ -203,15 +203,15 @@ def test_prompt_with_several_targets_is_counted_and_fails_where_a_past_turn_has_
 
     one, other = assistant("a", "so it is"), assistant("b", "so it is")
     output = checked(asked(one, other, one, assistant("a", "or so"))).stdout
-    first = "trajectory 0, turn 1, and trajectory 1, turn 1"
-    assert f" 2 prompts are trained to another target too, the first: {first}" in output
+    first = "row 0, turn 1, and row 1, turn 1"
+    assert f" 2 of the prompts trained to another target too, the first: {first}" in output
     both = asked(one, assistant("a"))
     assert "1 of them to the same answer with and without reasoning" in checked(both).stdout
     log = [both[0], {"messages": [*both[1]["messages"], user("and?"), assistant("c", "r")]}]
     for rows, places in ((log, (0, 1)), (log[::-1], (1, 0))):
         assert (
-            "FAILED: samples: 1 prompts are trained both with and without reasoning to the same answer "
-            f"(trajectory {places[0]}, turn 1, and trajectory {places[1]}, turn 1)"
+            "FAILED: samples: 1 prompt is trained both with and without reasoning to the same answer "
+            f"(row {places[0]}, turn 1, and row {places[1]}, turn 1)"
         ) in checked(rows, expect=1).stderr
     assert "PASSED" in checked(asked(one, assistant("a")), ["--no-thinking"], ["enable_thinking=false"]).stdout
 

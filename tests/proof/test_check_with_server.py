@@ -108,7 +108,7 @@ def test_a_server_that_renders_otherwise_fails_with_the_setting_that_mends_it(ch
 def test_the_first_differences_are_shown_as_text(check_with, rendering):
     with serving(a_server(rendering(between=" "))) as url:
         process = check_with(url, ROWS_OF_PARTS, expect=1)
-    assert "rows.jsonl: trajectory 0, turn 3: the tokens differ from token " in process.stdout
+    assert "rows.jsonl: row 0, turn 3: the tokens differ from token " in process.stdout
     assert " >>> ' b<|im_end|>\\n<|im_start|>assistant\\n'\n  trained: …" in process.stdout
     assert " >>> '\\nb<|im_end|>\\n<|im_start|>assistant\\n'\n" in process.stdout
     assert f"  differ                  1  {STYLE} sglang\n" in process.stdout

@@ -194,11 +194,12 @@ def test_the_check_fails_where_a_text_is_lost_and_says_which(checked, monkeypatc
 
     monkeypatch.setattr(trajectory, "in_one_shape", without_outputs)
     process = checked(ROWS, expect=1)
-    assert (
-        "rows.jsonl: trajectory 0: message 2: content: 'it lies there' is not in the prompt of turn 1" in process.stdout
-    )
+    assert "rows.jsonl: row 0: message 2: content: 'it lies there' is not in the prompt of turn 1" in process.stdout
     assert "1 of them under content" in process.stdout
-    assert "FAILED: samples: 1 texts of the trajectories are in no sample that should hold them" in process.stderr
+    assert (
+        "FAILED: samples: 1 text of the rows is in no sample, and step 1 does not say why (under content): run it"
+        in process.stderr
+    )
 
 
 # ---------------------------------------------------------------- random rows

@@ -101,12 +101,12 @@ def test_random_plain_rows_are_read_alike(messages, tools, as_text):
 
 def test_the_check_says_how_many_rows_it_reads_twice_and_fails_where_the_two_differ(checked, monkeypatch):
     rows = [row(), {**row(user([{"type": "text", "text": "hello"}])), "id": 7}]
-    assert "1 of 2 rows the check reads by its own rules too, with the same result" in checked(rows).stdout
+    assert "1 of 2 rows with samples the check reads by its own rules too, with the same result" in checked(rows).stdout
 
     def sorted_tool(tool, style, served=trajectory.served_tool):
         return {"type": "function", "function": dict(sorted(served(tool, style)["function"].items()))}
 
     monkeypatch.setattr(trajectory, "served_tool", sorted_tool)
     process = checked(rows, expect=1)
-    assert "rows.jsonl: trajectory 0: step 1 reads it otherwise than the check itself does" in process.stdout
-    assert "FAILED: samples: 1 rows" in process.stderr
+    assert "rows.jsonl: row 0: step 1 reads it otherwise than the check itself does" in process.stdout
+    assert "FAILED: samples: 1 row is read otherwise" in process.stderr

@@ -11,6 +11,10 @@ import pytest
 from conftest import ROOT, assistant, run_here, user, write_jsonl
 from playwright.sync_api import expect, sync_playwright
 
+from served_tokens.report import tokens
+from served_tokens.report.cost import Schedule
+from served_tokens.report.page import Checked, report_page
+
 HOSTILE = "</script><script>document.title='run'</script><img src=x onerror=alert(1)></script>"
 HOSTILE += "<!-- \u2028 &amp; \x1b[31m {{ 7 * 7 }} 陈 👩‍👩‍👧"
 ROWS = [
@@ -115,17 +119,23 @@ def test_report_of_a_failed_check_says_so_at_the_top_and_counts_each_fault(page,
     assert page.text_content("header h1 + *").split("\n") == ["FAILED", PROBLEM, ""]
     found, tiles = cells(page), dict(texts(page, ".tiles div", "dt, dd"))
     assert (tiles["trajectories"], tiles["turns"], tiles["samples"]) == ("4", "6", "4")
-    assert found["exact"] == ["2", "50.00%"] and found["mismatched"] == ["1", "in 1 the tokens differ"]
-    assert found["over cutoff_len"][0] == "1" and found["supervised"][0] == "4"
-    assert found["left out"][0] == "2" and found["left out"][1].endswith("; turns without a sample: 3:0, 3:2")
-    assert "1: its prompt opens with a block of assistant, which LlamaFactory cannot write; " in found["left out"][1]
-    assert found["set aside"][0] == "1"
-    assert "; 1 like this: message 0: unknown role '<b>narrator'" in found["set aside"][1]
+    assert found["exact"] == ["2", "samples", "50.00%"]
+    assert found["mismatched"] == ["1", "samples", "in 1 the tokens differ"]
+    assert found["over cutoff_len"][0] == "1" and found["supervised"] == ["4", "turns", ""]
+    assert found["left out"][:2] == ["2", "turns"] and found["left out"][2].endswith("; row and turn of each: 3:0, 3:2")
+    assert "1: its prompt opens with a block of assistant, which LlamaFactory cannot write; " in found["left out"][2]
+    assert found["set aside"][:2] == ["1", "rows"]
+    assert "; 1 like this: message 0: unknown role '<b>narrator'" in found["set aside"][2]
     digest = hashlib.sha256((failed / "samples.parquet").read_bytes()).hexdigest()
-    assert page.text_content(".file") == f"samples.parquet: SHA-256 {digest}"
+    assert page.text_content("details .file") == f"samples.parquet: SHA-256 {digest}"
     tokens = int(tiles["tokens"].replace(",", ""))
     assert found["steps"][0] == "3" and found["samples or rows per step"][0] == "64"  # 4 samples, 3 epochs, 1 x 32 x 2
     assert found["tokens"][0] == f"{3 * tokens:,}" and len(found["tokens"]) == 2  # as samples and trees
+    assert found["hours"] == ["0.00", "0.00"]
+    page.locator(".rate").first.fill("0.01")
+    assert cells(page)["hours"] == [f"{3 * tokens / 2 / 0.01 / 3600:.2f}", "0.00"]  # on two GPUs
+    page.locator(".rate").last.fill("fast")
+    assert cells(page)["hours"][1] == "–"
 
 
 def test_report_of_a_passed_check_counts_every_sample_and_the_cost_of_those_that_are_trained(
@@ -145,6 +155,7 @@ def test_report_of_a_passed_check_counts_every_sample_and_the_cost_of_those_that
     assert page.text_content("#viewer h2 + p").startswith("5 of 5 samples")
     assert cells(page)["of a sample"] == ["18"] * 5  # shortest, mean, median, 95th percentile, longest
     trained = dict(texts(page, "section:first-of-type .tiles div", "dt, dd"))
+    assert cells(page)["held out"] == [str(5 - int(trained["samples"])), "turns", "to be evaluated"]
     assert 0 < int(trained["samples"]) < 5 and cells(page)["tokens"][0] == str(3 * int(trained["tokens"]))  # 3 epochs
     assert seen.errors == []
 
@@ -186,24 +197,43 @@ def test_page_fetches_nothing_runs_nothing_of_the_data_and_forbids_other_scripts
 
 def test_viewer_goes_to_the_next_the_previous_and_a_named_turn(page):
     note = page.text_content("#note")
-    assert note.startswith("1 of 4 (mismatch)") and "trajectory 0, turn 3" in note
+    assert note.startswith("1 of 4 (mismatch)") and "row 0, turn 3" in note
     assert click(page, "#next").startswith("2 of 4 (longest, not exact)")
     assert click(page, "#previous").startswith("1 of 4") and click(page, "#previous").startswith("4 of 4")
-    assert "trajectory 4, turn 1" in jump(page, "4", "1") and "trajectory 0, turn" in jump(page, "0", "")
-    assert "trajectory 1, turn 1" in jump(page, "1", "")
-    assert "trajectory 1, turn 1" in jump(page, "2", "1")
+    assert "row 4, turn 1" in jump(page, "4", "1") and "row 0, turn" in jump(page, "0", "")
+    assert "row 1, turn 1" in jump(page, "1", "")
+    assert "row 1, turn 1" in jump(page, "2", "1")
     message = page.text_content("#message")
-    assert "trajectory 2, turn 1 is not among the 4 samples" in message and "--show 2:1" in message
+    assert "row 2, turn 1 is not among the 4 samples" in message and "--show 2:1" in message
 
 
 def test_viewer_marks_the_first_token_that_differs_and_shows_the_sample_of_a_link(page):
     mismatch = page.text_content("#mismatch")
     assert "the tokens differ from token" in mismatch and "served :" in mismatch
     assert page.locator("#tokens .first").all_text_contents() == ["<think>"]
+    assert page.locator(".legend .first").all_text_contents() == ["first that differs"]
     page.locator("#extremes a").first.click()
-    served = cells(page)["trajectory 1, turn 1"][0]
+    served = cells(page)["row 1, turn 1"][0]
     expect(page.locator("#note")).to_contain_text(f"; as it is served it has {served} tokens")
-    assert "trajectory 1, turn 1" in page.text_content("#note") and "(longest, not exact)" in page.text_content("#note")
+    assert "row 1, turn 1" in page.text_content("#note") and "(longest, not exact)" in page.text_content("#note")
+
+
+def test_tokens_that_are_not_drawn_are_opened_and_those_that_the_page_lacks_are_to_be_had_by_a_command(
+    tmp_path, open_page, seen, monkeypatch
+):
+    monkeypatch.setattr(tokens, "TOKENS_IN_PAGE", 20_000)
+    told = {"source": "x.jsonl", "trajectory": 3, "turns": [2, 4]}
+    trained = {"input_ids": [1] * 25_000, "labels": [-100] * 24_999 + [1]}
+    checked = Checked("", "", 1, [], [], Schedule(1, -1, 1, 1, 1, packing=True))
+    page = report_page(checked, [tokens.ShownSample("x", told, trained)], lambda ids: "a", set())
+    (tmp_path / "x.html").write_text(page, encoding="utf-8")
+    page = open_page(tmp_path / "x.html")
+    absent = "… 5,000 tokens are not in this page: --show 3:4 of the check prints them …"
+    assert page.locator("#tokens .gap").all_text_contents() == [absent, "… show 10,000 more tokens …"]
+    assert page.locator("#tokens .token").count() == 10_000
+    page.click("#tokens button")
+    assert page.locator("#tokens .gap").all_text_contents() == [absent]
+    assert page.locator("#tokens .token").count() == 20_000 and seen.errors == []
 
 
 def test_supervised_and_special_tokens_are_told_apart_without_colour(page):
@@ -253,6 +283,6 @@ def test_page_is_usable_by_keyboard_names_its_parts_fits_a_phone_and_follows_the
 def test_sample_is_shown_with_brackets_where_the_output_is_no_terminal(capsys, failed, tiny_model):
     assert check_here(failed, tiny_model, "--show", "4:1") is None
     assert capsys.readouterr().out == (
-        "rows.jsonl: trajectory 4, turn 1: 18 tokens, 9 supervised (in ⟦…⟧)\n\n"
+        "rows.jsonl: row 4, turn 1: 18 tokens, 9 supervised (in ⟦…⟧)\n\n"
         "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n⟦<think>\nr\n</think>\n\nb<|im_end|>\n⟧\n"
     )

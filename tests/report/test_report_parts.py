@@ -17,7 +17,7 @@ from served_tokens.report.charts import Bar, histogram, length_statistics
 from served_tokens.report.choice import choice_of_samples, samples_of_turn
 from served_tokens.report.cost import Schedule, costs_by_way, training_cost
 from served_tokens.report.page import Checked, checksum, report_page
-from served_tokens.report.tokens import ShownSample, runs, terminal_view, viewer_data
+from served_tokens.report.tokens import ShownSample, most_of_each, runs, terminal_view, viewer_data
 from served_tokens.trees.check import AS_WRITTEN, TREES
 
 HOSTILE = "</script><script>document.title='run'</script><img src=x onerror=alert(1)>&amp; \x1b[31m \ud800 {{ 7 * 7 }}"
@@ -43,7 +43,14 @@ def test_page_of_very_many_long_samples_is_bounded_and_says_what_it_does_not_sho
     samples = [shown([7] * 40_000, labels, why=why) for why in chosen.values()]
     data = viewer_data(samples, lambda ids: "<" * len(ids), set())
     assert len(json.dumps(data, separators=(",", ":"))) < 6_000_000
-    assert sum(len(numbers) for _, _, numbers in data["samples"][0]["runs"]) == 2500
+    assert sum(len(numbers) for _, _, numbers in data["samples"][0]["runs"]) == 7500
+
+
+@pytest.mark.parametrize(
+    "sizes, together, most", [([], 9, 0), ([3, 5], 9, 5), ([3, 5, 9], 12, 4), ([1, 9, 9], 12, 5), ([8, 8], 9, 4)]
+)
+def test_what_short_samples_leave_of_the_page_is_for_long_ones(sizes, together, most):
+    assert most_of_each(sizes, together) == most
 
 
 @pytest.mark.parametrize(
@@ -60,7 +67,7 @@ def test_turn_without_a_sample_is_named_with_those_that_have_one():
     provenance = Dataset.from_list([{"source": "x", "trajectory": 3, "turns": [turn]} for turn in (2, 6, 4)])
     sets = [TrainingSet("samples", None, provenance, [{"input_ids": [1], "labels": [1]}] * 3, 3)]
     assert [sample.told["turns"] for sample in samples_of_turn(sets, 3, 6)] == [[6]]
-    with pytest.raises(SystemExit, match=r"--show 3:5: no sample supervises message 5 of trajectory 3, .*: 2, 4, 6$"):
+    with pytest.raises(SystemExit, match=r"--show 3:5: no sample supervises message 5 of row 3, .*: 2, 4, 6$"):
         samples_of_turn(sets, 3, 5)
     with pytest.raises(SystemExit, match=r"those that are supervised: none$"):
         samples_of_turn([TrainingSet("samples", None, {"trajectory": [], "turns": []}, [], 3)], 9, 5)
@@ -156,7 +163,7 @@ def test_control_characters_and_lone_surrogates_do_not_reach_the_terminal():
     def view(colour: bool) -> str:
         return terminal_view(sample, lambda ids: "".join(texts[i] for i in ids), {2}, colour)
 
-    said, text = "x\\x1b: trajectory 0, turn 1: 2 tokens, 1 supervised", "\\x1b]0;title\\x07\\u202e\\ud800"
+    said, text = "x\\x1b: row 0, turn 1: 2 tokens, 1 supervised", "\\x1b]0;title\\x07\\u202e\\ud800"
     assert view(colour=False) == f"{said} (in ⟦…⟧)\n\n{text}⟦b\tc\n⟧"
     assert view(colour=True) == f"{said} (green, underlined)\n\n{text}\x1b[4;32;1;35mb\tc\n\x1b[0m"
 
@@ -170,7 +177,7 @@ def test_colour_is_for_terminals_unless_no_color_is_set():
 @pytest.mark.parametrize(
     "options, error",
     [
-        ("--show 4", "'4' does not name a trajectory and a turn; write it as 17:4"),
+        ("--show 4", "'4' does not name a row and a turn; write it as 17:4"),
         ("--show 4:1 --report x.html", "--show checks nothing"),
         ("--report qwen3_full_sft.yaml", "'qwen3_full_sft.yaml' is no name of a page; end it with .html"),
     ],

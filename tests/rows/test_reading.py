@@ -455,9 +455,9 @@ def test_the_line_of_step_1_leaves_all_unknown_keys_out_when_it_is_pasted(run, t
     rows = [row(**{"a key": 1}), turn(note="x"), row(), of_call(function=F, ms=3), {**turn(note="y"), "mood": "x"}]
     write_jsonl(tmp_path / "x.jsonl", rows)
     process = run("step1_apply_tool_template.py", "x.jsonl", "y.jsonl")
-    assert "5 rows in = 1 rows out + 4 set aside" in process.stdout
+    assert "5 rows in = 1 row out + 4 set aside" in process.stdout
     lines = process.stderr.splitlines()
-    said = "rows are set aside for keys that nobody reads: message.note (2), row.a key (1), call.ms (1), row.mood (1)"
+    said = "rows are set aside for keys that nobody knows: message.note (2), row.a key (1), call.ms (1), row.mood (1)"
     assert said in lines
     [line] = [line for line in lines if line.startswith("  what does not: ")]
     options = shlex.split(line.removeprefix("  what does not: "))
@@ -469,25 +469,27 @@ def test_the_line_of_step_1_leaves_all_unknown_keys_out_when_it_is_pasted(run, t
 
 def test_what_is_left_out_and_counted_is_said_by_step_1(run, tmp_path):
     rows = [turn(weight=0), turn(weight=0), row(user("q"), assistant("a"), user("q2"), assistant("b", "r"), cost=1)]
+    rows += [row(user("q"), assistant("", "r", [{**F, "name": "g"}] * 2))] * 2
     write_jsonl(tmp_path / "x.jsonl", rows)
     said = run("step1_apply_tool_template.py", "x.jsonl", "y.jsonl").stdout
     for line in (
-        "3 rows in = 3 rows out + 0 set aside: y.jsonl",
-        "4 turns in = 2 turns for samples + 2 left out",
-        "read as: OpenAI messages (3)",
+        "5 rows in = 5 rows out + 0 set aside: y.jsonl",
+        "6 turns in = 4 turns for samples + 2 left out",
+        "read as: OpenAI messages (5)",
         f"2 turns left out: {OFF}",
-        "keys that nobody reads, and in how many rows: row.cost (1)",
-        "3 of 4 turns have no reasoning, 1 of them in trajectories whose other turns have some: trained, they teach",
-        "1 rows have the same messages and tools as another row",
+        "keys that are no part of the conversation, so in no sample, and in how many rows: row.cost (1)",
+        "3 of 6 turns have no reasoning (3 of 4 that answer, 0 of 2 that call tools): trained, they teach",
+        "tool calls that name a tool which their row does not offer: 4, first in x.jsonl: row 3 (counted from 0)",
+        "2 rows have the same messages and tools as another row",
     ):
         assert f"{line}" in said
-    assert len(said.splitlines()) == 8
+    assert len(said.splitlines()) == 9
 
 
 def test_rows_that_switch_thinking_off_are_kept_only_without_thinking(checked):
     rows = [row(enable_thinking=False), row(user("q2"), assistant("b", "s"))]
     output = checked(rows).stdout
-    assert "2 rows in = 1 rows checked for samples + 1 set aside" in output
+    assert "2 rows in = 1 row checked for samples + 1 set aside" in output
     assert "PASSED: 1 of 1 samples are exact" in output
     assert "PASSED: 2 of 2 samples are exact" in checked(rows, ["--no-thinking"], ["enable_thinking=false"]).stdout
 

@@ -11,6 +11,7 @@ from reading_rows import READ_AS_IT_IS, served_trajectory
 from served_tokens.prompts.chat_template import QWEN3, load_chat_template, read_chat_template
 from served_tokens.prompts.turns import apply_chat_template
 from served_tokens.samples.alpaca import step1_columns, to_samples, training_settings
+from step2_to_alpaca_mask_history import default_output
 
 STEP2 = "step2_to_alpaca_mask_history.py"
 RENDER = load_chat_template(read_chat_template(str(QWEN3)))
@@ -134,12 +135,20 @@ def test_formats_hold_the_same_samples_in_the_same_order_and_a_folder_of_step_1_
     assert read_samples(tmp_path / "again") == parquet
 
 
-def test_default_output_is_a_folder_of_parquet_files_that_dataset_info_names(run, tmp_path):
-    import step2_to_alpaca_mask_history as script
-
-    assert script.DEFAULT_OUTPUT == ROOT / "data" / "alpaca_mask_history_envscaler_sft_traj_9k"
-    entries = json.loads((ROOT / "dataset_info.json").read_text())
-    assert entries[script.DEFAULT_OUTPUT.name]["file_name"] == "data/alpaca_mask_history_envscaler_sft_traj_9k"
+def test_default_output_has_the_name_of_its_input_and_the_shipped_files_name_that_of_the_readme(run, tmp_path):
+    for name in ("mine_plain", "mine_apply_qwen3_template", "mine"):
+        write_jsonl(tmp_path / f"{name}.jsonl", [step1_row(CONVERSATION)])
+        said = run(STEP2, f"{name}.jsonl").stdout
+        assert said.endswith("qwen3_full_sft.yaml dataset_dir=. dataset=mine_samples\n")
+        assert len(read_samples(tmp_path / "mine_samples")) == 4
+    assert [*json.loads((tmp_path / "dataset_info.json").read_text())] == ["mine_samples"]
+    output = default_output("data/envscaler_plain.jsonl")
+    assert f"\ndataset: {output.name}\n" in (ROOT / "qwen3_full_sft.yaml").read_text(encoding="utf-8")
+    entries = json.loads((ROOT / "dataset_info.json").read_text(encoding="utf-8"))
+    assert {name: entry["file_name"] for name, entry in entries.items()} == {
+        "envscaler_samples": str(output),
+        "envscaler_samples_val": f"{output}_val",
+    }
 
 
 def test_output_is_registered_beside_other_entries_and_its_first_samples_are_its_preview(step2, tmp_path):
@@ -177,7 +186,10 @@ def test_rows_that_are_not_of_step_1_are_set_aside(run, tmp_path):
     run(STEP2, "x.jsonl", "out.parquet", "--dataset-dir", ".")
     assert [row["row"] for row in read_jsonl(tmp_path / "out.parquet.rejects.jsonl")] == [0, 2, 3]
     errors = run(STEP2, "x.jsonl", "o.parquet", "--strict", expect=1).stderr
-    assert "x.jsonl: row 0: the row is not one of step 1; run step1_apply_tool_template.py first" in errors
+    assert (
+        "x.jsonl: row 0 (counted from 0): the row is not one of step 1; run step1_apply_tool_template.py first"
+        in errors
+    )
 
 
 # ---------------------------------------------------------------- the traps of the JSON formats
@@ -201,7 +213,7 @@ def test_step_2_ends_with_the_command_that_checks_its_samples(step2, options, se
 def test_merging_says_how_many_turns_are_in_how_many_samples(step2):
     samples = step2([CONVERSATION], "--history-thinking", "template", "--merge-turns")
     assert [sample["turns"] for sample in samples] == [[2, 4], [6, 8]]
-    assert "1 trajectories, 4 turns: 2 samples" in step2.said
+    assert "1 trajectory, 4 turns: 2 samples" in step2.said
 
 
 @pytest.mark.parametrize(
@@ -347,7 +359,7 @@ def test_validation_set_passes_the_check_as_eval_dataset(split, check):
         f"PASSED: {len(training) + len(held_out)} of {len(training) + len(held_out)} samples are exact" in output
         and "out_val: served as drop" in output
     )
-    assert f"{len(held_out)} left out: they are held out, to be evaluated" in output
+    assert f"40 turns in = {len(training)} turns in samples + {len(held_out)} held out + 0 left out\n" in output
 
 
 @pytest.mark.parametrize(
@@ -357,7 +369,7 @@ def test_validation_set_passes_the_check_as_eval_dataset(split, check):
         (["--val-ratio", "1"], "--val-ratio 1.0: is no number from 0 up to, but not, 1"),
         (["--cutoff-len", "10", "--tokenizer", "none/such"], "none/such: no tokenizer to be had from this model"),
         (["--val-ratio", "0.999"], "no sample is left to train on"),
-        (["--val-ratio", "0.001"], "--val-ratio 0.001 holds none of its 1 trajectories out; raise it, or take another"),
+        (["--val-ratio", "0.001"], "--val-ratio 0.001 holds none of its 1 row out; raise it, or take another"),
         (["--no-thinking", "--history-thinking", "template"], "drop one of the two"),
         (["--merge-turns"], "--merge-turns needs --history-thinking template: where the history drops"),
         (["--turns", "first"], "argument --turns: invalid choice: 'first'"),
@@ -385,7 +397,7 @@ def test_task_that_is_trained_on_and_evaluated_is_caught(pipeline, finished_chec
         pipeline([row], name=name, source=f"{name}.jsonl")
     process = finished_check("one", "eval_dataset=two", expect=1)
     assert " mismatched" not in process.stdout
-    assert "FAILED: 1 tasks are both trained on and evaluated; hold them out by step 2 --val-ratio" in process.stderr
+    assert "FAILED: 1 task is both trained on and evaluated; hold them out by step 2 --val-ratio" in process.stderr
 
 
 def test_folders_with_dots_have_names_of_their_own(step2, tmp_path):
