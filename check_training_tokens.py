@@ -104,13 +104,7 @@ def main() -> None:
 def parsed_arguments() -> argparse.Namespace:
     parser = CommandLine(__doc__)
     add = parser.group("what is read")
-    add(
-        "yaml",
-        nargs="?",
-        default=shown(ROOT / "qwen3_full_sft.yaml"),
-        metavar="YAML",
-        help="of the training (default: the shipped one)",
-    )
+    add("yaml", nargs="?", default=shown(ROOT / "qwen3_full_sft.yaml"), metavar="YAML", help="of the training")
     add("overrides", nargs="*", metavar="key=value", help="as for llamafactory-cli train")
     add("--trajectories", metavar="FILE", help="what step 1 read (default: where the samples say)")
     add = parser.group("limits")
@@ -189,8 +183,8 @@ def check_sets(sets: list[TrainingSet], to_train: int, truth: Truth, data_args) 
     if repeated := sum(times > 1 for times in trained.values()):
         problems.append(f"{many(repeated, 'turn is', 'turns are')} trained more than once")
     if both := tasks[True] & tasks[False]:
-        tasks = many(len(both), "task is", "tasks are")
-        problems.append(f"{tasks} both trained on and evaluated; hold them out by step 2 --val-ratio")
+        shared = many(len(both), "task is", "tasks are")
+        problems.append(f"{shared} both trained on and evaluated; hold them out by step 2 --val-ratio")
     return found, problems
 
 
@@ -202,11 +196,9 @@ def check_trees(sets: list[TrainingSet], found: list[Findings], row_tokens: int,
         samples = itertools.starmap(Sample, llamafactory.all_built(its))
         findings.ways, differ = check_rows(samples, row_tokens, row_samples)
         (_, tokens), (rows, in_rows) = findings.ways[AS_WRITTEN], findings.ways[TREES]
-        fewer = (
-            f"{many(rows, 'row', 'rows')} of token trees, {in_rows} tokens, {tokens / max(1, in_rows):.1f} times fewer"
-        )
+        fewer = f"{in_rows} tokens, {tokens / max(1, in_rows):.1f} times fewer"
         seen = f"all supervised tokens of {size - len(differ)} of {size} samples see there what they see in them"
-        print(f"{name}: {fewer}; {seen}")
+        print(f"{name}: {many(rows, 'row')} of token trees, {fewer}; {seen}")
         if differ:
             first = ", ".join(map(str, differ[:SHOWN_MISMATCHES]))
             samples = many(len(differ), "sample is", "samples are")

@@ -159,13 +159,7 @@ def print_counts(totals: Totals, output: str) -> None:
 def parsed_arguments() -> argparse.Namespace:
     parser = CommandLine(__doc__)
     add = parser.group("what is read")
-    add(
-        "input",
-        nargs="?",
-        default=write.shown(SAMPLE),
-        metavar="INPUT",
-        help="trajectories (default: the embedded sample)",
-    )
+    add("input", nargs="?", default=write.shown(SAMPLE), metavar="INPUT", help="default: the embedded sample")
     add("--file", metavar="NAME_OR_GLOB", help="of a data set, read this file only, or those that this glob matches")
     add_options(parser)
     parser.add_limits()

@@ -135,18 +135,14 @@ def preview_of(output: Path) -> Path:
 def print_counts(totals: Totals) -> None:
     """Where all rows and turns went."""
     counts = totals.counts
-    print(
-        f"{many(counts.trajectories, 'trajectory', 'trajectories')}, {many(counts.turns, 'turn', 'turns')}: "
-        f"{many(counts.samples, 'sample', 'samples')}"
-    )
-    without = {"of which all turns are left out": counts.without_samples} if counts.without_samples else {}
-    rows = {"set aside": totals.set_aside, **without}
-    print(accounted("row", totals.rows_in, counts.trajectories - counts.without_samples, "out as samples", rows))
-    turns = {"held out": counts.held_out} if counts.held_out else {}
-    turns |= {"left out": counts.left_out.total()}
-    print(accounted("turn", counts.turns, counts.supervised - counts.held_out, "in samples", turns))
+    trajectories, without = many(counts.trajectories, "trajectory", "trajectories"), counts.without_samples
+    print(f"{trajectories}, {many(counts.turns, 'turn')}: {many(counts.samples, 'sample')}")
+    others = {"of which all turns are left out": without, "set aside": totals.set_aside}
+    print(accounted("row", totals.rows_in, counts.trajectories - without, "out as samples", others))
+    others = {"held out": counts.held_out, "left out": counts.left_out.total()}
+    print(accounted("turn", counts.turns, counts.supervised - counts.held_out, "in samples", others))
     for reason, number in counts.left_out.items():
-        print(f"{many(number, 'turn', 'turns')} left out: {reason}")
+        print(f"{many(number, 'turn')} left out: {reason}")
 
 
 def print_next(settings: Settings, counts: Selected) -> None:
@@ -169,7 +165,7 @@ def refuse_nothing(args: argparse.Namespace, totals: Totals) -> None:
         beside = " beside the validation set" if counts.validation else ""
         reason = f"no sample is left to train on{beside}"
     elif args.val_ratio and not counts.validation:
-        none = f"--val-ratio {args.val_ratio} holds none of its {many(counts.trajectories, 'row', 'rows')} out"
+        none = f"--val-ratio {args.val_ratio} holds none of its {many(counts.trajectories, 'row')} out"
         reason = f"{none}; raise it, or take another --seed"
     else:
         return

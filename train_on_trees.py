@@ -127,9 +127,9 @@ def prepared(arguments: list[str]) -> list[str]:
     took.done("rows")
     for split, count in counts.items():
         fewer = count.tokens / max(1, count.row_tokens)
-        rows = many(count.rows, "row", "rows") + (", one for each trajectory, as on a CPU" if limits["apart"] else "")
+        rows = many(count.rows, "row") + (", one for each trajectory, as on a CPU" if limits["apart"] else "")
         print(
-            f"{split}: {many(count.samples, 'sample', 'samples')} of {count.tokens:,} tokens become "
+            f"{split}: {many(count.samples, 'sample')} of {count.tokens:,} tokens become "
             f"{count.row_tokens:,} in {rows}: {fewer:.1f} times fewer"
         )
     batch = int(config.get("per_device_train_batch_size") or 8)  # LlamaFactory's own default
@@ -138,7 +138,7 @@ def prepared(arguments: list[str]) -> list[str]:
     samples_of_row = max(1, count.samples / max(1, count.rows))
     accumulation = own.get("row_accumulation") or rows_of_step(samples, samples_of_row, devices)
     print(
-        f"gradient_accumulation_steps: {many(accumulation, 'row', 'rows')}: a step holds "
+        f"gradient_accumulation_steps: {many(accumulation, 'row')}: a step holds "
         f"{accumulation * devices * samples_of_row / samples:.2f} times the supervised tokens that {samples} samples "
         "hold on average"
     )

@@ -51,9 +51,9 @@ class Counts:
                 mine.extend(more)
 
 
-def many(number: int, one: str, more: str) -> str:
-    """A number of things, for people: many(1, "row is", "rows are")."""
-    return f"{number} {one if number == 1 else more}"
+def many(number: int, one: str, more: str = "") -> str:
+    """A number of things, for people: many(2, "row"), many(1, "row is", "rows are")."""
+    return f"{number} {one if number == 1 else more or f'{one}s'}"
 
 
 def decoded(value, name: str, kind=list):

@@ -144,7 +144,7 @@ def print_reasons(path: Path | None, number: int, of_several_files: bool) -> Non
             kind, of = re.sub(r"\d+", "#", line["reason"]), f" of {line['source']}" if of_several_files else ""
             kinds[kind] += 1
             firsts.setdefault(kind, f"row {line['row']} (counted from 0){of}: {line['reason']}")
-    print(f"{many(number, 'row', 'rows')} set aside with reasons: {shown(path)}", file=sys.stderr)
+    print(f"{many(number, 'row')} set aside with reasons: {shown(path)}", file=sys.stderr)
     for kind, rows in kinds.most_common(SHOWN_REASONS):
         print(f"  {rows} like {firsts[kind]}", file=sys.stderr)
 

@@ -28,9 +28,11 @@ def shown(path: Path | str) -> str:
 
 
 def accounted(unit: str, total: int, kept: int, how: str, others: dict[str, int]) -> str:
-    """The line that says where all rows, or all turns, went; others: {where else: how many}."""
-    rest = "".join(f" + {number} {where}" for where, number in others.items())
-    return f"{many(total, unit, f'{unit}s')} in = {many(kept, unit, f'{unit}s')} {how}{rest}"
+    """The line that says where all rows, or all turns, went; others: {where else: how many}, of which the last is said
+    even if there are none.
+    """
+    rest = "".join(f" + {others[where]} {where}" for where in others if others[where] or where == [*others][-1])
+    return f"{many(total, unit)} in = {many(kept, unit)} {how}{rest}"
 
 
 def still_there(path: Path) -> str:

@@ -160,11 +160,11 @@ def _note_turns(found: Findings, place: Place, trajectory: Trajectory, samples: 
     found.turns[len(turns)] += 1
     found.unread.update(trajectory.given.known.keys())
     sampled = {turn for claim in claims for turn in claim.turns}
-    left_out = [turn for turn in turns if turn not in sampled]
-    why = {turn: samples.why.get((*place, turn), NOT_SAID) for turn in left_out}
-    places = [f"{place.row}:{turn}" for turn in left_out if why[turn] != HELD_OUT]
-    found.left_out += places[: PLACES_KEPT - len(found.left_out)]
-    found.why_left_out.update(why.values())
+    why = {turn: samples.why.get((*place, turn), NOT_SAID) for turn in turns if turn not in sampled}
+    left_out = [turn for turn in why if why[turn] != HELD_OUT]
+    found.counts.held_out += len(why) - len(left_out)
+    found.left_out += [f"{place.row}:{turn}" for turn in left_out][: PLACES_KEPT - len(found.left_out)]
+    found.why_left_out.update(why[turn] for turn in left_out)
     if any(claim.served_as != "no-thinking" for claim in claims):
         for turn in sampled.intersection(turns):
             found.counts.reasoned.count(trajectory.messages[turn])

@@ -8,7 +8,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from served_tokens.marks import HELD_OUT, Counts
+from served_tokens.marks import Counts
 from served_tokens.rows.notes import Reasoned
 
 MISMATCHES_KEPT, PLACES_KEPT, LOSSES_KEPT = 50, 20, 3
@@ -19,6 +19,7 @@ class Numbers(Counts):
     """What is counted of some rows, and of their samples; tokens are those that LlamaFactory trains on."""
 
     supervised_turns: int = 0
+    held_out: int = 0  # turns of the training set, which are not among those that are left out
     reasoned: Reasoned = field(default_factory=Reasoned)  # turns that are trained to think
     cut: int = 0  # samples over cutoff_len
     tokens: int = 0
@@ -58,11 +59,6 @@ class Findings:
     unread: Counter = field(default_factory=Counter)  # "message.usage" and the like, that nobody reads -> rows
     other_targets: str = ""  # where the first prompt stands that is trained to several targets
     reasoning_lost: str = ""  # where the first two of these stand that differ by their reasoning alone
-
-    @property
-    def why_without(self) -> Counter:
-        """Reason -> turns that are left out, less those that are held out."""
-        return Counter({why: number for why, number in self.why_left_out.items() if why != HELD_OUT})
 
     def add(self, part: "Findings") -> None:
         """What a process has learned of other samples."""

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import jinja2
 
-from served_tokens.marks import HELD_OUT
 from served_tokens.proof.findings import Findings
 from served_tokens.report.charts import histograms, length_statistics, ticks
 from served_tokens.report.cost import TOKENS_A_SECOND, Schedule, costs_by_way
@@ -50,7 +49,6 @@ def report_page(checked: Checked, samples: list[ShownSample], decode, special: s
     training = [found for found in checked.found if found.trains]
     return environment.get_template("report.html.jinja").render(
         checked=checked,
-        HELD_OUT=HELD_OUT,
         rates=TOKENS_A_SECOND,
         costs=costs_by_way(training, checked.schedule, checked.cutoff_len),
         samples=samples,

@@ -2,7 +2,7 @@
 
 from served_tokens.files.write import accounted
 from served_tokens.llamafactory import TrainingSet
-from served_tokens.marks import HELD_OUT, many
+from served_tokens.marks import many
 from served_tokens.proof.compare import NO_TRACE, NOT_SAID
 from served_tokens.proof.findings import Findings
 from served_tokens.rows.notes import NOT_SHOWN, listed
@@ -60,17 +60,16 @@ def problems_of(found: Findings, its: TrainingSet, is_cut: bool, data_args) -> l
 
 def print_findings(found: Findings, max_samples: int | None) -> None:
     """Print what is found: first the texts of a few faults, then the numbers."""
-    counts, checked, held_out = found.counts, found.turns.total(), found.why_left_out[HELD_OUT]
+    counts, checked, kept = found.counts, found.turns.total(), found.counts.supervised_turns
     set_aside, turns = found.reasons.total(), sum(found.turns.elements())
-    others = {"held out": held_out} if held_out else {}
-    others |= {"left out": turns - counts.supervised_turns - held_out}
+    others = {"held out": counts.held_out, "left out": turns - kept - counts.held_out}
     for text in [text for _, text in found.mismatches.values()][:SHOWN_MISMATCHES] + found.lost:
         print(text)
     print(f"{found.name}: {found.settings}")
     print("  " + accounted("row", checked + set_aside, checked, "checked for samples", {"set aside": set_aside}))
-    print("  " + accounted("turn", turns, counts.supervised_turns, "in samples", others))
+    print("  " + accounted("turn", turns, kept, "in samples", others))
     lines = [(number, f"set aside: {reason}") for reason, number in found.reasons.most_common(SHOWN_KEYS)]
-    for why, number in found.why_without.most_common():
+    for why, number in found.why_left_out.most_common():
         cut_short = why == NOT_SAID and max_samples is not None
         lines.append((number, f"left out: max_samples is {max_samples}" if cut_short else f"left out: {why}"))
     lines += [
@@ -88,7 +87,7 @@ def print_findings(found: Findings, max_samples: int | None) -> None:
         exact, turns = counts.exact_by_record, counts.recorded_turns
         print(f"  {exact:>8} exact by record, of {turns} turns whose token ids a server recorded")
     same = counts.rows_read_twice - counts.read_otherwise
-    rows = many(counts.rows_read_twice + counts.rows_searched, "row", "rows")
+    rows = many(counts.rows_read_twice + counts.rows_searched, "row")
     print(f"  {same:>8} of {rows} with samples the check reads by its own rules too, with the same result")
     print(f"  the longest sample has {max(found.lengths, default=0)} tokens")
     for line in counts.reasoned.lines():

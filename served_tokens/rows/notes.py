@@ -89,7 +89,7 @@ class Noted(Counts):
     def lines(self) -> list[str]:
         """What a person should know of the data, a line each."""
         lines = [f"read as: {listed(self.shapes)}"]
-        lines += [f"{many(number, 'turn', 'turns')} left out: {why}" for why, number in self.left_out.items()]
+        lines += [f"{many(number, 'turn')} left out: {why}" for why, number in self.left_out.items()]
         lines += [f"{NOT_SHOWN}: {listed(self.known)}"] if self.known else []
         lines += self.reasoned.lines()
         lines += [note.format(f"{number}, first in {self.first[note]}") for note, number in (+self.notes).items()]

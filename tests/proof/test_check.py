@@ -147,7 +147,7 @@ def test_trajectories_that_are_not_there_or_others_are_named(pipeline, failed, t
     (tmp_path / "rows.jsonl").unlink()
     assert "rows.jsonl: no such file" in failed(name).stderr
     write_jsonl(tmp_path / "few.jsonl", golden()[:3])
-    assert "few.jsonl: has no usable trajectory 3" in failed(name, "--trajectories", "few.jsonl").stderr
+    assert "few.jsonl: has no usable row 3" in failed(name, "--trajectories", "few.jsonl").stderr
 
 
 def test_max_samples_gives_a_quick_look(pipeline, check):
@@ -194,7 +194,7 @@ def test_one_sample_of_two_data_sets_is_shown(pipeline, check):
     rows = golden("one_turn_no_tools")
     pipeline(rows, name="one"), pipeline(rows, name="two")
     output = check("one,two", "--show", "0:2")
-    assert output.count("rows.jsonl: row 0, turn 2 (--show 0:2): ") == 2 and "PASSED" not in output
+    assert output.count("rows.jsonl: row 0, turn 2: ") == 2 and "PASSED" not in output
 
 
 def test_prompt_with_several_targets_is_counted_and_fails_where_a_past_turn_has_lost_its_reasoning(checked):

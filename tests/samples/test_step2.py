@@ -282,7 +282,7 @@ def test_turns_without_reasoning_are_left_out_where_that_is_asked_for(step2):
     rows = [CONVERSATION, SILENT[:2], SILENT]  # of 4, 1 and 2 turns
     assert turns_of(step2(rows, "--require-reasoning")) == [(0, 2), (0, 4), (0, 6), (0, 8), (2, 3)]
     for line in (
-        "3 rows in = 2 rows out as samples + 0 set aside + 1 of which all turns are left out",
+        "3 rows in = 2 rows out as samples + 1 of which all turns are left out + 0 set aside",
         "7 turns in = 5 turns in samples + 2 left out",
         "2 turns left out: they have no reasoning",
     ):
