@@ -59,7 +59,7 @@ def plain_row(
         counts.left_out.update([turn["left_out"]] if turn["left_out"] else [])
         reasoning = trajectory.messages[turn["turn"]].get("reasoning_content", "").strip()
         counts.not_rendered += reasoning not in plain[turn["message"]]["content"]
-    counts.first = dict.fromkeys(+counts.notes, str(place))
+    counts.first = dict.fromkeys(+counts.notes, f"{place} (counted from 0)")
     try:
         counts.digests.append(digest(plain))
     except UnicodeEncodeError:

@@ -159,17 +159,14 @@ def print_next(settings: Settings, counts: Selected) -> None:
 
 def refuse_nothing(args: argparse.Namespace, totals: Totals) -> None:
     """Stop where one of the two sides would be empty."""
-    counts = totals.counts
+    counts, why = totals.counts, ""
     if counts.samples == counts.validation:
-        print_counts(totals)
-        beside = " beside the validation set" if counts.validation else ""
-        reason = f"no sample is left to train on{beside}"
+        why = "no sample is left to train on"
     elif args.val_ratio and not counts.validation:
-        none = f"--val-ratio {args.val_ratio} holds none of its {many(counts.trajectories, 'row')} out"
-        reason = f"{none}; raise it, or take another --seed"
-    else:
-        return
-    sys.exit(f"{args.input}: {reason}; {shown(args.output)} is not written{write.still_there(args.output)}")
+        why = "no sample is held out; raise --val-ratio, or take another --seed"
+    if why:
+        print_counts(totals)
+        sys.exit(f"{args.input}: {why}; {shown(args.output)} is not written{write.still_there(args.output)}")
 
 
 def save(work: Work, stream: str, settings: Settings) -> str:

@@ -128,20 +128,17 @@ def prepared(arguments: list[str]) -> list[str]:
     for split, count in counts.items():
         fewer = count.tokens / max(1, count.row_tokens)
         rows = many(count.rows, "row") + (", one for each trajectory, as on a CPU" if limits["apart"] else "")
+        samples = many(count.samples, "sample")
         print(
-            f"{split}: {many(count.samples, 'sample')} of {count.tokens:,} tokens become "
-            f"{count.row_tokens:,} in {rows}: {fewer:.1f} times fewer"
+            f"{split}: {count.tokens:,} tokens of {samples} are {count.row_tokens:,} in {rows}: {fewer:.1f} times fewer"
         )
     batch = int(config.get("per_device_train_batch_size") or 8)  # LlamaFactory's own default
     samples = batch * training_args.gradient_accumulation_steps * devices
     count = counts.get("train", Written())
     samples_of_row = max(1, count.samples / max(1, count.rows))
     accumulation = own.get("row_accumulation") or rows_of_step(samples, samples_of_row, devices)
-    print(
-        f"gradient_accumulation_steps: {many(accumulation, 'row')}: a step holds "
-        f"{accumulation * devices * samples_of_row / samples:.2f} times the supervised tokens that {samples} samples "
-        "hold on average"
-    )
+    times = f"{accumulation * devices * samples_of_row / samples:.2f} times the supervised tokens of {samples} samples"
+    print(f"gradient_accumulation_steps: {many(accumulation, 'row')}: a step holds {times}, on average")
     print(took)
     logging.disable(logging.NOTSET)
     return [args.yaml, *given, *overrides, f"tokenized_path={place}", f"gradient_accumulation_steps={accumulation}"]

@@ -1,6 +1,7 @@
 """What all scripts share as commands: errors of one line, numbers in options, and an end by a signal."""
 
 import argparse
+import functools
 import os
 import signal
 import sys
@@ -12,19 +13,13 @@ class CommandLine(argparse.ArgumentParser):
 
     def __init__(self, doc: str):
         super().__init__(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-        self.groups = {}
-
-    def group(self, title: str):
-        """add_argument for what stands under a heading of the help."""
-        if title not in self.groups:
-            self.groups[title] = self.add_argument_group(title)
-        return self.groups[title].add_argument
+        # group(title): add_argument for what stands under a heading of the help
+        self.group = functools.cache(lambda title: self.add_argument_group(title).add_argument)
 
     def add_limits(self) -> None:
         """The limits of both steps."""
         add = self.group("limits")
-        cores = "processes (default: the cores)"
-        add("--num-proc", type=positive_count, default=os.cpu_count(), metavar="N", help=cores)
+        add("--num-proc", type=positive_count, default=os.cpu_count(), metavar="N", help="processes (default: cores)")
         add("--strict", action="store_true", help="stop at the first bad row instead of setting it aside")
 
     def error(self, message: str):

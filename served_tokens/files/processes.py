@@ -114,7 +114,7 @@ def convert_chunk(work: Work, chunk: Chunk) -> tuple[Totals, dict[str, bytes]]:
             reason = TOO_DEEP if isinstance(error, RecursionError) else str(error)
             if work.strict:
                 way_out = "fix the row, or drop --strict to set it aside"
-                raise SystemExit(f"{place}: {reason}; {way_out}") from None
+                raise SystemExit(f"{place} (counted from 0): {reason}; {way_out}") from None
             made[REJECTS].append(_rejected(place, reason[:SHOWN_REASON], raw))
             totals.set_aside += 1
             totals.unread.update(getattr(error, "keys", ()))

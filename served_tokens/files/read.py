@@ -42,7 +42,7 @@ class Place(NamedTuple):
     row: int
 
     def __str__(self) -> str:
-        return f"{self.source}: row {self.row} (counted from 0)"
+        return f"{self.source}: row {self.row}"
 
 
 @dataclass(frozen=True)

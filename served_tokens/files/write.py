@@ -28,9 +28,7 @@ def shown(path: Path | str) -> str:
 
 
 def accounted(unit: str, total: int, kept: int, how: str, others: dict[str, int]) -> str:
-    """The line that says where all rows, or all turns, went; others: {where else: how many}, of which the last is said
-    even if there are none.
-    """
+    """Where all rows, or all turns, went; others: {where else: how many}, the last of which is said even if it is 0."""
     rest = "".join(f" + {others[where]} {where}" for where in others if others[where] or where == [*others][-1])
     return f"{many(total, unit)} in = {many(kept, unit)} {how}{rest}"
 

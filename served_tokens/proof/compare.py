@@ -188,7 +188,7 @@ def _check_trajectory(
 
     for claim in claims:
         turn, trained = claim.turns[-1], samples.built[claim.position]
-        where = f"{named(place)}, turn {turn} (--show {place.row}:{turn})"
+        where = f"{place}, turn {turn} (--show {place.row}:{turn})"
         if not set(turns) >= set(claim.turns):
             raise SystemExit(f"{where}: no such turn; name the file that step 1 read by --trajectories")
         checked.supervised += [(*place, turn) for turn in claim.turns]
@@ -214,7 +214,7 @@ def _check_trajectory(
             its_place = f"row {place.row}, turn {turn}"
             checked.answers.append(answer_of(prompt, target, turn == turns[-1], its_place))
     thinking = any(claim.served_as != "no-thinking" for claim in claims)
-    check_reading(found, row, named(place), reading, trajectory, shown, thinking)
+    check_reading(found, row, str(place), reading, trajectory, shown, thinking)
 
 
 def _compare_records(found: Findings, position: int, trained: dict, records: list, where: str) -> bool:
@@ -247,8 +247,3 @@ def _compare(found: Findings, position: int, expected: dict, trained: dict, wher
         kind, at = first_mismatch(expected, trained)
         said = described(expected, trained, kind, at, truth.tokenizer.decode)
         found.mismatch(position, kind, at, f"{where}: {said}")
-
-
-def named(place: Place) -> str:
-    """A trajectory, for people."""
-    return f"{place.source}: row {place.row}"

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from served_tokens.files.read import Place, read_rows
 from served_tokens.marks import TrajectoryError
-from served_tokens.proof.compare import Truth, named
+from served_tokens.proof.compare import Truth
 from served_tokens.proof.tokens import TOKENS_DIFFER, described, first_difference, supervised_spans
 from served_tokens.proof.turn import echoed_messages, served_turn
 from served_tokens.rows.anthropic import are_texts
@@ -72,7 +72,7 @@ def questions_about(chosen: list[tuple[int, int]], provenance, built, truth: Tru
                 spans = dict(zip(sample["turns"], supervised_spans(trained["labels"])))
                 if turn in spans:
                     yield Question(
-                        place=f"{named(place)}, turn {turn}",
+                        place=f"{place}, turn {turn}",
                         row=row,
                         reading=Reading(**json.loads(sample["reading"])),
                         turn=turn,

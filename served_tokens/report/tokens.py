@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from served_tokens.marks import IGNORE_INDEX
 
 TOKENS_IN_PAGE = 1_500_000  # of all its samples together
+TOKENS_OF_SAMPLE = (100_000, 50_000, 20_000, 10_000, 5_000, 2_000)  # at most: the first with which they are no more
 TOKENS_OF_CHARACTER = 8  # the most tokens that are tried together to find whole characters
 # What a terminal would obey, a reader would not see or a file cannot hold: control characters, marks that reorder the
 # text, lone surrogates.
@@ -78,15 +79,6 @@ def runs(sample: ShownSample, limit: int):
         start = end
 
 
-def most_of_each(sizes: list[int], together: int) -> int:
-    """The highest limit with which things of these sizes are no more together; the sum of small ones is theirs."""
-    for number, size in enumerate(sorted(sizes)):
-        if size * (len(sizes) - number) > together:
-            return together // (len(sizes) - number)
-        together -= size
-    return max(sizes, default=0)
-
-
 def terminal_view(sample: ShownSample, decode, special: set[int], colour: bool) -> str:
     """The whole sample as text: what is supervised is green and underlined, or in ⟦…⟧ without colour."""
     marked = "green, underlined" if colour else "in ⟦…⟧"
@@ -107,7 +99,8 @@ def viewer_data(samples: list[ShownSample], decode, special: set[int]) -> dict:
 
     {"pieces": [[ids, text, special], …], "samples": [{…, "runs": [[supervised, first token, numbers of pieces], …]}]}
     """
-    limit, index, entries = most_of_each([sample.tokens for sample in samples], TOKENS_IN_PAGE), {}, []
+    fits = (most for most in TOKENS_OF_SAMPLE if sum(min(its.tokens, most) for its in samples) <= TOKENS_IN_PAGE)
+    limit, index, entries = next(fits, TOKENS_OF_SAMPLE[-1]), {}, []
     decode_once = functools.cache(lambda ids: decode([*ids]))  # few tokens make most of a text
     names = ("name", "place", "why", "served", "tokens", "supervised", "at", "mismatch")
     for sample in samples:

@@ -19,13 +19,9 @@ TWO_ANSWERS = "turns right behind another turn: {}; where both are parts of one 
 SAYS_NONE = 'turns with "None" or the like as text or reasoning: {}; it is trained as that text, so write null'
 WRAPPED = "tool outputs that are in <tool_response> already, so that their prompts hold it twice: {}"
 NULL_ARGUMENTS = (
-    "tool calls with null arguments that the schema of their tool does not allow: {}; Arrow fills them in where "
-    "objects of several shapes share a column, so write arguments as JSON strings"
+    "calls with null arguments against their schema: {}; Arrow fills them in, so write them as JSON strings"
 )
-NULL_SCHEMAS = (
-    "rows with null among the properties of a tool's parameters: {}; Arrow fills them in where objects of several "
-    "shapes share a column, so write tools as JSON strings"
-)
+NULL_SCHEMAS = "rows with null properties in tools: {}; Arrow fills them in, so write tools as JSON strings"
 NO_REASONING = "no turn has reasoning: step 2 --no-thinking makes samples for a model that does not think"
 SOME_REASONING = (
     "{} of {} turns have no reasoning ({}): trained, they teach the model not to think; step 2 --require-reasoning "

@@ -221,7 +221,7 @@ def test_viewer_marks_the_first_token_that_differs_and_shows_the_sample_of_a_lin
 def test_tokens_that_are_not_drawn_are_opened_and_those_that_the_page_lacks_are_to_be_had_by_a_command(
     tmp_path, open_page, seen, monkeypatch
 ):
-    monkeypatch.setattr(tokens, "TOKENS_IN_PAGE", 20_000)
+    monkeypatch.setattr(tokens, "TOKENS_IN_PAGE", 24_000)
     told = {"source": "x.jsonl", "trajectory": 3, "turns": [2, 4]}
     trained = {"input_ids": [1] * 25_000, "labels": [-100] * 24_999 + [1]}
     checked = Checked("", "", 1, [], [], Schedule(1, -1, 1, 1, 1, packing=True))

@@ -369,7 +369,7 @@ def test_validation_set_passes_the_check_as_eval_dataset(split, check):
         (["--val-ratio", "1"], "--val-ratio 1.0: is no number from 0 up to, but not, 1"),
         (["--cutoff-len", "10", "--tokenizer", "none/such"], "none/such: no tokenizer to be had from this model"),
         (["--val-ratio", "0.999"], "no sample is left to train on"),
-        (["--val-ratio", "0.001"], "--val-ratio 0.001 holds none of its 1 row out; raise it, or take another"),
+        (["--val-ratio", "0.001"], "no sample is held out; raise --val-ratio, or take another --seed"),
         (["--no-thinking", "--history-thinking", "template"], "drop one of the two"),
         (["--merge-turns"], "--merge-turns needs --history-thinking template: where the history drops"),
         (["--turns", "first"], "argument --turns: invalid choice: 'first'"),
