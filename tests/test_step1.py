@@ -69,8 +69,7 @@ def test_bad_rows_are_set_aside_with_their_reason_and_the_rest_goes_on(run, tmp_
 
     process = run(STEP1, "x.jsonl", "z.jsonl", "--strict", expect=1)
     assert (
-        "x.jsonl: row 1 (counted from 0): the row is not valid JSON" in process.stderr
-        and "drop --strict" in process.stderr
+        "x.jsonl: row 1 (counted from 0): the row is not valid" in process.stderr and "drop --strict" in process.stderr
     )
     assert not list(tmp_path.glob("*z.jsonl*"))
 

@@ -52,8 +52,8 @@ def problems_of(found: Findings, its: TrainingSet, is_cut: bool, data_args) -> l
         texts = many(lost, "text of the rows is", "texts of the rows are")
         under = ", ".join([*found.lost_under][:SHOWN_KEYS])
         problems.append(
-            f"{texts} in no sample, and step 1 does not say why (under {under}): run it again with --read-as "
-            "KEY=FIELD for what belongs to the conversation, --ignore-key KEY for what does not"
+            f"{texts} in no sample that should hold them (under {under}), as step 1 misreads their rows: write these "
+            "in a shape of docs/rows.md; what is no part of the conversation step 1 leaves out by --ignore-key KEY"
         )
     return problems
 
@@ -75,7 +75,7 @@ def print_findings(found: Findings, max_samples: int | None) -> None:
     lines += [
         (found.kinds.total(), "mismatched"),
         (counts.cut, "over cutoff_len"),
-        (found.lost_under.total(), "of the rows' texts in no sample, and step 1 does not say why"),
+        (found.lost_under.total(), "of the rows' texts in no sample that should hold them"),
         *((number, f"of them under {key}") for key, number in found.lost_under.most_common(SHOWN_KEYS)),
         (counts.other_targets, f"of the prompts trained to another target too, the first: {found.other_targets}"),
         (counts.with_and_without, "of them to the same answer with and without reasoning"),
