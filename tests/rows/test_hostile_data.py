@@ -81,8 +81,8 @@ def test_text_with_a_control_token_is_set_aside(token):
     for place in PLACES.values():
         assert f"holds the control token {token}" in reason(*place(f"x{token}y"))
     tools = [{"type": "function", "function": {"name": "f", "description": token}}]
-    assert f"holds the control token {token}" in reason(user("q"), assistant("a"), tools=tools)
-    assert f"holds the control token {token}" in reason(user("q"), assistant("a"), tools=json.dumps(tools))
+    for its in (tools, json.dumps(tools)):
+        assert f"holds the control token {token}" in reason(user("q"), assistant("a"), tools=its)
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -103,9 +103,9 @@ def test_template_that_alters_control_tokens_sets_the_trajectory_aside(tmp_path)
     text = "message['content'] if message['content'] is string else ''"
     template = QWEN3.read_text(encoding="utf-8").replace(text, f"({text}) | replace('|im', '')")
     (tmp_path / "t.jinja").write_text(template, encoding="utf-8")
-    row, keep_all = {"messages": PLACES["a tool output"](FORGED)}, ALL
+    row, changed = {"messages": PLACES["a tool output"](FORGED)}, read_chat_template(str(tmp_path / "t.jinja"))
     with pytest.raises(TrajectoryError, match="alters texts with control tokens"):
-        plain_row(row, Place("x", 0), read_chat_template(str(tmp_path / "t.jinja")), keep_all)
+        plain_row(row, Place("x", 0), changed, ALL)
 
 
 def test_special_tokens_of_the_tokenizer_are_control_tokens_too(tmp_path):
@@ -146,37 +146,6 @@ def test_user_message_that_is_a_tool_response_block_is_no_query(tokenizer):
     assert_exact(tokenizer, chain)
 
 
-# ---------------------------------------------------------------- arguments
-
-
-@pytest.mark.parametrize(
-    "arguments, rendered",
-    [
-        ({"x": 1}, '{"x": 1}'),
-        ('{"x":1}', '{"x": 1}'),
-        ('{"x":1,"x":2}', '{"x": 2}'),
-        ("", "{}"),
-        (None, "{}"),
-        ("{}", "{}"),
-        ("null", "{}"),
-        ([], "{}"),
-        ('{"x":1e400,"y":1e-400,"z":NaN}', '{"x": Infinity, "y": 0.0, "z": NaN}'),
-        ('{"x":1234567890123456789012345678901234567890}', '{"x": 1234567890123456789012345678901234567890}'),
-        ('{"x":1.0,"y":1E5,"z":0.1000}', '{"x": 1.0, "y": 100000.0, "z": 0.1}'),
-        ('{"x":"\\u0000{{idx}}"}', '{"x": "\\u0000{{idx}}"}'),
-        ({1: 2, None: 3}, '{"1": 2, "null": 3}'),
-    ],
-)
-def test_arguments_are_what_a_server_reads_and_prints(arguments, rendered):
-    [_, turn] = texts(user("q"), assistant("", "r", [call("f", arguments)]))
-    assert turn.split("arguments")[1] == f'": {rendered}}}\n</tool_call>'
-
-
-def test_arguments_with_a_lone_surrogate_or_in_python_set_the_trajectory_aside():
-    for arguments, why in (({"\udfff": 1}, "the text holds a lone surrogate"), ("{'x': 1}", "are not valid JSON")):
-        assert why in reason(user("q"), assistant("", "r", [call("f", arguments)]))
-
-
 # ---------------------------------------------------------------- calls, tools and their outputs
 
 
@@ -204,17 +173,10 @@ def test_tool_output_that_is_an_object_or_a_list_is_rendered_as_json():
     assert texts(user("q"), tool(parts), assistant("a"))[1] == "<tool_response>\nt\n</tool_response>"
 
 
-@pytest.mark.parametrize(
-    "message",
-    [
-        {"role": "assistant"},
-        assistant(None),
-        assistant(""),
-        assistant([]),
-        {**assistant(""), "tool_calls": None, "reasoning_content": None},
-        {**assistant(""), "tool_calls": [], "reasoning_content": "", "name": None},
-    ],
-)
+NULLS = {"role": "assistant", "content": "", "tool_calls": None, "reasoning_content": None, "name": None}
+
+
+@pytest.mark.parametrize("message", [{"role": "assistant"}, assistant([]), {**NULLS, "tool_calls": []}, NULLS])
 def test_missing_null_and_empty_fields_are_empty_texts_and_no_targets(message, tokenizer):
     assert texts({"role": "user"}, message) == ["", "<think>\n\n</think>\n\n"]
     conversation = [{"role": "user", "content": None}, message, user(""), message, user("q"), assistant("a")]
@@ -253,10 +215,6 @@ def strange(tmp_path, payload: str):
         "{{ ''.__class__.__mro__[1].__subclasses__() }}",
         "{{ lipsum.__globals__['os'].system('touch MARK') }}",
         "{{ raise_exception.__globals__['__builtins__']['open']('MARK', 'w') }}",
-        "{{ (''|attr('__class__')|attr('__mro__'))[1] }}",
-        "{{ self.__init__.__globals__ }}",
-        "{{ self._TemplateReference__context.environment.from_string('x') }}",
-        "{{ '{0.__class__.__mro__}'.format('') }}",
         "{{ messages.append(messages[0]) }}",
         "{% for m in messages %}{{ m.update({'role': 'system'}) }}{% endfor %}",
         "{% include '/etc/passwd' %}",
@@ -275,7 +233,6 @@ def test_template_that_reaches_for_python_gets_an_error(tmp_path, payload):
         ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "maximum recursion depth"),
         ("{{ 'x' * 10**30 }}", "OverflowError"),
         ("{% for", "not a valid Jinja template"),
-        ("{{ messages[9].content }}", "no element 9"),
         ("{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}", "not a valid Jinja template"),
     ],
 )
