@@ -2,7 +2,7 @@
 
 import pytest
 from conftest import GOLDEN, assistant, call, golden, tool, user
-from reading_rows import READ_AS_IT_IS, served_trajectory
+from reading_rows import READ_AS_IT_IS, served_text, served_trajectory
 
 from served_tokens.marks import TrajectoryError
 from served_tokens.prompts import turns
@@ -27,21 +27,9 @@ def load(tmp_path):
     return load
 
 
-def served_text(sample: dict) -> tuple[str, str]:
-    """What LlamaFactory makes of a sample before it tokenizes: (prompt, target)."""
-    text = f"<|im_start|>system\n{sample['system']}<|im_end|>\n" if sample["system"] else ""
-    for user_text, assistant_text in [*sample["history"], [sample["instruction"], ""]]:
-        text += f"<|im_start|>user\n{user_text}<|im_end|>\n<|im_start|>assistant\n{assistant_text}<|im_end|>\n"
-    return text.removesuffix("<|im_end|>\n"), sample["output"] + "<|im_end|>\n"
-
-
 def made_into_samples(messages, tools, render, served_as: str) -> tuple[list, dict]:
     plain, served = apply_chat_template(messages, tools, render)
     return to_samples(plain, {**served, "source": "", "trajectory": 0, **READ_AS_IT_IS}, served_as)
-
-
-def test_golden_cases_are_all_there():
-    assert len(GOLDEN) == 25 and sum(len(case["turns"]) for case in GOLDEN) == 54
 
 
 @by_name

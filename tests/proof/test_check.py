@@ -17,9 +17,6 @@ EXACT = [  # step 2's options, LlamaFactory's overrides
 ]
 
 
-MISSING = "samples: 1 turns or trajectories have no sample and no reason; run both steps again"
-
-
 def mismatched(output: str) -> int:
     return int(output.split(" mismatched")[0].split()[-1]) if " mismatched" in output else 0
 
@@ -79,16 +76,10 @@ def test_thinking_mode_that_is_wrong_for_the_targets_is_caught(pipeline, check):
     assert "the loss mask differs" in check(pipeline(golden(), "--no-thinking"), expect=1)
 
 
-@pytest.mark.parametrize(
-    "override",
-    [
-        "preserve_thinking=true",
-        "mask_history=false",
-        "default_system=hi",
-        "template=default",
-        "split_special_tokens=true",
-    ],
-)
+CHANGES = "preserve_thinking=true mask_history=false default_system=hi template=default split_special_tokens=true"
+
+
+@pytest.mark.parametrize("override", CHANGES.split())
 def test_setting_that_changes_the_tokens_or_the_mask_is_caught(pipeline, check, override):
     assert mismatched(check(pipeline(golden()), override, expect=1)) > 0
 
@@ -114,6 +105,9 @@ def test_setting_that_acts_after_the_samples_are_built_is_caught(pipeline, faile
 
 def test_packing_that_keeps_samples_apart_passes(pipeline, check):
     assert "PASSED: " in check(pipeline(golden()), "packing=true", "neat_packing=true")
+
+
+MISSING = "samples: 1 turns or trajectories have no sample and no reason; run both steps again"
 
 
 @pytest.mark.parametrize(
@@ -232,7 +226,6 @@ NOT_TOLD = "its samples do not say how step 1 read it, or another version wrote 
     [
         ({"turns": []}, "sample 0 does not say which turns of which trajectory it is"),
         ({"reading": "{"}, NOT_TOLD),
-        ({"reading": "[]"}, NOT_TOLD),
         ({"reading": '{"xq7": 1}'}, NOT_TOLD),
     ],
 )
