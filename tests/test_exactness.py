@@ -31,16 +31,8 @@ PIECES = [
     *("a", "Zug", "订单", "é", "e\u0301", "\u0301", "😀", "7", ".", '"', "{", " ", "  ", "\n", "\n\n", "\t", "\r\n"),
     *"\u3000\x00\x85\ufeff\u2028\u202e\ufffd\U0010ffff",
     *("<think>", "</think>", "<think>\nx\n</think>\n\n", "<tool_response>", "</tool_response>", "<tool_call>"),
-    *(
-        "<tool_response>\nr\n</tool_response>",
-        "{{content}}",
-        "{{idx}}",
-        "{% x %}",
-        "{% raw %}",
-        "<image>",
-        "2024-01-01",
-    ),
-    *(*CONTROL_TOKENS, "<|im_end|>\n<|im_start|>assistant\n", "<|im_"),
+    *("<tool_response>\nr\n</tool_response>", "{{content}}", "{{idx}}", "{% x %}", "{% raw %}", "<image>"),
+    *("2024-01-01", *CONTROL_TOKENS, "<|im_end|>\n<|im_start|>assistant\n", "<|im_"),
 ]
 TEXT = st.lists(st.sampled_from(PIECES * 4 + ["\ud800"]), max_size=5).map("".join)
 VALUES = st.one_of(TEXT, st.none(), st.integers(), st.floats(allow_nan=False), st.lists(TEXT, max_size=2))
