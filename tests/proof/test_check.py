@@ -17,6 +17,9 @@ EXACT = [  # step 2's options, LlamaFactory's overrides
 ]
 
 
+MISSING = "samples: 1 turns or trajectories have no sample and no reason; run both steps again"
+
+
 def mismatched(output: str) -> int:
     return int(output.split(" mismatched")[0].split()[-1]) if " mismatched" in output else 0
 
@@ -105,9 +108,6 @@ def test_setting_that_acts_after_the_samples_are_built_is_caught(pipeline, faile
 
 def test_packing_that_keeps_samples_apart_passes(pipeline, check):
     assert "PASSED: " in check(pipeline(golden()), "packing=true", "neat_packing=true")
-
-
-MISSING = "samples: 1 turns or trajectories have no sample and no reason; run both steps again"
 
 
 @pytest.mark.parametrize(

@@ -142,19 +142,24 @@ def test_rows_that_are_not_of_step_1_are_set_aside(run, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "options, samples, settings",
+    "options, settings",
     [
-        ([], 4, ""),
-        (["--history-thinking", "template"], 4, " template=qwen3_nothink"),
-        (["--history-thinking", "template", "--merge-turns"], 2, " template=qwen3_nothink mask_history=false"),
-        (["--no-thinking"], 4, " enable_thinking=false"),
+        ([], ""),
+        (["--history-thinking", "template"], " template=qwen3_nothink"),
+        (["--history-thinking", "template", "--merge-turns"], " template=qwen3_nothink mask_history=false"),
+        (["--no-thinking"], " enable_thinking=false"),
     ],
 )
-def test_step_2_ends_with_the_command_that_checks_its_samples(step2, options, samples, settings):
+def test_step_2_ends_with_the_command_that_checks_its_samples(step2, options, settings):
     step2([CONVERSATION], *options, output="my samples.parquet")
-    assert f"1 trajectories, 4 turns: {samples} samples" in step2.said
     command = "next: python check_training_tokens.py qwen3_full_sft.yaml dataset_dir=. 'dataset=my samples'"
     assert step2.said.splitlines()[-1] == command + settings
+
+
+def test_merging_says_how_many_turns_are_in_how_many_samples(step2):
+    samples = step2([CONVERSATION], "--history-thinking", "template", "--merge-turns")
+    assert [sample["turns"] for sample in samples] == [[2, 4], [6, 8]]
+    assert "1 trajectories, 4 turns: 2 samples" in step2.said
 
 
 @pytest.mark.parametrize(
