@@ -32,15 +32,6 @@ def made_into_samples(messages, tools, render, served_as: str) -> tuple[list, di
     return to_samples(plain, {**served, "source": "", "trajectory": 0, **READ_AS_IT_IS}, served_as)
 
 
-@by_name
-def test_template_file_renders_the_official_prompts_and_targets(case):
-    messages, tools = served_trajectory(*golden(case["name"]))
-    for turn in case["turns"]:
-        for mode in ("drop", "template"):
-            prompt, target = served_turn(messages, tools, turn["turn"], mode, RENDER)
-            assert (prompt, target) == (turn[f"prompt_{mode}"], turn["target"])
-
-
 @pytest.mark.parametrize("by_chains", [True, False])
 @by_name
 def test_both_steps_reproduce_the_official_prompts_and_targets(case, by_chains, monkeypatch):

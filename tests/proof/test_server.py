@@ -73,15 +73,6 @@ def test_reasoning_is_sent_as_the_history_of_the_sample_or_the_user_says(truth, 
     assert body == {"messages": [user("q"), {**assistant("a"), **sent}], **more}
 
 
-@pytest.mark.parametrize("echo, content", [("vllm", ""), ("vllm-stream", "\n\n")])
-def test_turns_of_an_echoing_agent_are_sent_as_their_answers_came_back(truth, echo, content):
-    messages = [user("q"), assistant("", "why", [call("f", "{}")]), tool("o"), assistant("done", "so"), user("bye")]
-    sent = request_for(question(messages, 4, echo=echo), None, truth)["messages"]
-    calls = [{"id": "call_0", "type": "function", "function": {"name": "f", "arguments": "{}"}}]
-    assert sent[1] == assistant(content, "\nwhy\n", calls)
-    assert sent[3] == assistant("\n\ndone", "\nso\n")
-
-
 def test_a_trained_prompt_is_what_stands_before_the_supervised_run_of_its_turn(truth, tmp_path):
     row = {"messages": [user("q"), assistant("a"), user("r"), assistant("b"), user("s"), assistant("c")]}
     path = str(write_jsonl(tmp_path / "rows.jsonl", [{"messages": []}, row]))

@@ -17,8 +17,7 @@ from served_tokens.files.read import Place
 from served_tokens.marks import IGNORE_INDEX, TrajectoryError
 from served_tokens.prompts.chat_template import QWEN3, load_chat_template, read_chat_template
 from served_tokens.proof.turn import served_turn
-from served_tokens.rows import notes
-from served_tokens.rows.trajectory import CONTROL_TOKENS, EMPTY, Reading
+from served_tokens.rows.trajectory import CONTROL_TOKENS, Reading
 from served_tokens.samples.alpaca import to_samples
 from step1_apply_tool_template import plain_row
 
@@ -137,31 +136,7 @@ def test_think_block_mentioned_in_an_answer_that_has_its_reasoning_elsewhere_is_
     assert_exact(tokenizer, conversation, left_out={"no-thinking": 1})
 
 
-def test_user_message_that_is_a_tool_response_block_is_no_query(tokenizer):
-    block = "<tool_response>\nt\n</tool_response>"
-    chain = [user("q"), assistant("a", "r"), user(block), assistant("b", "s"), user(block + "."), assistant("c", "s")]
-    row, _ = converted(*chain)
-    samples, _ = to_samples(row["messages"], row["served"], "template")
-    assert samples[1]["history"] == [["q", "<think>\nr\n</think>\n\na"]]  # its reasoning is kept: no query came since
-    assert_exact(tokenizer, chain)
-
-
 # ---------------------------------------------------------------- calls, tools and their outputs
-
-
-@pytest.mark.parametrize(
-    "calls, outputs, note",
-    [
-        ([call("g", {})], [tool("t")], {notes.UNKNOWN_TOOL: 1}),
-        ([], [tool("t")], {notes.NO_CALL: 1}),
-        ([call("f", {"x": 1})], [tool("t"), tool("t")], {notes.NO_CALL: 1}),
-        ([call("f", {"x": 1})] * 2, [tool("t")], {}),
-    ],
-)
-def test_call_that_may_be_a_mistake_is_counted_and_served_as_it_is(calls, outputs, note, tokenizer):
-    conversation = [user("q"), assistant("w", "r", calls), *outputs, user("q2"), assistant("a", "r")]
-    assert converted(*conversation, tools=TOOLS)[1] == note
-    assert_exact(tokenizer, conversation, TOOLS)
 
 
 def test_tool_output_that_is_an_object_or_a_list_is_rendered_as_json():
@@ -171,18 +146,6 @@ def test_tool_output_that_is_an_object_or_a_list_is_rendered_as_json():
     )
     parts = [{"type": "text", "text": "t"}]
     assert texts(user("q"), tool(parts), assistant("a"))[1] == "<tool_response>\nt\n</tool_response>"
-
-
-NULLS = {"role": "assistant", "content": "", "tool_calls": None, "reasoning_content": None, "name": None}
-
-
-@pytest.mark.parametrize("message", [{"role": "assistant"}, assistant([]), {**NULLS, "tool_calls": []}, NULLS])
-def test_missing_null_and_empty_fields_are_empty_texts_and_no_targets(message, tokenizer):
-    assert texts({"role": "user"}, message) == ["", "<think>\n\n</think>\n\n"]
-    conversation = [{"role": "user", "content": None}, message, user(""), message, user("q"), assistant("a")]
-    row, _ = converted(*conversation)
-    assert [turn["left_out"] for turn in row["served"]["turns"]] == [EMPTY, EMPTY, None]
-    assert_exact(tokenizer, conversation, left_out=dict.fromkeys(MODES, 2))
 
 
 # ---------------------------------------------------------------- sizes

@@ -4,7 +4,7 @@ import json
 import shlex
 
 import pytest
-from conftest import assistant, read_jsonl, tool, user, write_jsonl
+from conftest import assistant, tool, user, write_jsonl
 
 from served_tokens.marks import TrajectoryError
 from served_tokens.rows import notes
@@ -206,10 +206,8 @@ def test_loss_switch_of_another_message_than_a_turn_changes_nothing():
 def test_turn_that_was_cut_off_is_left_out_wherever_that_is_said(ended):
     for one in (
         turn(finish_reason=ended),
-        turn(stop_reason=ended),
         turn(finishReason={"type": ended, "length": 16}),  # SGLang's
         turn(response_metadata={"done_reason": [ended]}),
-        turn(extra={"response": {"choices": [{"finish_reason": ended, "index": 0}]}}),
         turn(extra=json.dumps({"stop_reason": ended})),
         row(finish_reason=ended),
         row(metadata={"finish_reason": ended}),
@@ -278,6 +276,11 @@ def test_what_would_be_trained_wrongly_in_silence_sets_the_row_aside(one, why):
     assert why in reason(one)
 
 
+def test_call_of_a_tool_that_is_not_offered_and_output_without_a_call_are_counted():
+    one = row(user("q"), assistant("", None, [{**F, "name": "g"}]), tool("of g"), tool("of nothing"), assistant("a"))
+    assert +notes.noted(read(one)).notes == {notes.UNKNOWN_TOOL: 1, notes.NO_CALL: 1}
+
+
 def test_null_that_the_schema_allows_is_not_counted():
     for schema in ({"type": ["string", "null"]}, {"type": "string", "nullable": True}, {}):
         tools = [{"type": "function", "function": {**FLAT, "parameters": {"properties": {"x": schema}}}}]
@@ -288,16 +291,9 @@ def test_null_that_the_schema_allows_is_not_counted():
 # ---------------------------------------------------------------- thinking
 
 
-OFF_BY = [
-    *({key: False} for key in ("enable_thinking", "think", "thinking", "reasoning")),
-    *({key: 0} for key in ("thinking_budget", "max_thinking_tokens", "reasoning_budget")),
-    *({"reasoning_effort": "none"}, {"reasoning": "off"}, {"thinking": {"type": "disabled"}}),
-    *({"thinking": {"type": "enabled", "budget_tokens": 0}}, {"reasoning": {"max_tokens": 0}}),
-]
-ON_BY = [
-    *({"thinking": {"type": "enabled", "budget_tokens": 1024}}, {"reasoning": {"effort": "high", "summary": None}}),
-    *({"reasoning_effort": "high"}, {"reasoning": "on"}, {"think": True}),
-]
+OFF_BY = [{"enable_thinking": False}, {"think": False}, {"reasoning_effort": "none"}, {"thinking_budget": 0}]
+OFF_BY += [{"thinking": {"type": "disabled"}}, {"thinking": {"type": "enabled", "budget_tokens": 0}}]
+ON_BY = [{"thinking": {"type": "enabled", "budget_tokens": 1024}}, {"reasoning": {"effort": "high", "summary": None}}]
 
 
 @pytest.mark.parametrize("place", [None, "metadata", "extra_body", "chat_template_kwargs"])
@@ -447,21 +443,6 @@ def test_what_is_left_out_and_counted_is_said_by_step_1(run, tmp_path):
     ):
         assert f"{line}" in said
     assert len(said.splitlines()) == 8
-
-
-def test_rows_that_switch_thinking_off_are_kept_only_without_thinking(checked):
-    rows = [row(enable_thinking=False), row(user("q2"), assistant("b", "s"))]
-    output = checked(rows).stdout
-    assert "2 rows in = 1 rows checked for samples + 1 set aside" in output
-    assert "PASSED: 1 of 1 samples are exact" in output
-    assert "PASSED: 2 of 2 samples are exact" in checked(rows, ["--no-thinking"], ["enable_thinking=false"]).stdout
-
-
-def test_options_of_reading_reach_the_samples_and_the_check(checked, tmp_path):
-    rows = [{"dialogue": [user("q"), {**assistant("a"), "thought": "r", "noted": 0.5}], "apis": TOOLS}]
-    options = "--read-as dialogue=messages --read-as apis=tools --read-as thought=reasoning_content --ignore-key noted"
-    assert "PASSED: 1 of 1 samples are exact" in checked(rows, step1=options.split()).stdout
-    assert read_jsonl(tmp_path / "plain.jsonl")[0]["messages"][-1]["content"] == "<think>\nr\n</think>\n\na"
 
 
 @pytest.mark.parametrize("wrong", ["thought", "=content", "a=b=c"])
