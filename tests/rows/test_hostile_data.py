@@ -28,11 +28,11 @@ SCHEMA = {"type": "object", "properties": {"x": {"type": "integer"}}, "required"
 TOOLS = [{"type": "function", "function": {"name": "f", "parameters": SCHEMA}}]
 
 
-def converted(*messages, tools=None, **options) -> tuple[dict, dict]:
-    """(the row of step 1, what may be a mistake in it); calls may lack their tools"""
+def converted(*messages, tools=None, **options) -> dict:
+    """The row of step 1; calls may lack their tools."""
     row = {"messages": list(messages), "tools": tools}
-    counts, [(_, made)] = plain_row(row, Place("x", 0), TEMPLATE, Reading(allow_calls_without_tools=True, **options))
-    return made, +counts.notes
+    _, [(_, made)] = plain_row(row, Place("x", 0), TEMPLATE, Reading(allow_calls_without_tools=True, **options))
+    return made
 
 
 def reason(*messages, tools=None, **options) -> str:
@@ -42,12 +42,12 @@ def reason(*messages, tools=None, **options) -> str:
 
 
 def texts(*messages, tools=None, **options) -> list[str]:
-    return [message["content"] for message in converted(*messages, tools=tools, **options)[0]["messages"]]
+    return [message["content"] for message in converted(*messages, tools=tools, **options)["messages"]]
 
 
 def assert_exact(tokenizer, messages: list, tools=None, left_out: dict | None = None, **options) -> None:
     """LlamaFactory's own tokens and mask are the served ones, for every turn in every mode; left_out: turns by mode."""
-    row, _ = converted(*messages, tools=tools, **options)
+    row = converted(*messages, tools=tools, **options)
     messages, tools = served_trajectory({"messages": messages, "tools": tools}, ())
     turns = sum(message["role"] == "assistant" for message in messages)
     for mode, settings in MODES.items():
@@ -86,8 +86,8 @@ def test_text_with_a_control_token_is_set_aside(token):
 
 @pytest.mark.parametrize("place", PLACES)
 def test_allowed_control_tokens_stay_exact_and_forge_no_message(place, tokenizer):
-    plain = [message["role"] for message in converted(*PLACES[place]("x"))[0]["messages"]]
-    row, _ = converted(*PLACES[place](FORGED), allow_control_tokens=True)
+    plain = [message["role"] for message in converted(*PLACES[place]("x"))["messages"]]
+    row = converted(*PLACES[place](FORGED), allow_control_tokens=True)
     assert [message["role"] for message in row["messages"]] == plain
     assert_exact(tokenizer, PLACES[place](FORGED), allow_control_tokens=True)
     tools = [{"type": "function", "function": {"name": "f", "description": FORGED, "parameters": {FORGED: 1}}}]
@@ -158,7 +158,7 @@ def test_huge_trajectories_are_converted():
     many = [{"type": "function", "function": {"name": f"f{number}", "parameters": SCHEMA}} for number in range(500)]
     assert texts(user("q"), assistant("", "r", [call("f499", {"x": 1})]), tools=many)[0].count('"required"') == 500
     chain = [message for turn in range(600) for message in (assistant("", "r", [call("f", {"x": turn})]), tool("t"))]
-    row, _ = converted(user("q"), *chain)
+    row = converted(user("q"), *chain)
     samples, reasons = to_samples(row["messages"], row["served"], "drop")
     assert (len(samples), reasons, len(samples[-1]["history"])) == (600, {}, 599)
 
