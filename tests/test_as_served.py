@@ -5,13 +5,15 @@ import unicodedata
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import ROOT, assistant, call, read_jsonl, tool, user, write_jsonl
+from conftest import GOLDEN, ROOT, assistant, call, golden, read_jsonl, tool, user, write_jsonl
 from reading_rows import served_text
 
 from served_tokens.marks import TrajectoryError
 from served_tokens.rows.trajectory import Reading, read_trajectory
 
-RECORDED = json.loads((ROOT / "tests" / "server" / "vllm_render.json").read_text(encoding="utf-8"))
+SERVER = ROOT / "tests" / "server"
+RECORDED = json.loads((SERVER / "vllm_render.json").read_text(encoding="utf-8"))
+ECHOED = json.loads((SERVER / "vllm_echo.json").read_text(encoding="utf-8"))["prompts"]
 KEEP_ALL = ("--allow-control-tokens", "--allow-calls-without-tools")
 SET_ASIDE = {  # by step 1, although the server answered
     "assistant part refusal": "message 1: content has a part of type refusal, which nobody reads",
@@ -120,6 +122,20 @@ def test_a_recorded_prompt_without_reasoning_is_that_of_the_drop_history(steps, 
         "inline think + reasoning_content same",  # the recorded prompt shows what is inline
     }
     assert EXACT(len(prompts)) in check("samples", "template=qwen3_nothink")
+
+
+@pytest.mark.parametrize("history, field", [("drop", None), ("template", "reasoning_content")])
+@pytest.mark.parametrize("echo", ["vllm", "vllm-stream"])
+def test_a_recorded_prompt_of_an_echoing_agent_comes_out_the_same(steps, check, echo, history, field):
+    prompts = steps(golden(), "--echo", echo, history=history)
+    names = [case["name"] for case in GOLDEN if case["messages"] in [row["messages"] for row in golden()]]
+    expected = {
+        (names.index(its["name"]), its["turn"]): its["prompt"]
+        for its in ECHOED
+        if (its["echo"], its["reasoning_sent_as"]) == (echo, field) and its["name"] in names
+    }
+    assert expected and expected.items() <= prompts.items()
+    assert EXACT(53) in check("samples", "template=qwen3_nothink")
 
 
 # ---------------------------------------------------------------- --server-style
