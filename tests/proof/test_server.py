@@ -128,13 +128,18 @@ def test_the_key_is_that_of_the_environment(monkeypatch):
         ({"/v1/models": lambda *_: (401, {})}, "lists no model .*, with its API key, if it wants one, in SERVER_API_K"),
         (a_server(lambda *_: (200, {"choices": []})), "answers without the ids of the prompt"),
         (a_server(lambda *_: (200, b"<html>")), "answers without the ids of the prompt"),
-        (a_server(lambda body, _: time.sleep(0.5 * len(body["messages"])) or (400, {})), "ReadTimeout: timed out"),
     ],
 )
 def test_what_is_no_such_server_ends_it_with_one_line(paths, said):
     with serving(paths) as url, pytest.raises(SystemExit, match=said) as end:
-        prompt_ids(connect(url, timeout=0.25), {"messages": [user("q")]})
+        prompt_ids(connect(url), {"messages": [user("q")]})
     assert str(end.value).startswith(f"{url}: ") and "\n" not in str(end.value)
+
+
+def test_a_server_that_does_not_answer_in_time_ends_it_with_one_line():
+    late = a_server(lambda *_: time.sleep(0.5) or (400, {}))
+    with serving(late) as url, pytest.raises(SystemExit, match=f"{url}: .*ReadTimeout: timed out.*; is the server up"):
+        prompt_ids(connect(url, timeout=0.25), {"messages": [user("q")]})
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:9", "localhost:8000", "http://127.0.0.1:port"])
