@@ -172,7 +172,7 @@ def test_tools_that_are_printed_otherwise_are_counted_and_named(run, tmp_path):
     write_jsonl(tmp_path / "rows.jsonl", [{"messages": [user("q"), assistant("a")], "tools": its} for its in tools])
     told = "tools that the server prints otherwise than they are given (--server-style)"
     output = run("step1_apply_tool_template.py", "rows.jsonl", "plain.jsonl").stdout
-    assert f"\n{told}: with description: null (1), without strict (1), in another order (1)\n" in output
+    assert f"\n{told}: in another order (1), with description: null (1), without strict (1)\n" in output
     output = run("step1_apply_tool_template.py", "rows.jsonl", "plain.jsonl", "--server-style", "template").stdout
     assert told not in output
 
