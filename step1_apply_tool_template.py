@@ -136,7 +136,9 @@ def key_and_field(text: str) -> tuple[str, str]:
 
 
 def reading_of(args: argparse.Namespace) -> Reading:
-    """How rows are to be read."""
+    """How rows are to be read; ends with one line where the options are of two servers."""
+    if args.echo == "sglang" and args.server_style != "sglang":
+        raise SystemExit("--echo sglang: the prompts are those of SGLang then; add --server-style sglang")
     return Reading(**{its.name: getattr(args, its.name) for its in fields(Reading)})
 
 

@@ -1,51 +1,69 @@
 """Echoed history: past turns as an agent has them that sends the server's answers back as they came.
 
-A server parses what the model writes into reasoning, content and tool calls, and strips nothing. Sent back, the chat
+A server parses what the model writes into reasoning, content and tool calls, and strips little. Sent back, the chat
 template shows some newlines that the model never wrote there, and arguments printed anew. The rules are those of vLLM
 0.32.0 with `--reasoning-parser qwen3 --tool-call-parser hermes --enable-auto-tool-choice` (parser/qwen3.py,
-parser/abstract_parser.py, tool_parsers/hermes_tool_parser.py), one token at a time where the answer is streamed.
+parser/abstract_parser.py, tool_parsers/hermes_tool_parser.py), one token at a time where the answer is streamed; and
+those of SGLang 0.5.23 with `--reasoning-parser qwen3 --tool-call-parser qwen25`, not streamed.
 """
 
 import json
 import re
 
-ECHOES = ("none", "vllm", "vllm-stream")
+from served_tokens.marks import TrajectoryError, kind_of
+from served_tokens.rows.servers import STYLES
+
+ECHOES = ("none", "vllm", "vllm-stream", "sglang")
 CALL = "<tool_call>"
 REASONING_ENDS = re.compile("</think>|(?=<tool_call>)")
+REASONING_ENDS_FOR_SGLANG = re.compile("</think>|(?=<tool_call>)(?!.*</think>)", re.DOTALL)
 CALLS = re.compile("<tool_call>(.*?)(?:</tool_call>|\\Z)", re.DOTALL)
+CALLS_FOR_SGLANG = re.compile("<tool_call>\n(.*?)\n</tool_call>", re.DOTALL)
 NAME = re.compile(r'"name"\s*:\s*"([^"]+)"')
 ARGUMENTS = re.compile(r'"arguments"\s*:\s*(.*)', re.DOTALL)
 
 
-def echoed_history(messages: list[dict], targets: dict[int, str], echo: str, tools: list[dict] | None) -> list[dict]:
+def echoed_history(
+    messages: list[dict], targets: dict[int, str], echo: str, tools: list[dict] | None
+) -> tuple[list[dict], dict[int, str]]:
     """The messages with each turn k in `targets` as the server's answer to it, handed to the chat template again.
 
     Args:
         messages, tools: as `read_trajectory` returns them.
         targets: what the model writes at turn k after a generation prompt that opens no think block, by k.
-        echo: "vllm" or "vllm-stream".
+        echo: one of ECHOES.
     That is the `template` history; `without_reasoning` of it is what an agent sends that sends no reasoning back.
+    Beside it: why the server refuses the answer of turn k when it comes back, by k.
     """
-    history = list(messages)
+    history, refused = list(messages), {}
+    names = [tool["function"]["name"] for tool in tools or ()]
     for k, target in targets.items():
-        history[k] = answer_sent_back(target, echo == "vllm-stream", bool(tools))
-    return history
+        try:
+            history[k] = answer_sent_back(target, echo, names)
+        except TrajectoryError as error:
+            refused[k] = f"the server refuses an answer before them when it comes back: {error}"
+    return history, refused
 
 
-def answer_sent_back(target: str, streamed: bool, tools: bool) -> dict:
+def answer_sent_back(target: str, echo: str, names: list[str]) -> dict:
     """A past turn as the chat template gets it; arguments are objects.
 
     Args:
         target: what the model wrote.
-        streamed: whether the agent read the answer as a stream.
-        tools: whether the request had any; else a call is text.
+        echo: one of ECHOES.
+        names: of the tools that the request offers; without any, a call is text.
+    Raises TrajectoryError where the server refuses the answer when it comes back.
     """
-    reasoning, *rest = REASONING_ENDS.split(target, maxsplit=1)  # a call ends reasoning too
-    reasoning, content, calls = reasoning.replace("<think>", ""), "".join(rest), []
-    if not streamed:
+    if echo == "sglang":
+        reasoning, *rest = REASONING_ENDS_FOR_SGLANG.split(target.removeprefix("<think>"), maxsplit=1)
+    else:
+        reasoning, *rest = REASONING_ENDS.split(target, maxsplit=1)  # a call ends reasoning too
+        reasoning = reasoning.replace("<think>", "")
+    content, calls = "".join(rest), []
+    if echo == "vllm":
         content = content.replace("</think>", "")
-    if tools:
-        content, calls = _streamed_calls(content) if streamed else _whole_calls(content)
+    if names:
+        content, calls = CALLS_OF[echo](content, names)
     answer = {"role": "assistant", "content": content}
     if reasoning:
         answer["reasoning_content"] = reasoning
@@ -55,8 +73,8 @@ def answer_sent_back(target: str, streamed: bool, tools: bool) -> dict:
     return answer
 
 
-def _whole_calls(content: str) -> tuple[str, list]:
-    """(content before the calls, [(name, arguments)]); where one call is broken, none is parsed."""
+def _whole_calls(content: str, names: list) -> tuple[str, list]:
+    """(content before the calls, [(name, arguments)]) for vLLM; where one call is broken, none is parsed."""
     read = [_read(match[1]) for match in CALLS.finditer(content)]
     if not all(isinstance(its, dict) and isinstance(its.get("name"), str) and "arguments" in its for its in read):
         return content, []
@@ -65,7 +83,7 @@ def _whole_calls(content: str) -> tuple[str, list]:
     return before if before.strip() or not calls else "", calls
 
 
-def _streamed_calls(content: str) -> tuple[str, list]:
+def _streamed_calls(content: str, names: list) -> tuple[str, list]:
     """The same of a stream, which is read while it comes: a call counts once it has a name, whole or not."""
     before, opened, _ = content.partition(CALL)
     calls = []
@@ -98,3 +116,25 @@ def _read(text: str):
 def _object(value) -> dict:
     """What vLLM makes of arguments in the history."""
     return value if isinstance(value, dict) else {}
+
+
+def _calls_for_sglang(content: str, names: list) -> tuple[str, list]:
+    """The same for SGLang: broken calls are lost, those of other names too, and so is what follows a call."""
+    before, opened, _ = content.partition(f"{CALL}\n")
+    calls = []
+    for span in CALLS_FOR_SGLANG.findall(content):
+        try:
+            read = json.loads(span.strip())
+        except ValueError:
+            continue
+        for call in read if isinstance(read, list) else [read]:
+            if not isinstance(call, dict):
+                raise TrajectoryError(f"a call is {kind_of(call)}")
+            if call.get("name") in names:
+                arguments = call.get("parameters") or call.get("arguments", {})
+                STYLES["sglang"].refuse_arguments(json.dumps(arguments, ensure_ascii=False), arguments)
+                calls.append((call["name"], arguments))
+    return before.strip() if opened else before, calls
+
+
+CALLS_OF = {"vllm": _whole_calls, "vllm-stream": _streamed_calls, "sglang": _calls_for_sglang}

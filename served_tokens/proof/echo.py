@@ -1,31 +1,39 @@
 """The check's own reading of how a server's answer comes back: what `echo.py` does, told once more and apart from it.
 
-It walks through the text from mark to mark, as the parsers of vLLM 0.32.0 do (qwen3 for reasoning, hermes for calls).
+It walks through the text from mark to mark, as the parsers of vLLM 0.32.0 do (qwen3 for reasoning, hermes for calls),
+and those of SGLang 0.5.23 (qwen3, qwen25).
 """
 
+import functools
 import json
+
+from served_tokens.marks import TrajectoryError
 
 END, OPEN, CLOSE = "<|im_end|>", "<think>", "</think>"
 CALL, CALLED = "<tool_call>", "</tool_call>"
 
 
-def echoed_turn(target: str, echo: str, tools: bool, thinking: bool = True) -> dict:
+def echoed_turn(target: str, echo: str, names: list[str], thinking: bool = True) -> dict:
     """A past turn as the chat template gets it, after an agent sent back what the server answered to it.
 
     Args:
         target: what the model wrote.
-        echo: "vllm" or "vllm-stream", as step 1 writes it.
-        tools: whether the request offers any.
+        echo: "vllm", "vllm-stream" or "sglang", as step 1 writes it.
+        names: of the tools that the request offers.
         thinking: false where it says `enable_thinking: false`.
     Returns {"role": "assistant", "content", "reasoning_content", "tool_calls"}, the last two where there are such.
+    Raises TrajectoryError where the server refuses its own answer.
     """
     streamed, calls = echo == "vllm-stream", []
     reasoning, content = "", target.partition(END)[0]
     if thinking:
-        reasoning, content = _reasoning_and_content(content, streamed)
-    if tools and CALL in content:
+        split = _split_by_sglang if echo == "sglang" else functools.partial(_reasoning_and_content, streamed=streamed)
+        reasoning, content = split(content)
+    if names and echo == "sglang":
+        content, calls = _from_sglang(content, names)
+    elif names and CALL in content:
         content, calls = _from_stream(content) if streamed else _from_whole(content)
-    elif tools and streamed:
+    elif names and streamed:
         content = _without_start_of_call(content)
     turn = {"role": "assistant", "content": content}
     if reasoning:
@@ -42,6 +50,57 @@ def _reasoning_and_content(text: str, streamed: bool) -> tuple[str, str]:
     reasoning = before_call.partition(CLOSE)[0]
     content = text[len(reasoning) :].removeprefix(CLOSE)
     return reasoning.replace(OPEN, ""), content if streamed else content.replace(CLOSE, "")
+
+
+def _split_by_sglang(text: str) -> tuple[str, str]:
+    """Reasoning lasts until the first </think>; where there is none, until the first call."""
+    before, closed, content = text.partition(CLOSE)
+    if not closed:
+        before = text.partition(CALL)[0]
+        content = text[len(before) :]
+    return before.removeprefix(OPEN), content
+
+
+def _from_sglang(content: str, names: list[str]) -> tuple[str, list]:
+    """The calls of these tools, each between lines of its marks; what is between and behind them is lost."""
+    before, opened, rest = content.partition(f"{CALL}\n")
+    content, calls = before.strip() if opened else before, []
+    while opened:
+        span, closed, rest = rest.partition(f"\n{CALLED}")
+        for call in _called(span) if closed else ():
+            if call.get("name") in names:
+                calls.append((call["name"], _taken(call.get("parameters") or call.get("arguments", {}))))
+        _, opened, rest = rest.partition(f"{CALL}\n")
+    return content, calls
+
+
+def _called(span: str) -> list[dict]:
+    """The calls of a JSON text, nothing where it is none; raises TrajectoryError where one is no object."""
+    try:
+        value = json.loads(span.strip())
+    except ValueError:
+        return []
+    calls = value if isinstance(value, list) else [value]
+    if not all(isinstance(call, dict) for call in calls):
+        raise TrajectoryError("a call is no object")
+    return calls
+
+
+def _taken(arguments) -> dict:
+    """Arguments that SGLang takes when they come back and shows as they are; raises TrajectoryError for others."""
+    try:
+        sent = json.dumps(arguments, ensure_ascii=False, allow_nan=False).encode()
+        if isinstance(json.loads(sent, parse_int=_of_64_bits), dict):
+            return arguments
+    except ValueError:
+        pass
+    raise TrajectoryError("arguments are refused when they come back")
+
+
+def _of_64_bits(digits: str) -> int:
+    if not -(1 << 63) <= int(digits) < 1 << 64:
+        raise ValueError
+    return int(digits)
 
 
 def _spans(content: str) -> list[str]:

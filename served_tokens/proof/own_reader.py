@@ -12,15 +12,17 @@ OTHER_COLUMNS = ("conversations", "prompt", "completion", "system", "functions",
 OF_A_MESSAGE = {"role", "content", "reasoning_content", "tool_calls", "tool_call_id", "name", "weight", "finish_reason"}
 OF_A_CALL = {"id", "type", "function"}
 SWITCHES = ("weight", "loss", "train", "loss_mask", "trainable")
+TYPES = {"null", "boolean", "object", "array", "number", "string", "integer", "function"}
 OF_A_TOOL, OF_A_FUNCTION = ["type", "function"], ["name", "description", "parameters"]
 
 
-def plain_reading(row: dict, tools_as_given: bool = True) -> tuple[list, list] | None:
+def plain_reading(row: dict, server_style: str = "vllm") -> tuple[list, list] | None:
     """What the chat template gets of a plain row: (messages, tools); None where the row is not plain.
 
     Args:
         row: as its file has it.
-        tools_as_given: whether the server prints tools as they are given, if they have no other keys than these.
+        server_style: as step 1 has it. SGLang marks each tool; to it a row is not plain where `tool_choice` may take
+            tools away, or a schema has types or numbers that it prints otherwise.
     Returns messages as (role, content, reasoning or "", [(name, arguments as JSON)]) and tools as JSON, in which the
     order of keys is that of the row.
     """
@@ -28,8 +30,12 @@ def plain_reading(row: dict, tools_as_given: bool = True) -> tuple[list, list] |
     if any(row.get(column) for column in OTHER_COLUMNS) or not (isinstance(messages, list) and isinstance(tools, list)):
         return None
     read = [_message(message) for message in messages]
-    if None in read or (tools and not tools_as_given) or not all(map(_is_plain_tool, tools)):
+    if None in read or not all(map(_is_plain_tool, tools)):
         return None
+    if server_style == "sglang":
+        if row.get("tool_choice") not in (None, "", "auto", "required") or not all(map(_is_plain_schema, tools)):
+            return None
+        tools = [{**tool, "defer_loading": None} for tool in tools]
     return read, [json.dumps(tool) for tool in tools]
 
 
@@ -88,6 +94,19 @@ def _call(call) -> tuple | None:
 def _is_plain_tool(tool) -> bool:
     function = tool.get("function") if isinstance(tool, dict) else None
     return isinstance(function, dict) and list(tool) == OF_A_TOOL and list(function) == OF_A_FUNCTION
+
+
+def _is_plain_schema(schema) -> bool:
+    """Whether types have the names of JSON Schema, and integers 64 bits, at any depth; a tool's own type is no such."""
+    if isinstance(schema, list):
+        return all(map(_is_plain_schema, schema))
+    if isinstance(schema, int):
+        return -(1 << 63) <= schema < 1 << 64
+    if not isinstance(schema, dict):
+        return True
+    types = schema.get("type") if isinstance(schema.get("type"), list) else [schema.get("type")]
+    plain = all(name in TYPES for name in types if isinstance(name, str))
+    return plain and all(map(_is_plain_schema, schema.values()))
 
 
 def _decoded(value):

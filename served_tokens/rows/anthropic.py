@@ -6,7 +6,9 @@ from served_tokens.marks import TrajectoryError, kind_of
 from served_tokens.rows.keys import Reader, one_of
 from served_tokens.rows.servers import Style
 
-MEDIA = frozenset("image image_url input_image video video_url audio audio_url input_audio file document".split())
+MEDIA = frozenset(
+    "image image_url input_image video video_url audio audio_url input_audio file document tool_reference".split()
+)
 CONVERTED = {  # parts of shapes that are not read: what they must be converted to
     **dict.fromkeys(("tool-call", "functionCall"), "convert calls to tool_calls"),
     "redacted_thinking": "its reasoning is not to be had: take the part out, and leave the turn out by weight: 0",

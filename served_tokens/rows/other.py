@@ -64,7 +64,7 @@ def in_one_shape(row: dict, reader: Reader) -> Shaped:
     reads = _developer_at_the_front(reads, reader)
     return Shaped(
         messages=[read.message for read in reads],
-        tools=one_of(tools, "tools"),
+        tools=reader.style.chosen(one_of(tools, "tools"), row.get("tool_choice")),
         not_trained={position: read.not_trained for position, read in enumerate(reads) if read.not_trained},
         thinking=thinking,
         recorded={position: read.recorded for position, read in enumerate(reads) if read.recorded},
@@ -81,6 +81,12 @@ def _all_read(left: dict, reader: Reader) -> list[Read]:
     for position, raw in enumerate(given):
         try:
             message = reader.opened(raw, "message")
+            if message.get("role") == "function" and not any(
+                says(its.get("function_call")) for its in objects_in(given)
+            ):
+                raise TrajectoryError(
+                    "no server shows the role function where calls are tool_calls; write the role tool"
+                )
             its_reads = message_of(sharegpt.as_openai(message) if from_sharegpt else message, reader)
         except TrajectoryError as error:
             raise TrajectoryError(f"message {position}: {error}") from None
@@ -89,6 +95,11 @@ def _all_read(left: dict, reader: Reader) -> list[Read]:
                 read.not_trained = read.not_trained or IN_PROMPT
         reads += its_reads
     return reads
+
+
+def _calls_functions(given: list) -> bool:
+    """Whether calls are written as function_call, of OpenAI's old API, in which functions answer."""
+    return any(says(its.get("function_call")) for its in objects_in(given))
 
 
 def _conversation(left: dict, reader: Reader) -> tuple[list, int]:

@@ -66,8 +66,8 @@ def test_plain_messages_and_edits_make_up_the_same_prompts(prompt, by_chains, mo
     ],
 )
 def test_an_answer_is_parsed_as_the_server_parses_it(target, whole, streamed, reasoning):
-    for content, is_streamed in ((whole, False), (streamed, True)):
-        answer = answer_sent_back(target, is_streamed, tools=True)
+    for content, echo in ((whole, "vllm"), (streamed, "vllm-stream")):
+        answer = answer_sent_back(target, echo, ["f"])
         assert (answer["content"], answer.get("reasoning_content")) == (content, reasoning)
 
 
@@ -81,14 +81,14 @@ def test_an_answer_is_parsed_as_the_server_parses_it(target, whole, streamed, re
     ],
 )
 def test_calls_come_back_parsed_and_from_a_stream_as_written(calls, whole, streamed):
-    for expected, is_streamed in ((whole, False), (streamed, True)):
-        answer = answer_sent_back("<think>\nr\n</think>\n\n" + calls, is_streamed, tools=True)
+    for expected, echo in ((whole, "vllm"), (streamed, "vllm-stream")):
+        answer = answer_sent_back("<think>\nr\n</think>\n\n" + calls, echo, ["f"])
         functions = [one["function"] for one in answer.get("tool_calls", ())]
         assert [(function["name"], function["arguments"]) for function in functions] == expected
 
 
 def test_without_tools_in_the_request_a_call_is_text():
-    assert answer_sent_back("<think>\nr\n</think>\n\n" + CALL, False, tools=False)["content"] == "\n\n" + CALL
+    assert answer_sent_back("<think>\nr\n</think>\n\n" + CALL, "vllm", [])["content"] == "\n\n" + CALL
 
 
 MARKS = ["<think>", "</think>", "<tool_call>", "</tool_call>", "<tool", "<", "\n", " ", "a", "|", "é", '{"name": "f"}']
