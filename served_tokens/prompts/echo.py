@@ -23,26 +23,23 @@ NAME = re.compile(r'"name"\s*:\s*"([^"]+)"')
 ARGUMENTS = re.compile(r'"arguments"\s*:\s*(.*)', re.DOTALL)
 
 
-def echoed_history(
-    messages: list[dict], targets: dict[int, str], echo: str, tools: list[dict] | None
-) -> tuple[list[dict], dict[int, str]]:
+def echoed_history(messages: list[dict], targets: dict[int, str], echo: str, tools: list[dict] | None) -> list[dict]:
     """The messages with each turn k in `targets` as the server's answer to it, handed to the chat template again.
 
     Args:
         messages, tools: as `read_trajectory` returns them.
         targets: what the model writes at turn k after a generation prompt that opens no think block, by k.
         echo: one of ECHOES.
-    That is the `template` history; `without_reasoning` of it is what an agent sends that sends no reasoning back.
-    Beside it: why the server refuses the answer of turn k when it comes back, by k.
+    That is the `template` history; `without_reasoning` of it is what an agent sends that sends no reasoning back. A
+    turn stays that the server refuses when it comes back; `refused` is then why there is no prompt behind it.
     """
-    history, refused = list(messages), {}
-    names = [tool["function"]["name"] for tool in tools or ()]
+    history, names = list(messages), [tool["function"]["name"] for tool in tools or ()]
     for k, target in targets.items():
         try:
             history[k] = answer_sent_back(target, echo, names)
         except TrajectoryError as error:
-            refused[k] = f"the server refuses an answer before them when it comes back: {error}"
-    return history, refused
+            history[k] = {**messages[k], "refused": f"the server refuses an answer before them: {error}"}
+    return history
 
 
 def answer_sent_back(target: str, echo: str, names: list[str]) -> dict:
@@ -122,12 +119,8 @@ def _calls_for_sglang(content: str, names: list) -> tuple[str, list]:
     """The same for SGLang: broken calls are lost, those of other names too, and so is what follows a call."""
     before, opened, _ = content.partition(f"{CALL}\n")
     calls = []
-    for span in CALLS_FOR_SGLANG.findall(content):
-        try:
-            read = json.loads(span.strip())
-        except ValueError:
-            continue
-        for call in read if isinstance(read, list) else [read]:
+    for read in map(_read, CALLS_FOR_SGLANG.findall(content)):
+        for call in read if isinstance(read, list) else [read or {}]:
             if not isinstance(call, dict):
                 raise TrajectoryError(f"a call is {kind_of(call)}")
             if call.get("name") in names:

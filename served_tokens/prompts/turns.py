@@ -46,12 +46,12 @@ def apply_chat_template(
     rendered = _rendered(messages, tools, render)
     if echo != "none":
         targets = {turn["turn"]: rendered.plain[turn["message"]]["content"] for turn in rendered.turns}
-        history, refused = echoed_history(messages, targets, echo, tools)
+        history = echoed_history(messages, targets, echo, tools)
         echoed = _rendered(history, tools, render)
         rendered.prompts = echoed.prompts
         for turn, sent_back in zip(rendered.turns, echoed.turns):
-            refused_before = next((why for k, why in refused.items() if k < turn["turn"]), None)
-            turn["left_out"] = turn["left_out"] or sent_back["left_out"] or refused_before
+            refused = (past["refused"] for past in history[: turn["turn"]] if "refused" in past)
+            turn["left_out"] = turn["left_out"] or sent_back["left_out"] or next(refused, None)
     edits = {history: _edits(rendered.plain, prompts) for history, prompts in rendered.prompts.items()}
     return rendered.plain, {"turns": rendered.turns, **edits, "given": _given(render)}
 

@@ -4,8 +4,10 @@ It walks through the text from mark to mark, as the parsers of vLLM 0.32.0 do (q
 and those of SGLang 0.5.23 (qwen3, qwen25).
 """
 
-import functools
+import contextlib
 import json
+
+import orjson
 
 from served_tokens.marks import TrajectoryError
 
@@ -13,28 +15,27 @@ END, OPEN, CLOSE = "<|im_end|>", "<think>", "</think>"
 CALL, CALLED = "<tool_call>", "</tool_call>"
 
 
-def echoed_turn(target: str, echo: str, names: list[str], thinking: bool = True) -> dict:
+def echoed_turn(target: str, echo: str, names: list[str]) -> dict:
     """A past turn as the chat template gets it, after an agent sent back what the server answered to it.
 
     Args:
         target: what the model wrote.
         echo: "vllm", "vllm-stream" or "sglang", as step 1 writes it.
         names: of the tools that the request offers.
-        thinking: false where it says `enable_thinking: false`.
     Returns {"role": "assistant", "content", "reasoning_content", "tool_calls"}, the last two where there are such.
     Raises TrajectoryError where the server refuses its own answer.
     """
-    streamed, calls = echo == "vllm-stream", []
-    reasoning, content = "", target.partition(END)[0]
-    if thinking:
-        split = _split_by_sglang if echo == "sglang" else functools.partial(_reasoning_and_content, streamed=streamed)
-        reasoning, content = split(content)
-    if names and echo == "sglang":
-        content, calls = _from_sglang(content, names)
-    elif names and CALL in content:
-        content, calls = _from_stream(content) if streamed else _from_whole(content)
-    elif names and streamed:
-        content = _without_start_of_call(content)
+    streamed, calls, content = echo == "vllm-stream", [], target.partition(END)[0]
+    if echo == "sglang":
+        reasoning, content = _split_by_sglang(content)
+        if names:
+            content, calls = _from_sglang(content, names)
+    else:
+        reasoning, content = _reasoning_and_content(content, streamed)
+        if names and CALL in content:
+            content, calls = _from_stream(content) if streamed else _from_whole(content)
+        elif names and streamed:
+            content = _without_start_of_call(content)
     turn = {"role": "assistant", "content": content}
     if reasoning:
         turn["reasoning_content"] = reasoning
@@ -63,53 +64,35 @@ def _split_by_sglang(text: str) -> tuple[str, str]:
 
 def _from_sglang(content: str, names: list[str]) -> tuple[str, list]:
     """The calls of these tools, each between lines of its marks; what is between and behind them is lost."""
-    before, opened, rest = content.partition(f"{CALL}\n")
-    content, calls = before.strip() if opened else before, []
-    while opened:
-        span, closed, rest = rest.partition(f"\n{CALLED}")
-        for call in _called(span) if closed else ():
-            if call.get("name") in names:
-                calls.append((call["name"], _taken(call.get("parameters") or call.get("arguments", {}))))
-        _, opened, rest = rest.partition(f"{CALL}\n")
-    return content, calls
-
-
-def _called(span: str) -> list[dict]:
-    """The calls of a JSON text, nothing where it is none; raises TrajectoryError where one is no object."""
-    try:
-        value = json.loads(span.strip())
-    except ValueError:
-        return []
-    calls = value if isinstance(value, list) else [value]
+    before, opened, _ = content.partition(f"{CALL}\n")
+    calls = []
+    for span in _spans(content, f"{CALL}\n", f"\n{CALLED}", closed_only=True):
+        value = _json(span)
+        calls += value if isinstance(value, list) else [value or {}]
     if not all(isinstance(call, dict) for call in calls):
         raise TrajectoryError("a call is no object")
-    return calls
+    known = [call for call in calls if call.get("name") in names]
+    calls = [(call["name"], _sent_again(call.get("parameters") or call.get("arguments", {}))) for call in known]
+    return before.strip() if opened else before, calls
 
 
-def _taken(arguments) -> dict:
-    """Arguments that SGLang takes when they come back and shows as they are; raises TrajectoryError for others."""
-    try:
-        sent = json.dumps(arguments, ensure_ascii=False, allow_nan=False).encode()
-        if isinstance(json.loads(sent, parse_int=_of_64_bits), dict):
-            return arguments
-    except ValueError:
-        pass
+def _sent_again(arguments) -> dict:
+    """Arguments as SGLang's parser, orjson, reads them; raises TrajectoryError for those that it refuses."""
+    with contextlib.suppress(ValueError):
+        read = orjson.loads(json.dumps(arguments, ensure_ascii=False))
+        if isinstance(read, dict):
+            return read
     raise TrajectoryError("arguments are refused when they come back")
 
 
-def _of_64_bits(digits: str) -> int:
-    if not -(1 << 63) <= int(digits) < 1 << 64:
-        raise ValueError
-    return int(digits)
-
-
-def _spans(content: str) -> list[str]:
+def _spans(content: str, opening: str = CALL, closing: str = CALLED, closed_only: bool = False) -> list[str]:
     """The texts between <tool_call> and </tool_call>, the last one open or not."""
-    spans, (_, opened, rest) = [], content.partition(CALL)
+    spans, (_, opened, rest) = [], content.partition(opening)
     while opened:
-        span, _, rest = rest.partition(CALLED)
-        spans.append(span)
-        _, opened, rest = rest.partition(CALL)
+        span, closed, rest = rest.partition(closing)
+        if closed or not closed_only:
+            spans.append(span)
+        _, opened, rest = rest.partition(opening)
     return spans
 
 

@@ -6,13 +6,16 @@ name, description and parameters. Nothing of the reading that it is compared wit
 """
 
 import json
+import re
 
 ROLES = ("system", "user", "assistant", "tool")
 OTHER_COLUMNS = ("conversations", "prompt", "completion", "system", "functions", "tool_defs")
 OF_A_MESSAGE = {"role", "content", "reasoning_content", "tool_calls", "tool_call_id", "name", "weight", "finish_reason"}
 OF_A_CALL = {"id", "type", "function"}
 SWITCHES = ("weight", "loss", "train", "loss_mask", "trainable")
-TYPES = {"null", "boolean", "object", "array", "number", "string", "integer", "function"}
+ODD_TO_SGLANG = re.compile(  # in the JSON of tools: a type that may get another name, a number that may become a float
+    r'"type": (?!\{|"(?:null|boolean|object|array|number|string|integer|function)")|[0-9]{19}'
+)
 OF_A_TOOL, OF_A_FUNCTION = ["type", "function"], ["name", "description", "parameters"]
 
 
@@ -33,7 +36,7 @@ def plain_reading(row: dict, server_style: str = "vllm") -> tuple[list, list] | 
     if None in read or not all(map(_is_plain_tool, tools)):
         return None
     if server_style == "sglang":
-        if row.get("tool_choice") not in (None, "", "auto", "required") or not all(map(_is_plain_schema, tools)):
+        if row.get("tool_choice") not in (None, "", "auto", "required") or ODD_TO_SGLANG.search(json.dumps(tools)):
             return None
         tools = [{**tool, "defer_loading": None} for tool in tools]
     return read, [json.dumps(tool) for tool in tools]
@@ -94,19 +97,6 @@ def _call(call) -> tuple | None:
 def _is_plain_tool(tool) -> bool:
     function = tool.get("function") if isinstance(tool, dict) else None
     return isinstance(function, dict) and list(tool) == OF_A_TOOL and list(function) == OF_A_FUNCTION
-
-
-def _is_plain_schema(schema) -> bool:
-    """Whether types have the names of JSON Schema, and integers 64 bits, at any depth; a tool's own type is no such."""
-    if isinstance(schema, list):
-        return all(map(_is_plain_schema, schema))
-    if isinstance(schema, int):
-        return -(1 << 63) <= schema < 1 << 64
-    if not isinstance(schema, dict):
-        return True
-    types = schema.get("type") if isinstance(schema.get("type"), list) else [schema.get("type")]
-    plain = all(name in TYPES for name in types if isinstance(name, str))
-    return plain and all(map(_is_plain_schema, schema.values()))
 
 
 def _decoded(value):

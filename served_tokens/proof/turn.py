@@ -59,7 +59,7 @@ def echoed_messages(messages: list[dict], tools: list[dict] | None, served_as: s
             with contextlib.suppress(TrajectoryError):  # it has no sample; as history it stays
                 _, target = served_turn(messages, tools, turn, served_as, render)
                 came_back[turn] = {**message, "refused": True}
-                came_back[turn] = echoed_turn(target, echo, names, served_as != "no-thinking")
+                came_back[turn] = echoed_turn(target, echo, names)
     return came_back
 
 

@@ -12,7 +12,7 @@ MEDIA = frozenset(
 CONVERTED = {  # parts of shapes that are not read: what they must be converted to
     **dict.fromkeys(("tool-call", "functionCall"), "convert calls to tool_calls"),
     "redacted_thinking": "its reasoning is not to be had: take the part out, and leave the turn out by weight: 0",
-    "reasoningContent": "convert reasoning to reasoning_content",
+    **dict.fromkeys(("reasoningContent", "thinking", "reasoning"), "convert reasoning to reasoning_content"),
 }
 ORDER = {"tool_result": 0, "thinking": 0, "reasoning": 0, "text": 1, "tool_use": 2}  # in which they come in a message
 PARTS_OF = {"assistant": ("thinking", "reasoning", "tool_use"), "user": ("tool_result",)}  # beside texts
@@ -32,7 +32,9 @@ def parts_of(content: list, role: str, reader: Reader) -> Parts:
     """Read a content list; raises TrajectoryError, also where reasoning, text and calls stand in another order."""
     parts, last = Parts(), 0
     for part in content:
-        kind = _type_of(part) if _type_of(part) in PARTS_OF.get(str(role), ()) else "text"
+        kind = _type_of(part)
+        if kind not in PARTS_OF.get(str(role), ()) or kind in reader.style.hidden:
+            kind = "text"
         if ORDER[kind] < last:
             raise TrajectoryError(f"a part of type {kind} comes after others that belong behind it")
         last = ORDER[kind]

@@ -12,6 +12,7 @@ from served_tokens.rows import anthropic, keys
 from served_tokens.rows.keys import Reader, one_of
 from served_tokens.rows.servers import FUNCTION_KINDS
 
+OLD_API = "calls of OpenAI's old API, function_call"
 SHOWN_OF_A_TOOL = ("type", "function")
 ARGUMENTS = ("args", "input", "parameters")  # other names of them
 SCHEMAS = ("input_schema", "inputSchema")  # of Anthropic and MCP
@@ -80,9 +81,12 @@ def message_of(left: dict, reader: Reader) -> list[Read]:
     if left.pop("requestor", "assistant") == "user":
         raise TrajectoryError("is a call, or its output, of a simulated user; convert it to what the model was shown")
     if role == "observation" or (role == "function" and isinstance(left.get("name"), str)):
+        if role == "function" and not reader.shapes[OLD_API]:
+            raise TrajectoryError("servers do not show the role function beside tool_calls; write the role tool")
         role = "tool"
     if isinstance(left.get("provider_specific_fields"), dict):  # LiteLLM's
         left = reader.opened(left.pop("provider_specific_fields") | left, "message")
+    reader.closed({key: left.pop(key, None) for key in reader.style.hidden}, "message")
     message = {"role": role, "content": left.pop("content", None)}
     message |= {key: left.pop(key) for key in ("name", "tool_call_id") if left.get(key) is not None}
     read = Read(message, answer=left["id"] if isinstance(left.get("id"), str) else None)
@@ -98,7 +102,6 @@ def message_of(left: dict, reader: Reader) -> list[Read]:
     if decoded(left.pop("tool_calls", None), "tool_calls is"):
         raise TrajectoryError(f"a {role} message has tool_calls: they are of a simulated user, not of the model")
     if role in ("system", "developer") and (given := left.pop("tools", None) or left.pop("functions", None)):
-        _refuse_hidden({"tools": given}, "the row's tools", reader)
         read.tools = tools_of(given, "tools", reader)
     # How an answer ended says nothing here, where there is no loss.
     reader.closed({key: value for key, value in left.items() if key not in OF_TURNS}, "message")
@@ -110,28 +113,18 @@ def _complete_turn(read: Read, left: dict, parts: anthropic.Parts, reader: Reade
     """Read the rest of an assistant message, of which role and content are read already; parts: those of a list."""
     message = read.message
     read.recorded = {key: left.pop(key) for key in keys.RECORDED if left.get(key) is not None}
-    readings = _reasoning(left, parts, reader)
-    _refuse_hidden(readings, "reasoning_content", reader)
-    if (reasoning := one_of(readings, "the reasoning")) is not None:
+    if (reasoning := one_of(_reasoning(left, parts, reader), "the reasoning")) is not None:
         message["reasoning_content"] = reasoning
     calls = {"tool_calls": decoded(left.pop("tool_calls", None), "tool_calls is"), "content": parts.calls}
     if says(legacy := left.pop("function_call", None)):
         calls["function_call"] = [{"function": legacy}]
-        _refuse_hidden(calls, "tool_calls", reader)
+        reader.shapes[OLD_API] += 1
     calls = {key: [call_of(call, reader) for call in given] for key, given in calls.items() if given}
     if one_of({key: [_called(call) for call in its] for key, its in calls.items()}, "a call"):
         message["tool_calls"] = next(iter(calls.values()))
     why = _why_not_trained(left)
     cut = reader.closed(left, "message", message)
     read.not_trained = why or cut
-
-
-def _refuse_hidden(readings: dict, shown: str, reader: Reader) -> None:
-    """Raise TrajectoryError for what a message says under keys that the server takes and does not show: see `Style`."""
-    hidden = [key for key, value in readings.items() if says(value)]
-    if reader.style.takes_what_it_does_not_show and hidden and shown not in hidden:
-        way_out = f", a text by --read-as {hidden[0]}={shown}" if hidden[0] in keys.REASONING else ""
-        raise TrajectoryError(f"the server takes {hidden[0]} and does not show it; bring it into {shown}{way_out}")
 
 
 def _reasoning(left: dict, parts: anthropic.Parts, reader: Reader) -> dict:

@@ -81,12 +81,6 @@ def _all_read(left: dict, reader: Reader) -> list[Read]:
     for position, raw in enumerate(given):
         try:
             message = reader.opened(raw, "message")
-            if message.get("role") == "function" and not any(
-                says(its.get("function_call")) for its in objects_in(given)
-            ):
-                raise TrajectoryError(
-                    "no server shows the role function where calls are tool_calls; write the role tool"
-                )
             its_reads = message_of(sharegpt.as_openai(message) if from_sharegpt else message, reader)
         except TrajectoryError as error:
             raise TrajectoryError(f"message {position}: {error}") from None
@@ -95,11 +89,6 @@ def _all_read(left: dict, reader: Reader) -> list[Read]:
                 read.not_trained = read.not_trained or IN_PROMPT
         reads += its_reads
     return reads
-
-
-def _calls_functions(given: list) -> bool:
-    """Whether calls are written as function_call, of OpenAI's old API, in which functions answer."""
-    return any(says(its.get("function_call")) for its in objects_in(given))
 
 
 def _conversation(left: dict, reader: Reader) -> tuple[list, int]:

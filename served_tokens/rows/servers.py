@@ -31,13 +31,13 @@ def served_tool(tool: dict, style: str) -> dict:
 
 def _tool_of_vllm(tool: dict) -> dict:
     """As vLLM's own class dumps it: in the order of the class, without unknown keys."""
-    _refuse_wrong_kinds(tool, FUNCTION_KINDS)
+    _refuse_wrong_kinds(tool)
     return {"type": "function", "function": _shown(tool["function"], [*FUNCTION_KINDS])}
 
 
 def _tool_of_sglang(tool: dict) -> dict:
     """As SGLang's own class dumps it: in the order of the request, missing keys behind it, and its mark."""
-    _refuse_wrong_kinds(tool, {**FUNCTION_KINDS, "parameters": object})
+    _refuse_wrong_kinds(tool)
     return _read_by_sglang(json.dumps(tool, default=str))
 
 
@@ -51,77 +51,66 @@ def _read_by_sglang(text: str) -> dict:
         rename_types(parameters := function.get("parameters"))
         if parameters is not None:
             jsonschema.Draft202012Validator.check_schema(parameters)
-    except (ValueError, jsonschema.SchemaError) as error:
+    except (ValueError, TypeError, jsonschema.SchemaError) as error:
         why = getattr(error, "message", error)
-        name = json.loads(text)["function"]["name"]
-        raise TrajectoryError(f"tool {name!r}: SGLang refuses its parameters, no JSON Schema 2020-12: {why}") from None
+        raise TrajectoryError(f"SGLang refuses tools that are no JSON Schema 2020-12: {why}; {text[:80]}") from None
     shown = _shown(function, [*function, *FUNCTION_KINDS])
     return {"type": "function", "function": shown, "defer_loading": None}
 
 
-# Names of types that SGLang prints as those of JSON Schema; FOLLOWED ones also before what counts or holds: list[str].
-TYPES = {
+TYPES = {  # of JSON Schema, and what SGLang prints by their names
     "string": "str text char varchar uuid enum date time datetime timestamp bytes binary varbinary bytea blob",
     "integer": "int uint long short unsigned bigint smallint tinyint",
     "number": "num float double decimal real numeric",
     "array": "list arr tuple set",
     "object": "dict map",
     "boolean": "bool",
-    "null": "",
 }
 TYPE_OF = {word: name for name, words in TYPES.items() for word in (name, *words.split())}
-FOLLOWED = re.compile(r"(u?int|long|short|unsigned|num|float|list|dict)[0-9\[<( \t].*", re.DOTALL)
+SIZED = re.compile(r"(u?int|long|short|unsigned|num|float|list|dict)[0-9\[<( \t].*", re.DOTALL)  # list[str], int64
 SCHEMAS_BY_NAME = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
-SCHEMAS = (
+SCHEMAS = frozenset(
     "anyOf oneOf allOf prefixItems items additionalProperties not if then else contains propertyNames "
-    "unevaluatedItems unevaluatedProperties"
-).split()
+    "unevaluatedItems unevaluatedProperties".split()
+)
 
 
 def rename_types(schema) -> None:
-    """Give the types in a schema, a list of schemas or anything else the names of JSON Schema, where SGLang does so."""
-    if isinstance(schema, list):
-        for one in schema:
-            rename_types(one)
-    if not isinstance(schema, dict):
-        return
-    kind = schema.get("type")
-    if isinstance(kind, str):
-        schema["type"] = _type_name(kind)
-    elif isinstance(kind, list):
-        names = [_type_name(one) if isinstance(one, str) else one for one in kind]
-        schema["type"] = [name for place, name in enumerate(names) if name not in names[:place]]
-    for key in SCHEMAS_BY_NAME:
-        if isinstance(schema.get(key), dict):
-            rename_types([*schema[key].values()])
-    for key in SCHEMAS:
-        rename_types(schema.get(key))
+    """Give the types in a schema, or in a list of schemas, the names of JSON Schema, where SGLang does so."""
+    for one in schema if isinstance(schema, list) else [schema]:
+        for key, value in one.items() if isinstance(one, dict) else ():
+            if key == "type" and isinstance(value, list):
+                one[key] = [*dict.fromkeys(map(_type_name, value))]
+            elif key == "type":
+                one[key] = _type_name(value)
+            elif key in SCHEMAS:
+                rename_types(value)
+            elif key in SCHEMAS_BY_NAME and isinstance(value, dict):
+                rename_types([*value.values()])
 
 
-def _type_name(name: str) -> str:
-    word = name.partition("(")[0].strip().lower()
-    return TYPE_OF.get(FOLLOWED.sub(r"\1", word), name)
+def _type_name(name):
+    word = name.partition("(")[0].strip().lower() if isinstance(name, str) else ""
+    return TYPE_OF.get(SIZED.sub(r"\1", word), name)
 
 
 def _tools_chosen_by_sglang(tools: list | None, choice) -> list | None:
     """The tools that a prompt shows where a request has this `tool_choice`; raises TrajectoryError if it is refused."""
-    choice = in_json(choice)
-    if choice == "none":
-        return None
-    if choice in (None, "", "auto") or (choice == "required" and tools):
-        return tools
-    function = choice.get("function") if isinstance(choice, dict) else None
-    name = function.get("name") if isinstance(function, dict) else None
-    named = [tool for tool in tools or () if name and tool["function"].get("name") == name]
-    if not named:
-        raise TrajectoryError(f"SGLang refuses its tool_choice, {json.dumps(choice)}: it is not of its tools")
-    return named
+    match in_json(choice):
+        case "none":
+            return None
+        case None | "" | "auto" | "required":
+            return tools
+        case {"function": {"name": str(name)}}:
+            if named := [tool for tool in tools or () if tool["function"].get("name") == name]:
+                return named
+    raise TrajectoryError(f"SGLang refuses the tool_choice {choice!r}, which names none of the tools")
 
 
-def _refuse_wrong_kinds(tool: dict, kinds: dict) -> None:
-    """Raise TrajectoryError where a server that takes these kinds of values refuses a tool."""
+def _refuse_wrong_kinds(tool: dict) -> None:
+    """Raise TrajectoryError where a server refuses a tool for the kinds of its values."""
     function = tool["function"]
-    wrong = [f"function.{key}" for key, kind in kinds.items() if not isinstance(function.get(key), kind)]
+    wrong = [f"function.{key}" for key, kind in FUNCTION_KINDS.items() if not isinstance(function.get(key), kind)]
     if tool.get("type", "function") != "function":
         wrong.append("type")
     if wrong:
@@ -138,18 +127,16 @@ def _shown(function: dict, keys: list) -> dict:
 
 
 def _refuse_arguments_of_sglang(given, arguments: dict) -> None:
-    """SGLang reads arguments by orjson, which refuses NaN and half a character and makes floats of long integers."""
-    if given is None:
-        raise TrajectoryError("tool call arguments are null, which SGLang shows as null later; write {}")
+    """SGLang reads them by orjson, which refuses NaN and makes floats of long integers; null it shows as null."""
     text = given if isinstance(given, str) else json.dumps(given, ensure_ascii=False, default=str)
     try:
         read = orjson.loads(text)
-    except ValueError as error:
-        raise TrajectoryError(f"tool call arguments are not valid JSON ({error}): {text[:40]}") from None
-    if not isinstance(read, dict):
-        raise TrajectoryError(f"tool call arguments are not a JSON object: {text[:40]}")
+    except ValueError:
+        read = None
     if json.dumps(read) != json.dumps(arguments):
-        raise TrajectoryError("tool call arguments hold an integer over 64 bits, which SGLang shows as a float later")
+        raise TrajectoryError(
+            f"tool call arguments are not the strict JSON of an object, as SGLang reads it: {text[:40]}"
+        )
 
 
 @dataclass(frozen=True)
@@ -163,8 +150,7 @@ class Style:
     chosen: (tools or None, `tool_choice`) -> those that the prompt shows.
     prints_tools_as_sent: whether tools are printed with all their keys.
     developer_is_system: whether a developer message is served as system message.
-    takes_what_it_does_not_show: whether reasoning, calls and tools of a message under other keys than
-        `reasoning_content` and `tool_calls` are no error to the server, and in no prompt.
+    hidden: keys and parts of messages that the server takes and does not show.
     last_is_user: whether a turn that comes last before the answer is shown as a user message.
     """
 
@@ -174,7 +160,7 @@ class Style:
     chosen: Callable = lambda tools, choice: tools
     prints_tools_as_sent: bool = False
     developer_is_system: bool = False
-    takes_what_it_does_not_show: bool = False
+    hidden: tuple = ()
     last_is_user: bool = False
 
 
@@ -185,7 +171,8 @@ STYLES = {
         joined=" ".join,
         refuse_arguments=_refuse_arguments_of_sglang,
         chosen=_tools_chosen_by_sglang,
-        takes_what_it_does_not_show=True,
+        hidden=("reasoning", "thinking", "thinking_blocks", "reasoning_details", "provider_specific_fields")
+        + ("function_call", "tools", "functions"),
         last_is_user=True,
     ),
     # Qwen3's template renders nothing for a list of parts, so their join is ours.
