@@ -120,7 +120,7 @@ def _calls_for_sglang(content: str, names: list) -> tuple[str, list]:
     before, opened, _ = content.partition(f"{CALL}\n")
     calls = []
     for read in map(_read, CALLS_FOR_SGLANG.findall(content)):
-        for call in read if isinstance(read, list) else [read or {}]:
+        for call in read if isinstance(read, list) else [{} if read is None else read]:
             if not isinstance(call, dict):
                 raise TrajectoryError(f"a call is {kind_of(call)}")
             if call.get("name") in names:

@@ -4,12 +4,7 @@ It walks through the text from mark to mark, as the parsers of vLLM 0.32.0 do (q
 and those of SGLang 0.5.23 (qwen3, qwen25).
 """
 
-import contextlib
 import json
-
-import orjson
-
-from served_tokens.marks import TrajectoryError
 
 END, OPEN, CLOSE = "<|im_end|>", "<think>", "</think>"
 CALL, CALLED = "<tool_call>", "</tool_call>"
@@ -23,7 +18,7 @@ def echoed_turn(target: str, echo: str, names: list[str]) -> dict:
         echo: "vllm", "vllm-stream" or "sglang", as step 1 writes it.
         names: of the tools that the request offers.
     Returns {"role": "assistant", "content", "reasoning_content", "tool_calls"}, the last two where there are such.
-    Raises TrajectoryError where the server refuses its own answer.
+    Raises ValueError where the server refuses its own answer.
     """
     streamed, calls, content = echo == "vllm-stream", [], target.partition(END)[0]
     if echo == "sglang":
@@ -68,21 +63,16 @@ def _from_sglang(content: str, names: list[str]) -> tuple[str, list]:
     calls = []
     for span in _spans(content, f"{CALL}\n", f"\n{CALLED}", closed_only=True):
         value = _json(span)
-        calls += value if isinstance(value, list) else [value or {}]
-    if not all(isinstance(call, dict) for call in calls):
-        raise TrajectoryError("a call is no object")
-    known = [call for call in calls if call.get("name") in names]
-    calls = [(call["name"], _sent_again(call.get("parameters") or call.get("arguments", {}))) for call in known]
+        for call in value if isinstance(value, list) else [{} if value is None else value]:
+            if not isinstance(call, dict):
+                raise ValueError("a call is no object")
+            if call.get("name") in names:
+                arguments = call.get("parameters") or call.get("arguments", {})
+                json.dumps(arguments, allow_nan=False)  # raises ValueError
+                if not isinstance(arguments, dict):
+                    raise ValueError("arguments are no object")
+                calls.append((call["name"], arguments))
     return before.strip() if opened else before, calls
-
-
-def _sent_again(arguments) -> dict:
-    """Arguments as SGLang's parser, orjson, reads them; raises TrajectoryError for those that it refuses."""
-    with contextlib.suppress(ValueError):
-        read = orjson.loads(json.dumps(arguments, ensure_ascii=False))
-        if isinstance(read, dict):
-            return read
-    raise TrajectoryError("arguments are refused when they come back")
 
 
 def _spans(content: str, opening: str = CALL, closing: str = CALLED, closed_only: bool = False) -> list[str]:

@@ -56,7 +56,7 @@ def echoed_messages(messages: list[dict], tools: list[dict] | None, served_as: s
     came_back, names = list(messages), [tool["function"]["name"] for tool in tools or ()]
     for turn, message in enumerate(messages):
         if message["role"] == "assistant":
-            with contextlib.suppress(TrajectoryError):  # it has no sample; as history it stays
+            with contextlib.suppress(ValueError):  # it has no sample; as history it stays
                 _, target = served_turn(messages, tools, turn, served_as, render)
                 came_back[turn] = {**message, "refused": True}
                 came_back[turn] = echoed_turn(target, echo, names)

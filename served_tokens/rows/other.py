@@ -54,6 +54,10 @@ def in_one_shape(row: dict, reader: Reader) -> Shaped:
     tools |= {f"tools of message {position}": read.tools for position, read in enumerate(reads) if read.tools}
     if isinstance(left.get("function_call"), str):  # "auto": as tool_choice has it now
         del left["function_call"]
+    if reader.style.tool_choices and left.get("tool_choice") not in reader.style.tool_choices:
+        raise TrajectoryError(
+            "its tool_choice takes tools out of the prompt; leave these tools and the key out of the row"
+        )
     reads = _with_system(_joined(reads, reader), left, reader)
     turns = [read for read in reads if read.is_turn]
     _add_records(left, turns)
@@ -64,7 +68,7 @@ def in_one_shape(row: dict, reader: Reader) -> Shaped:
     reads = _developer_at_the_front(reads, reader)
     return Shaped(
         messages=[read.message for read in reads],
-        tools=reader.style.chosen(one_of(tools, "tools"), row.get("tool_choice")),
+        tools=one_of(tools, "tools"),
         not_trained={position: read.not_trained for position, read in enumerate(reads) if read.not_trained},
         thinking=thinking,
         recorded={position: read.recorded for position, read in enumerate(reads) if read.recorded},

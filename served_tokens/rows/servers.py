@@ -13,20 +13,12 @@ from dataclasses import dataclass
 
 import orjson
 
-from served_tokens.marks import TrajectoryError, in_json
+from served_tokens.marks import TrajectoryError
 
 NULL = type(None)
 # What servers know of a function, in vLLM's order, and the kinds that they take there.
 FUNCTION_KINDS = {"name": str, "description": (str, NULL), "parameters": (dict, NULL), "strict": (bool, NULL)}
 SHOWN_AS_NULL = ("description", "parameters")  # where they are missing
-
-
-def served_tool(tool: dict, style: str) -> dict:
-    """A tool, {"type", "function": {…}}, as the chat template prints it; the inside of `parameters` is left as it is.
-
-    Raises TrajectoryError where the server would refuse the request.
-    """
-    return STYLES[style].tool(tool)
 
 
 def _tool_of_vllm(tool: dict) -> dict:
@@ -53,7 +45,7 @@ def _read_by_sglang(text: str) -> dict:
             jsonschema.Draft202012Validator.check_schema(parameters)
     except (ValueError, TypeError, jsonschema.SchemaError) as error:
         why = getattr(error, "message", error)
-        raise TrajectoryError(f"SGLang refuses tools that are no JSON Schema 2020-12: {why}; {text[:80]}") from None
+        raise TrajectoryError(f"SGLang refuses a tool, {why}: write JSON Schema 2020-12 in {text[:80]}") from None
     shown = _shown(function, [*function, *FUNCTION_KINDS])
     return {"type": "function", "function": shown, "defer_loading": None}
 
@@ -67,7 +59,7 @@ TYPES = {  # of JSON Schema, and what SGLang prints by their names
     "boolean": "bool",
 }
 TYPE_OF = {word: name for name, words in TYPES.items() for word in (name, *words.split())}
-SIZED = re.compile(r"(u?int|long|short|unsigned|num|float|list|dict)[0-9\[<( \t].*", re.DOTALL)  # list[str], int64
+SIZED = re.compile(r"^(u?int|long|short|unsigned|num|float|list|dict)[0-9\[<( \t].*", re.DOTALL)  # list[str], int64
 SCHEMAS_BY_NAME = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
 SCHEMAS = frozenset(
     "anyOf oneOf allOf prefixItems items additionalProperties not if then else contains propertyNames "
@@ -92,19 +84,6 @@ def rename_types(schema) -> None:
 def _type_name(name):
     word = name.partition("(")[0].strip().lower() if isinstance(name, str) else ""
     return TYPE_OF.get(SIZED.sub(r"\1", word), name)
-
-
-def _tools_chosen_by_sglang(tools: list | None, choice) -> list | None:
-    """The tools that a prompt shows where a request has this `tool_choice`; raises TrajectoryError if it is refused."""
-    match in_json(choice):
-        case "none":
-            return None
-        case None | "" | "auto" | "required":
-            return tools
-        case {"function": {"name": str(name)}}:
-            if named := [tool for tool in tools or () if tool["function"].get("name") == name]:
-                return named
-    raise TrajectoryError(f"SGLang refuses the tool_choice {choice!r}, which names none of the tools")
 
 
 def _refuse_wrong_kinds(tool: dict) -> None:
@@ -133,10 +112,16 @@ def _refuse_arguments_of_sglang(given, arguments: dict) -> None:
         read = orjson.loads(text)
     except ValueError:
         read = None
-    if json.dumps(read) != json.dumps(arguments):
+    if not isinstance(read, dict) or json.dumps(read) != json.dumps(arguments):
         raise TrajectoryError(
             f"tool call arguments are not the strict JSON of an object, as SGLang reads it: {text[:40]}"
         )
+
+
+HIDDEN_BY_SGLANG = (
+    *("reasoning", "thinking", "thinking_blocks", "reasoning_details", "provider_specific_fields"),
+    *("function_call", "tools", "functions"),
+)
 
 
 @dataclass(frozen=True)
@@ -147,20 +132,20 @@ class Style:
     joined: (the text parts of a message) -> its text.
     refuse_arguments: (the arguments of a call in the history as the row has them, the object that they are) -> None;
         raises TrajectoryError where the server would refuse them, or change them.
-    chosen: (tools or None, `tool_choice`) -> those that the prompt shows.
     prints_tools_as_sent: whether tools are printed with all their keys.
     developer_is_system: whether a developer message is served as system message.
     hidden: keys and parts of messages that the server takes and does not show.
+    tool_choices: values of `tool_choice` that leave all tools in the prompt; None where any does.
     last_is_user: whether a turn that comes last before the answer is shown as a user message.
     """
 
     tool: Callable
     joined: Callable
     refuse_arguments: Callable = lambda given, arguments: None
-    chosen: Callable = lambda tools, choice: tools
     prints_tools_as_sent: bool = False
     developer_is_system: bool = False
     hidden: tuple = ()
+    tool_choices: tuple | None = None
     last_is_user: bool = False
 
 
@@ -170,9 +155,8 @@ STYLES = {
         tool=_tool_of_sglang,
         joined=" ".join,
         refuse_arguments=_refuse_arguments_of_sglang,
-        chosen=_tools_chosen_by_sglang,
-        hidden=("reasoning", "thinking", "thinking_blocks", "reasoning_details", "provider_specific_fields")
-        + ("function_call", "tools", "functions"),
+        hidden=HIDDEN_BY_SGLANG,
+        tool_choices=(None, "", "auto", "required"),
         last_is_user=True,
     ),
     # Qwen3's template renders nothing for a list of parts, so their join is ours.

@@ -8,7 +8,7 @@ from served_tokens.marks import CONTROL_TOKENS, TrajectoryError, decoded, in_jso
 from served_tokens.rows.anthropic import are_texts, text_of
 from served_tokens.rows.keys import Reader
 from served_tokens.rows.other import Shaped, in_one_shape
-from served_tokens.rows.servers import STYLES, Style, served_tool
+from served_tokens.rows.servers import STYLES, Style
 
 ROLES = ("system", "user", "assistant", "tool")
 CALL_TEXT = re.compile("<tool_call>(.*?)</tool_call>", re.DOTALL)
@@ -91,7 +91,7 @@ def read_trajectory(row: dict, reading: Reading = AS_IT_IS, control_tokens: tupl
             raise TrajectoryError(f"message {position}: {error}") from None
         if why := _unfinished(messages[-1]):
             not_trained[position] = why
-    tools = [served_tool(tool, reading.server_style) for tool in given.tools or ()] or None
+    tools = [style.tool(tool) for tool in given.tools or ()] or None
     trajectory = Trajectory(messages=messages, tools=tools, given=given, not_trained=not_trained | given.not_trained)
     if not trajectory.turns:
         raise TrajectoryError("the trajectory has no assistant message, so there is nothing to train on")

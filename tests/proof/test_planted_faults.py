@@ -16,6 +16,7 @@ import step2_to_alpaca_mask_history as step2
 from served_tokens.files import processes
 from served_tokens.prompts import turns
 from served_tokens.proof import compare
+from served_tokens.rows import servers
 from served_tokens.rows import trajectory as reading
 from served_tokens.samples import alpaca, select
 
@@ -98,10 +99,6 @@ def of_reasoning(change):
     return lambda its: {key: change(its[key]) if key == "reasoning_content" else its[key] for key in its}
 
 
-def of_function(change):
-    return lambda one: {"type": one["type"], "function": change(one["function"])}
-
-
 def emptied(messages: list[dict]) -> None:
     for message in messages:
         message["content"] = ""
@@ -173,9 +170,8 @@ def shift_the_mask(result):
     return input_ids, [*labels[: start - 1], input_ids[start - 1], *labels[start:]]
 
 
-MESSAGE, CALL, ROW, TOOL = (
-    (reading, name) for name in ("_served_message", "_served_call", "in_one_shape", "served_tool")
-)
+MESSAGE, CALL, ROW = ((reading, name) for name in ("_served_message", "_served_call", "in_one_shape"))
+TOOL = (servers, "_shown")
 RENDERED, SAMPLES, WRITTEN = (step1, "apply_chat_template"), (select, "to_samples"), (step2, "samples_of_row")
 FAULTS = {
     # in the reading
@@ -191,10 +187,10 @@ FAULTS = {
         of_arguments(lambda its: {key: str(its[key]) if isinstance(its[key], int) else its[key] for key in its}),
     ),
     "an argument lost": (*CALL, of_arguments(lambda its: dict([*its.items()][:-1]))),
-    "keys of tools in another order": (*TOOL, of_function(lambda its: dict(reversed(its.items())))),
+    "keys of tools in another order": (*TOOL, lambda its: dict(reversed(its.items()))),
     "descriptions of tools cut": (
         *TOOL,
-        of_function(lambda its: {**its, "description": its["description"].partition("\n")[0]}),
+        lambda its: {**its, "description": its["description"].partition("\n")[0]},
     ),
     "two tool outputs swapped": (*ROW, of_messages(lambda outputs: swap(outputs, "content"), "role", "tool")),
     "a tool lost": (*ROW, without_a_tool),

@@ -180,7 +180,6 @@ def test_two_readings_that_disagree_set_the_row_aside(one, why):
         (turn(reasoning="x", reasoning_details=[{"type": "reasoning.encrypted"}]), turn(reasoning="x")),
         (turn(thinking_blocks=BLOCKS, reasoning_content="x"), turn(reasoning_content="x")),
         (turn(provider_specific_fields={"thinking_blocks": BLOCKS, "citations": None}), turn(reasoning_content="x")),
-        (turn(reasoning="x", content="<think>\nx\n</think>\n\na"), turn(reasoning="x")),
         (row({"role": "system", "content": "s"}, assistant("a"), system="s "), row(assistant("a"), system="s")),
         (row(functions=[FLAT], tool_defs=json.dumps([FLAT]), system="", conversations=[], completion=None), row()),
         (of_call(function={"name": "f", "arguments": '{"x":1}', "args": {"x": 1}}), of_call(function=F)),
