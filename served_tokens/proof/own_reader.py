@@ -13,9 +13,9 @@ OTHER_COLUMNS = ("conversations", "prompt", "completion", "system", "functions",
 OF_A_MESSAGE = {"role", "content", "reasoning_content", "tool_calls", "tool_call_id", "name", "weight", "finish_reason"}
 OF_A_CALL = {"id", "type", "function"}
 SWITCHES = ("weight", "loss", "train", "loss_mask", "trainable")
-ODD_TO_SGLANG = re.compile(  # in the JSON of tools: a type that may get another name, a number that may become a float
-    r'"type": (?!\{|"(?:null|boolean|object|array|number|string|integer|function)")|[0-9]{19}'
-)
+TYPE = '"(?:boolean|object|array|number|string|integer|function)"'
+# In the JSON of tools: a type to which SGLang may give another name, a number of which it may make a float.
+ODD_TO_SGLANG = re.compile(rf'"type": (?!\{{|"null"|{TYPE}|\[{TYPE}, "null"\])|[0-9]{{19}}')
 OF_A_TOOL, OF_A_FUNCTION = ["type", "function"], ["name", "description", "parameters"]
 
 
