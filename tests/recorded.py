@@ -1,6 +1,7 @@
 """What real servers made of requests and answers (tests/server/README.md), as tests take it."""
 
 import json
+import re
 
 from conftest import ROOT
 
@@ -10,15 +11,14 @@ def read(name: str):
 
 
 def marked(its: dict) -> dict:
-    """A prompt of vLLM's with SGLang's mark on each tool."""
-    before, opened, tools = its.get("prompt", "").partition("<tools>\n")
-    tools, closed, rest = tools.partition("</tools>")
-    prompt = before + opened + tools.replace("}\n", ', "defer_loading": null}\n') + closed + rest
+    """A request of which SGLang makes vLLM's prompt with its mark on each tool, or which it refuses too."""
+    tools = re.compile("<tools>\n.*?</tools>", re.DOTALL)
+    prompt = tools.sub(lambda its: its[0].replace("}\n", ', "defer_loading": null}\n'), its.get("prompt", ""), count=1)
     return {**its, "prompt": prompt} if prompt else its
 
 
 def with_others(prompts: list[dict], others: list[dict], *keys: str) -> list[dict]:
-    """SGLang's prompts: vLLM's with the mark, but for those that a file holds."""
+    """SGLang's prompts, of which a file holds those that differ from vLLM's by more than the mark."""
     held = {tuple(its[key] for key in keys): its for its in others}
     return [held.get(tuple(its[key] for key in keys), marked(its)) for its in prompts]
 

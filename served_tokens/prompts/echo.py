@@ -15,8 +15,7 @@ from served_tokens.rows.servers import STYLES
 
 ECHOES = ("none", "vllm", "vllm-stream", "sglang")
 CALL = "<tool_call>"
-REASONING_ENDS = re.compile("</think>|(?=<tool_call>)")
-REASONING_ENDS_FOR_SGLANG = re.compile("</think>|(?=<tool_call>)(?!.*</think>)", re.DOTALL)
+STARTS = [CALL[:size] for size in range(len(CALL) - 1, 0, -1)]
 CALLS = re.compile("<tool_call>(.*?)(?:</tool_call>|\\Z)", re.DOTALL)
 CALLS_FOR_SGLANG = re.compile("<tool_call>\n(.*?)\n</tool_call>", re.DOTALL)
 NAME = re.compile(r'"name"\s*:\s*"([^"]+)"')
@@ -43,7 +42,7 @@ def echoed_history(messages: list[dict], targets: dict[int, str], echo: str, too
 
 
 def answer_sent_back(target: str, echo: str, names: list[str]) -> dict:
-    """A past turn as the chat template gets it; arguments are objects.
+    """A past turn as the chat template gets it; arguments are objects, which vLLM makes of all others too.
 
     Args:
         target: what the model wrote.
@@ -51,36 +50,36 @@ def answer_sent_back(target: str, echo: str, names: list[str]) -> dict:
         names: of the tools that the request offers; without any, a call is text.
     Raises TrajectoryError where the server refuses the answer when it comes back.
     """
-    if echo == "sglang":
-        reasoning, *rest = REASONING_ENDS_FOR_SGLANG.split(target.removeprefix("<think>"), maxsplit=1)
-    else:
-        reasoning, *rest = REASONING_ENDS.split(target, maxsplit=1)  # a call ends reasoning too
-        reasoning = reasoning.replace("<think>", "")
+    to_the_mark = echo == "sglang" and "</think>" in target  # else a call ends reasoning too
+    reasoning, *rest = re.split("</think>" if to_the_mark else "</think>|(?=<tool_call>)", target, maxsplit=1)
+    reasoning = reasoning.removeprefix("<think>") if echo == "sglang" else reasoning.replace("<think>", "")
     content, calls = "".join(rest), []
     if echo == "vllm":
         content = content.replace("</think>", "")
-    if names:
-        content, calls = CALLS_OF[echo](content, names)
+    if names and echo == "sglang":
+        content, calls = _calls_for_sglang(content, names)
+    elif names:
+        content, calls = _streamed_calls(content) if echo == "vllm-stream" else _whole_calls(content)
     answer = {"role": "assistant", "content": content}
     if reasoning:
         answer["reasoning_content"] = reasoning
     if calls:
-        functions = [{"name": name, "arguments": arguments} for name, arguments in calls]
+        functions = [{"name": name, "arguments": its if isinstance(its, dict) else {}} for name, its in calls]
         answer["tool_calls"] = [{"type": "function", "function": function} for function in functions]
     return answer
 
 
-def _whole_calls(content: str, names: list) -> tuple[str, list]:
+def _whole_calls(content: str) -> tuple[str, list]:
     """(content before the calls, [(name, arguments)]) for vLLM; where one call is broken, none is parsed."""
     read = [_read(match[1]) for match in CALLS.finditer(content)]
     if not all(isinstance(its, dict) and isinstance(its.get("name"), str) and "arguments" in its for its in read):
         return content, []
-    calls = [(its["name"], _object(its["arguments"])) for its in read]
+    calls = [(its["name"], its["arguments"]) for its in read]
     before = content.partition(CALL)[0]
     return before if before.strip() or not calls else "", calls
 
 
-def _streamed_calls(content: str, names: list) -> tuple[str, list]:
+def _streamed_calls(content: str) -> tuple[str, list]:
     """The same of a stream, which is read while it comes: a call counts once it has a name, whole or not."""
     before, opened, _ = content.partition(CALL)
     calls = []
@@ -92,14 +91,9 @@ def _streamed_calls(content: str, names: list) -> tuple[str, list]:
         sent = arguments[1] if arguments else ""
         if _read(call) is not None:  # else the bracket that closes the call was sent before anybody knew
             sent = sent.removesuffix("}")
-        calls.append((name[1], _object(_read(sent))))
-    held_back = "" if opened else _start_of_call(before)  # what could become a call is never sent
-    return before.removesuffix(held_back), calls
-
-
-def _start_of_call(text: str) -> str:
-    """What the text ends with that a call could begin with."""
-    return next((CALL[:size] for size in range(len(CALL) - 1, 0, -1) if text.endswith(CALL[:size])), "")
+        calls.append((name[1], _read(sent)))
+    held_back = [] if opened else filter(before.endswith, STARTS)  # what could become a call is never sent
+    return before.removesuffix(next(iter(held_back), "")), calls
 
 
 def _read(text: str):
@@ -108,11 +102,6 @@ def _read(text: str):
         return json.loads(text)
     except (ValueError, RecursionError):
         return None
-
-
-def _object(value) -> dict:
-    """What vLLM makes of arguments in the history."""
-    return value if isinstance(value, dict) else {}
 
 
 def _calls_for_sglang(content: str, names: list) -> tuple[str, list]:
@@ -128,6 +117,3 @@ def _calls_for_sglang(content: str, names: list) -> tuple[str, list]:
                 STYLES["sglang"].refuse_arguments(json.dumps(arguments, ensure_ascii=False), arguments)
                 calls.append((call["name"], arguments))
     return before.strip() if opened else before, calls
-
-
-CALLS_OF = {"vllm": _whole_calls, "vllm-stream": _streamed_calls, "sglang": _calls_for_sglang}

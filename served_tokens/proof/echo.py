@@ -20,41 +20,30 @@ def echoed_turn(target: str, echo: str, names: list[str]) -> dict:
     Returns {"role": "assistant", "content", "reasoning_content", "tool_calls"}, the last two where there are such.
     Raises ValueError where the server refuses its own answer.
     """
-    streamed, calls, content = echo == "vllm-stream", [], target.partition(END)[0]
-    if echo == "sglang":
-        reasoning, content = _split_by_sglang(content)
-        if names:
-            content, calls = _from_sglang(content, names)
-    else:
-        reasoning, content = _reasoning_and_content(content, streamed)
-        if names and CALL in content:
-            content, calls = _from_stream(content) if streamed else _from_whole(content)
-        elif names and streamed:
-            content = _without_start_of_call(content)
+    calls, (reasoning, content) = [], _reasoning_and_content(target.partition(END)[0], echo)
+    if names and echo == "sglang":
+        content, calls = _from_sglang(content, names)
+    elif names and CALL in content:
+        content, calls = _from_stream(content) if echo == "vllm-stream" else _from_whole(content)
+    elif names and echo == "vllm-stream":
+        content = _without_start_of_call(content)
     turn = {"role": "assistant", "content": content}
     if reasoning:
         turn["reasoning_content"] = reasoning
     if calls:
-        functions = [{"name": name, "arguments": arguments} for name, arguments in calls]
+        functions = [{"name": name, "arguments": its if isinstance(its, dict) else {}} for name, its in calls]
         turn["tool_calls"] = [{"type": "function", "function": function} for function in functions]
     return turn
 
 
-def _reasoning_and_content(text: str, streamed: bool) -> tuple[str, str]:
-    """Reasoning lasts until the first </think> or call; its own marks are no text of it."""
-    before_call = text.partition(CALL)[0]
+def _reasoning_and_content(text: str, echo: str) -> tuple[str, str]:
+    """Reasoning lasts until the first </think> or call, for SGLang until a call only where there is no </think>."""
+    before_call = text if echo == "sglang" and CLOSE in text else text.partition(CALL)[0]
     reasoning = before_call.partition(CLOSE)[0]
     content = text[len(reasoning) :].removeprefix(CLOSE)
-    return reasoning.replace(OPEN, ""), content if streamed else content.replace(CLOSE, "")
-
-
-def _split_by_sglang(text: str) -> tuple[str, str]:
-    """Reasoning lasts until the first </think>; where there is none, until the first call."""
-    before, closed, content = text.partition(CLOSE)
-    if not closed:
-        before = text.partition(CALL)[0]
-        content = text[len(before) :]
-    return before.removeprefix(OPEN), content
+    if echo == "sglang":
+        return reasoning.removeprefix(OPEN), content
+    return reasoning.replace(OPEN, ""), content if echo == "vllm-stream" else content.replace(CLOSE, "")
 
 
 def _from_sglang(content: str, names: list[str]) -> tuple[str, list]:
@@ -93,7 +82,7 @@ def _from_whole(content: str) -> tuple[str, list]:
         call = _json(span)
         if not (isinstance(call, dict) and isinstance(call.get("name"), str) and "arguments" in call):
             return content, []
-        calls.append((call["name"], _object(call["arguments"])))
+        calls.append((call["name"], call["arguments"]))
     before = content.partition(CALL)[0]
     return ("" if before.isspace() else before), calls
 
@@ -107,7 +96,7 @@ def _from_stream(content: str) -> tuple[str, list]:
         if name is None:
             break
         sent = next(_behind(span, "arguments"), "")
-        calls.append((name, _object(_json(sent[:-1] if _json(span) and sent.endswith("}") else sent))))
+        calls.append((name, _json(sent[:-1] if _json(span) and sent.endswith("}") else sent)))
     return content.partition(CALL)[0], calls
 
 
@@ -123,11 +112,6 @@ def _without_start_of_call(content: str) -> str:
     """A stream holds back what may become a call."""
     starts = [CALL[:size] for size in range(1, len(CALL))]
     return content.removesuffix(max(filter(content.endswith, starts), key=len, default=""))
-
-
-def _object(arguments) -> dict:
-    """What vLLM makes of arguments in the history."""
-    return arguments if isinstance(arguments, dict) else {}
 
 
 def _json(text: str):

@@ -30,11 +30,9 @@ class Parts:
 
 def parts_of(content: list, role: str, reader: Reader) -> Parts:
     """Read a content list; raises TrajectoryError, also where reasoning, text and calls stand in another order."""
-    parts, last = Parts(), 0
+    parts, last, kinds = Parts(), 0, {*PARTS_OF.get(str(role), ())} - {*reader.style.hidden}
     for part in content:
-        kind = _type_of(part)
-        if kind not in PARTS_OF.get(str(role), ()) or kind in reader.style.hidden:
-            kind = "text"
+        kind = _type_of(part) if _type_of(part) in kinds else "text"
         if ORDER[kind] < last:
             raise TrajectoryError(f"a part of type {kind} comes after others that belong behind it")
         last = ORDER[kind]

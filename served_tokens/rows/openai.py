@@ -13,7 +13,6 @@ from served_tokens.rows.keys import Reader, one_of
 from served_tokens.rows.servers import FUNCTION_KINDS
 
 OLD_API = "calls of OpenAI's old API, function_call"
-SHOWN_OF_A_TOOL = ("type", "function")
 ARGUMENTS = ("args", "input", "parameters")  # other names of them
 SCHEMAS = ("input_schema", "inputSchema")  # of Anthropic and MCP
 SWITCHES = ("weight", "loss", "train", "loss_mask", "trainable")  # of OpenAI, ms-swift, axolotl and others
@@ -66,7 +65,7 @@ def tools_of(tools, name: str, reader: Reader) -> list[dict]:
         for key in SCHEMAS:
             keys.rename(tool["function"], key, "parameters")
         if not reader.style.prints_tools_as_sent:
-            for its, shown in ((tool, SHOWN_OF_A_TOOL), (tool["function"], FUNCTION_KINDS)):
+            for its, shown in ((tool, ("type", "function")), (tool["function"], FUNCTION_KINDS)):
                 reader.closed({key: value for key, value in its.items() if key not in shown}, "tool")
         read.append(tool)
     return read

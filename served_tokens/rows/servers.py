@@ -113,15 +113,7 @@ def _refuse_arguments_of_sglang(given, arguments: dict) -> None:
     except ValueError:
         read = None
     if not isinstance(read, dict) or json.dumps(read) != json.dumps(arguments):
-        raise TrajectoryError(
-            f"tool call arguments are not the strict JSON of an object, as SGLang reads it: {text[:40]}"
-        )
-
-
-HIDDEN_BY_SGLANG = (
-    *("reasoning", "thinking", "thinking_blocks", "reasoning_details", "provider_specific_fields"),
-    *("function_call", "tools", "functions"),
-)
+        raise TrajectoryError(f"tool call arguments are not the strict JSON of an object to SGLang: {text[:40]}")
 
 
 @dataclass(frozen=True)
@@ -144,7 +136,7 @@ class Style:
     refuse_arguments: Callable = lambda given, arguments: None
     prints_tools_as_sent: bool = False
     developer_is_system: bool = False
-    hidden: tuple = ()
+    hidden: list | tuple = ()
     tool_choices: tuple | None = None
     last_is_user: bool = False
 
@@ -155,7 +147,8 @@ STYLES = {
         tool=_tool_of_sglang,
         joined=" ".join,
         refuse_arguments=_refuse_arguments_of_sglang,
-        hidden=HIDDEN_BY_SGLANG,
+        hidden="reasoning thinking thinking_blocks reasoning_details provider_specific_fields function_call tools "
+        "functions".split(),
         tool_choices=(None, "", "auto", "required"),
         last_is_user=True,
     ),

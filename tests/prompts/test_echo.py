@@ -1,7 +1,5 @@
 """Echoed history: what a server's answers look like when an agent sends them back."""
 
-import json
-
 import pytest
 from conftest import assistant, call, golden, tool, user
 from hypothesis import given
@@ -131,29 +129,19 @@ def test_both_definitions_read_any_text_the_same(target, echo, names):
     assert outcome(answer_sent_back, target, echo, names) == outcome(echoed_turn, target, echo, names)
 
 
-REFUSED_BY_SGLANG = {
-    *("args big int", "args NaN", "args null", "args list", "args string", "args string of JSON")
-}  # when they come back: the first is taken, and shown as a float
-
-
 @pytest.mark.parametrize("answer", read("sglang_answers"), ids=lambda its: its["name"])
-def test_sglang_answers_so(answer):
-    expected = {"role": "assistant", "content": answer["content"]}
-    if answer["reasoning_content"]:
-        expected["reasoning_content"] = answer["reasoning_content"]
-    calls = [{"name": name, "arguments": json.loads(arguments)} for name, arguments in answer["calls"]]
-    if calls:
-        expected["tool_calls"] = [{"type": "function", "function": function} for function in calls]
-    refused = answer["name"] in REFUSED_BY_SGLANG
-    assert outcome(answer_sent_back, answer["wrote"], "sglang", ["f", "g"]) == ("refused" if refused else expected)
+def test_sglang_answers_so_and_its_own_answer_may_be_refused_when_it_comes_back(answer):
+    refused = ("args big int", "args NaN", "args null", "args list", "args string", "args string of JSON")
+    expected = "refused" if answer["name"] in refused else answer["message"]  # the first would come back as a float
+    assert outcome(answer_sent_back, answer["wrote"], "sglang", ["f", "g"]) == expected
 
 
 def test_turns_behind_an_answer_that_sglang_refuses_are_left_out():
     text = '<tool_call>\n{"name": "f", "arguments": [1]}\n</tool_call>'
-    messages = [user("q"), assistant(text, "r"), user("q"), assistant("a", "r"), user("q"), assistant("b", "r")]
+    messages = [user("q"), assistant(text, "r"), user("q"), assistant("a", "r")]
     _, served = apply_chat_template(messages, TOOLS, RENDER, "sglang")
-    why = "the server refuses an answer before them: tool call arguments are not the strict JSON of an object"
-    assert [turn["left_out"] and turn["left_out"].partition(", as")[0] for turn in served["turns"]] == [None, why, why]
+    assert served["turns"][0]["left_out"] is None
+    assert served["turns"][1]["left_out"].startswith("the server refuses an answer before them: tool call arguments ")
     came_back = echoed_messages(messages, TOOLS, "drop", "sglang", RENDER)
     with pytest.raises(ValueError, match="the server refuses an answer that comes before it"):
         served_turn(messages, TOOLS, 3, "drop", RENDER, came_back)

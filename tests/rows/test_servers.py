@@ -60,12 +60,7 @@ def test_a_tool_that_a_server_refuses_is_an_error_that_names_the_key(wrong, tool
         ({"anyOf": [{"type": ["int32", "integer", "null"]}]}, {"anyOf": [{"type": ["integer", "null"]}]}),
         ({"$defs": {"a": {"items": {"type": "list[str]"}}}}, {"$defs": {"a": {"items": {"type": "array"}}}}),
         ({"default": {"type": "int"}, "x": {"type": "any"}}, {"default": {"type": "int"}, "x": {"type": "any"}}),
-        ({"maximum": 1 << 64}, {"maximum": 18446744073709552000.0}),
-        ({"type": "any"}, "'any' is not valid under any of the given schemas"),
         ({"type": "internal"}, "'internal' is not valid under any of the given schemas"),
-        ({"properties": {"a": {"required": True}}}, "True is not of type 'array'"),
-        ({"properties": {"a": None}}, "None is not of type 'object', 'boolean'"),
-        ({"pattern": "("}, "'(' is not a 'regex'"),
         ({"default": float("nan")}, "unexpected character"),
     ],
 )
@@ -90,12 +85,3 @@ def test_sglang_refuses_arguments_that_are_no_object_of_strict_json(text):
         STYLES["sglang"].refuse_arguments(text, {})
     for style in ("vllm", "template"):
         STYLES[style].refuse_arguments(text, {})
-
-
-def test_sglang_refuses_an_integer_over_64_bits_which_it_would_show_as_a_float():
-    fits, too_long = {"a": 18446744073709551615}, {"a": 18446744073709551616}
-    for form in (dict, json.dumps):
-        STYLES["sglang"].refuse_arguments(form(fits), fits)
-        with pytest.raises(TrajectoryError, match="tool call arguments are not the strict JSON"):
-            STYLES["sglang"].refuse_arguments(form(too_long), too_long)
-        STYLES["vllm"].refuse_arguments(form(too_long), too_long)
