@@ -298,6 +298,16 @@ def test_rows_of_the_same_content_that_name_no_task_fall_on_one_side(split):
     assert not apart[0] & apart[1] and apart[0] | apart[1] == set(groups) and 20 in apart[1]
 
 
+def test_validation_set_passes_the_check_as_eval_dataset(split, check):
+    training, held_out = split(tasks(*range(10)), "--val-ratio", "0.4")
+    output = check("out", "eval_dataset=out_val")
+    assert (
+        f"PASSED: {len(training) + len(held_out)} of {len(training) + len(held_out)} samples are exact" in output
+        and "out_val: served as drop" in output
+    )
+    assert f"{len(held_out)} left out: they are held out, to be evaluated" in output
+
+
 @pytest.mark.parametrize(
     "options, reason",
     [
