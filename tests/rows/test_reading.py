@@ -151,7 +151,10 @@ def test_a_role_behind_the_last_turn_is_dropped_where_it_is_no_chat_and_set_asid
         (turn(weight=1, train=False), "whether the turn is trained stands in both weight and train, and they differ"),
         (row(enable_thinking=True, metadata={"enable_thinking": False}), "its switches differ about whether the model"),
         (row(extra_body={"chat_template_kwargs": {"custom": 1}}), "chat_template_kwargs has custom, which step 1 does"),
-        (turn(thinking_blocks=BLOCKS, reasoning_content="y"), "in both reasoning_content and thinking_blocks, and"),
+        (
+            turn(thinking_blocks=BLOCKS, reasoning_content="y"),
+            "in both reasoning_content and thinking_blocks, and",
+        ),
         (row({"from": "human", "role": "system", "value": "q"}), "the role stands in both role and from, and they"),
     ],
 )
