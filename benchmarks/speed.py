@@ -99,7 +99,7 @@ def timed(part: str, *arguments: str) -> None:
 
 
 def digests(path: Path) -> list[str]:
-    rows = (row for file in find_files(str(path)) for _, row, _ in read_rows(file))
+    rows = (row for file in find_files(str(path)) for _, row in read_rows(file))
     return sorted(hashlib.sha256(json.dumps([row[name] for name in COLUMNS]).encode()).hexdigest() for row in rows)
 
 

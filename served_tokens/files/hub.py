@@ -6,12 +6,12 @@ Hub's cache, and found there offline too.
 
 import os
 import re
+from collections import defaultdict
 from pathlib import Path, PurePosixPath
 
 DATA_SET = re.compile(r"([\w.-]+/[\w.-]+?)(?:@([\w./-]+))?")
 ADDRESS = re.compile(r"hf://datasets/([\w.-]+/[\w.-]+)@([^/]+)/(.+)")
 LOOKED_AT = 1 << 14  # bytes of a file read at a time until its first row is whole
-SHOWN_FILES = 10  # on the screen
 
 os.environ.setdefault("HF_HUB_DISABLE_XET", "1")  # a download by Xet that breaks off begins anew
 
@@ -39,24 +39,20 @@ def download_trajectories(source: str, pattern: str | None, formats: tuple, why_
     """
     data_set, revision = DATA_SET.fullmatch(source).groups("main")
     commit, names = _commit_and_names(source)
-    names = sorted(name for name in names if name.endswith(formats))
-    matching = [name for name in names if pattern in (None, name) or PurePosixPath(name).match(pattern)]
-    if not matching:
-        raise SystemExit(f"{source}: no file matches {pattern or ', '.join(formats)}; there are\n{_listed(names)}")
-    splits, why_not = {name: re.sub(r"\d+-of-\d+", "*", name) for name in matching}, {}
-    for name, split in splits.items():
-        if split not in why_not:  # shards have one writer, so the first says it for all
-            why_not[split] = _why_not(data_set, commit, name, why_no_trajectories)
-    read = [name for name, split in splits.items() if not why_not[split]]
-    others = [f"{name}: {why_not[split]}" for name, split in splits.items() if why_not[split]]
+    splits = defaultdict(list)
+    for name in sorted(name for name in names if name.endswith(formats)):
+        if pattern in (None, name) or PurePosixPath(name).match(pattern):
+            splits[re.sub(r"\d+-of-\d+", "*", name)].append(name)
+    # shards have one writer, so the first says it for all
+    why_not = {split: _why_not(data_set, commit, files[0], why_no_trajectories) for split, files in splits.items()}
+    read = [name for split, files in splits.items() if not why_not[split] for name in files]
+    listed = "\n".join(f"  {split}: {reason or 'holds trajectories'}" for split, reason in why_not.items())
     if not read:
-        raise SystemExit(f"{source}: none of its files holds trajectories:\n{_listed(others)}")
-    if not pattern and len({splits[name] for name in read}) > 1:
+        raise SystemExit(f"{source}: no {pattern or ', '.join(formats)} file there holds trajectories\n{listed}")
+    if not pattern and [*why_not.values()].count(None) > 1:
         several = "several of its files hold trajectories, and they are not shards of one split"
-        raise SystemExit(f"{source}: {several}; say which to read by --file NAME_OR_GLOB:\n{_listed(read)}")
-    print(f"{data_set} at revision {commit[:12]}: reads\n{_listed(read)}")
-    if others:
-        print(f"and not\n{_listed(others)}")
+        raise SystemExit(f"{source}: {several}; say which to read by --file NAME_OR_GLOB:\n{listed}")
+    print(f"{data_set} at revision {commit[:12]}:\n{listed}")
     for name in read:
         _download(data_set, name, revision)
     return [f"hf://datasets/{data_set}@{commit}/{name}" for name in read]
@@ -66,11 +62,6 @@ def local_copy(address: str) -> Path | None:
     """Where the file of an address is, downloaded unless it is in the Hub's cache; None for what is no address."""
     parts = ADDRESS.fullmatch(address)
     return parts and _download(parts[1], parts[3], parts[2])
-
-
-def _listed(files: list[str]) -> str:
-    more = [f"and {len(files) - SHOWN_FILES} more"] if len(files) > SHOWN_FILES else []
-    return "\n".join(f"  {line}" for line in files[:SHOWN_FILES] + more)
 
 
 def _download(data_set: str, name: str, revision: str) -> Path:
