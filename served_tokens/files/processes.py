@@ -81,7 +81,11 @@ class Totals(Counts):
 def convert_files(sources: list[str], work: Work, num_proc: int, desc: str) -> Totals:
     """Convert the rows of files over processes, with their count on the screen."""
     chunks = ((f"{number:06}", chunk) for number, chunk in enumerate(read_chunks(sources)))
-    results = in_processes(functools.partial(convert_chunk, work), chunks, num_proc)
+    return collect(in_processes(functools.partial(convert_chunk, work), chunks, num_proc), work, desc)
+
+
+def collect(results, work: Work, desc: str) -> Totals:
+    """What comes of rows, of what comes of each chunk of them."""
     totals = Totals(work.counts())
     with progress(desc) as bar, contextlib.closing(results):
         for of_chunk in results:
@@ -90,9 +94,9 @@ def convert_files(sources: list[str], work: Work, num_proc: int, desc: str) -> T
     return totals
 
 
-def convert_chunk(work: Work, numbered: tuple[str, list]) -> Totals:
-    """Convert the rows of a chunk, and write them as parts of the outputs; numbered: (the name of a part, the rows)."""
-    name, chunk = numbered
+def convert_chunk(work: Work, named: tuple[str, list]) -> Totals:
+    """Convert rows, and write what they become as parts of the outputs; named: (the name of a part, the rows)."""
+    name, chunk = named
     totals, made = Totals(work.counts(), rows_in=len(chunk)), defaultdict(list)
     for place, raw in chunk:
         try:

@@ -10,7 +10,7 @@ from pathlib import Path
 from served_tokens.files.write import work_folder
 from served_tokens.trees.rows import Row, Sample, padded, predicting, rows_of
 
-OWN = ("row_tokens", "row_samples", "row_accumulation")
+OWN = ("row_tokens", "row_samples")
 BATCH = 64  # rows that are written at once
 COUNTS = "counts.json"  # in the folder of rows
 MULTIPLE = 128  # tokens; a block of flex_attention
