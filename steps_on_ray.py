@@ -80,6 +80,8 @@ def convert_files(paths: list[str], system: pyarrow.fs.FileSystem, work: Work) -
         return collect((ray.get(each) for each in tasks), work, "both steps")
     except ray.exceptions.RayTaskError as error:  # one in a task, which the pages of the trace would hide
         sys.exit(str(error.cause).splitlines()[0])
+    finally:
+        ray.shutdown()
 
 
 def main() -> None:

@@ -108,7 +108,7 @@ def convert_chunk(work: Work, named: tuple[str, list]) -> Totals:
                 raise SystemExit(f"{place.source}: row {place.row}: {reason}; {way_out}") from None
             made[REJECTS].append(_rejected(place, reason, raw))
             totals.set_aside += 1
-            totals.reasons[re.sub(r"\d+", "#", reason)] += 1
+            totals.reasons[re.sub(r"(?<!step )\d+", "#", reason)] += 1
             totals.unread.update(getattr(error, "keys", ()))
         else:
             totals.counts.add(counts)
