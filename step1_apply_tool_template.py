@@ -192,8 +192,7 @@ def main() -> None:
         finish_rejects(work, totals)
         print_unread(totals)
         if not totals.counts.trajectories:
-            not_written = f"{write.shown(output)} is not written{write.still_there(output)}"
-            sys.exit(f"{args.input}: no trajectory is left; {not_written}")
+            sys.exit(f"{args.input}: no trajectory is left; {write.shown(output)} is not written")
         work.finish("")
     print_counts(totals, f"{write.shown(output)}{replaced}")
     command = ["next:", "python", "step2_to_alpaca_mask_history.py", write.shown(output), *output_of_step2(output)]

@@ -157,7 +157,7 @@ def refuse_nothing(args: argparse.Namespace, totals: Totals) -> None:
         reason = f"{none}; raise it, or take another --seed"
     else:
         return
-    sys.exit(f"{args.input}: {reason}; {shown(args.output)} is not written{write.still_there(args.output)}")
+    sys.exit(f"{args.input}: {reason}; {shown(args.output)} is not written")
 
 
 def save(work: Work, stream: str, settings: Settings) -> str:

@@ -46,15 +46,12 @@ def format_of(name: Path | str) -> str | None:
 
 def find_files(source: str) -> list[str]:
     """The files behind a path: itself, or all in a folder, at any depth, by name; ends where there are none."""
-    path, found = local_copy(source) or Path(source), [source]
-    if path.is_dir():
-        walked = (Path(folder, name) for folder, _, names in os.walk(path, followlinks=True) for name in names)
-        found = [str(file) for file in sorted(walked) if is_data(file.relative_to(path))]
-    if not found:
-        raise SystemExit(f"{source}: the folder holds no {', '.join(FORMATS)} file")
-    for file in found:
-        local_file(file)
-    return found
+    path = Path(source)
+    if not path.is_dir():
+        return [source]
+    walked = (Path(folder, name) for folder, _, names in os.walk(path, followlinks=True) for name in names)
+    found = [str(file) for file in sorted(walked) if is_data(file.relative_to(path))]
+    return found or sys.exit(f"{source}: the folder holds no {', '.join(FORMATS)} file")
 
 
 def is_data(path: Path) -> bool:
@@ -63,14 +60,14 @@ def is_data(path: Path) -> bool:
     return bool(format_of(path)) and not hidden and not path.name.endswith((REJECTS, LEFT_OUT, PREVIEW))
 
 
-def local_file(source: str) -> Path:
-    """The data file at a path, or at an address in a Hugging Face data set (see files/hub.py)."""
+def open_data(source: str):
+    """The open data file at a path, or at an address in a Hugging Face data set (see files/hub.py)."""
     path = local_copy(source) or Path(source)
     if not path.is_file():
         raise SystemExit(f"{source}: no such file; give a {', '.join(FORMATS)} file or a Hugging Face data set id")
     if not format_of(path):
         raise SystemExit(f"{source}: unknown file type {path.suffix!r}; known are {', '.join(FORMATS)}")
-    return path
+    return path.open("rb")
 
 
 def progress(desc: str):
@@ -81,12 +78,7 @@ def progress(desc: str):
 # ---------------------------------------------------------------- rows
 
 
-def open_local(source: str):
-    """The open data file at a path or an address."""
-    return local_file(source).open("rb")
-
-
-def read_chunks(sources: list[str], rows: int = CHUNK_ROWS, opened=open_local):
+def read_chunks(sources: list[str], rows: int = CHUNK_ROWS, opened=open_data):
     """Yield the rows of files, in order, as lists of (place, raw); raw is the bytes of a line, or a parsed value.
 
     Args:

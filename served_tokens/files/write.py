@@ -30,11 +30,6 @@ def accounted(unit: str, total: int, kept: int, how: str, others: int, why: str)
     return f"{total} {unit} in = {kept} {unit} {how} + {others} {why}"
 
 
-def still_there(path: Path) -> str:
-    """What to add where a file is not written."""
-    return "; the one of an earlier run is still there" if path.exists() else ""
-
-
 def ending_of(output: Path) -> str:
     """Its extension, or "" of a folder; .v2 and .1 end the name of a folder too."""
     return output.suffix if re.search(r"\.[A-Za-z]+$", output.name) else ""
