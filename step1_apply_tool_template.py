@@ -78,25 +78,17 @@ def is_on_hub(source: str) -> bool:
 def input_files(source: str, pattern: str | None) -> list[str]:
     """The files behind INPUT, or the addresses of those that hold trajectories in a data set of the Hub."""
     if is_on_hub(source):
-        return hub.download_trajectories(source, pattern, read.FORMATS, why_no_trajectories)
+        return hub.download_trajectories(source, pattern, holds_conversation)
     if pattern:
         raise SystemExit(f"{source}: is no Hugging Face data set id; --file chooses among the files of one")
     return read.find_files(source)
-
-
-def why_no_trajectories(file, name: str) -> str | None:
-    """Why an open file holds no trajectories, by the columns of its first row; None where it does."""
-    columns = read.first_columns(file, name)
-    if holds_conversation(columns):
-        return None
-    return f"its rows have no column messages, but {', '.join(columns) or 'none at all'}"
 
 
 def default_output(source: str) -> Path:
     """INPUT's name with SUFFIX, beside it, a .json file where it is one, else .jsonl; of a data set in ./data."""
     path, kind = Path(source), read.format_of(source) or ""
     if is_on_hub(source):
-        path = ROOT / "data" / hub.name_of(source)
+        path = ROOT / "data" / source.partition("@")[0].rpartition("/")[2]
     elif path.is_dir():
         path, kind = path if path.name.strip(".") else path.resolve(), ""
     return path.with_name(path.name.removesuffix(kind) + SUFFIX + (kind if kind == ".json" else ".jsonl"))

@@ -15,11 +15,11 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from served_tokens.files.hub import local_copy
 from served_tokens.marks import TrajectoryError, kind_of
 
 FORMATS = (".json", ".jsonl", ".jsonl.gz", ".parquet")
 REJECTS, LEFT_OUT, PREVIEW = ".rejects.jsonl", ".left_out.jsonl", "_preview.json"  # beside an output: its name and this
+ADDRESS = re.compile(r"hf://datasets/([\w.-]+/[\w.-]+)@([^/]+)/(.+)")  # of a file, as huggingface_hub writes it
 CHUNK_ROWS = 32
 FIRST_READ, JSON_READ = 1 << 13, 1 << 20  # characters of a JSON array read at first, for its first row alone, and then
 PARQUET_BUFFER = 1 << 20  # bytes read at a time: a row group may be as long as the file
@@ -29,6 +29,7 @@ MIXED = re.compile(  # columns with calls or tools in Arrow structs
     r"|(tools|functions): .*struct<"
 )
 
+os.environ.setdefault("HF_HUB_DISABLE_XET", "1")  # a download by Xet that breaks off begins anew
 tqdm.monitor_interval = 0  # no thread beside the bar: processes are forked
 
 
@@ -61,13 +62,33 @@ def is_data(path: Path) -> bool:
 
 
 def open_data(source: str):
-    """The open data file at a path, or at an address in a Hugging Face data set (see files/hub.py)."""
-    path = local_copy(source) or Path(source)
+    """The open data file at a path, or at an address in a Hugging Face data set."""
+    address = ADDRESS.fullmatch(source)
+    path = download(address[1], address[3], address[2]) if address else Path(source)
     if not path.is_file():
         raise SystemExit(f"{source}: no such file; give a {', '.join(FORMATS)} file or a Hugging Face data set id")
     if not format_of(path):
         raise SystemExit(f"{source}: unknown file type {path.suffix!r}; known are {', '.join(FORMATS)}")
     return path.open("rb")
+
+
+def download(data_set: str, name: str, revision: str) -> Path:
+    """Where a file of a Hugging Face data set is in the Hub's cache, downloaded unless it is there.
+
+    A revision that is no commit is looked up on the Hub; the cache then knows which commit it is.
+    """
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(data_set, name, repo_type="dataset", revision=revision))
+    except Exception as error:  # the Hub client raises many kinds; each means that the file is not whole
+        again = "run this again, and it goes on from where it ended"
+        raise SystemExit(f"{data_set}: {name}: the download failed ({one_line(error)}); {again}") from None
+
+
+def one_line(error: Exception) -> str:
+    """What an error says."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def progress(desc: str):
