@@ -159,7 +159,7 @@ def _read_lines(file, name: str):
 
 def _read_json(file, name: str):
     """The rows of an array, read as a stream: the text in memory grows with the longest row, not with the file."""
-    decode, skip = json.JSONDecoder().raw_decode, re.compile(r"[\s,]*").match
+    decode, skip = json.JSONDecoder().raw_decode, re.compile(r"\s*").match
     invalid = "not valid JSON; a .json file holds one array of rows, a .jsonl file a row per line"
     try:
         file = io.TextIOWrapper(file, encoding="utf-8-sig")
@@ -170,11 +170,12 @@ def _read_json(file, name: str):
         while text[(at := skip(text, at).end()) : at + 1] != "]":
             try:
                 row, end = decode(text, at)
+                end = skip(text, end).end()
             except json.JSONDecodeError:
                 end = len(text)
-            if end < len(text):
+            if text[end : end + 1] in (",", "]"):
                 yield row
-                at, size = end, JSON_READ
+                at, size = end + (text[end] == ","), JSON_READ
             elif more := file.read(size):  # the row may go on
                 text, at, size = text[at:] + more, 0, 2 * size
             else:

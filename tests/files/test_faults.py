@@ -68,9 +68,6 @@ def test_damaged_line_is_set_aside_and_the_rest_goes_on(run, tmp_path):
         ("x.jsonl.gz", gzip.compress(LINE)[:-9], "x.jsonl.gz: cannot be read"),
         ("x.jsonl.gz", gzip.compress(LINE)[:10] + b"\xff" * 9, "x.jsonl.gz: cannot be read"),
         ("x.json.gz", gzip.compress(LINE), "x.json.gz: unknown file type '.gz'"),
-        ("x.json", b"[" + LINE + b"," + LINE[:-3], "x.json: not valid JSON"),
-        ("x.json", b"[" + LINE.replace("é".encode(), b"\xe9") + b"]", "x.json: not valid JSON"),
-        ("x.json", b"[" * 100000, "x.json: not valid JSON"),
         ("x.json", b'[3, null, [], "x"]', "1 rows: the row is not an object but a number"),
     ],
 )
@@ -83,7 +80,7 @@ def test_file_without_a_row_to_use_is_a_clear_error(run, tmp_path, name, content
 @pytest.mark.parametrize(
     "content",
     [
-        *(b"", b"[{}", b"[{},", b'[{"a": 1}, {"a"', b"[{}] x", b"[{}][{}]", b"[{\x00}]"),
+        *(b"", b"[{}", b"[{},", b'[{"a": 1}, {"a"', b"[{} {}]", b"[{}] x", b"[{}][{}]", b"[,]", b"[{\x00}]"),
         *(gzip.compress(LINE), b"[" * 100_000, b'[{"id": ' + b"9" * 5000 + b"}]", b"[" + DAMAGED[0] + b"]"),
     ],
 )
@@ -255,10 +252,9 @@ def start(folder, *arguments, script: str = STEP1) -> subprocess.Popen:
 
 
 def test_two_runs_at_once_into_one_output_leave_one_of_them_whole(tmp_path):
-    write_jsonl(tmp_path / "a.jsonl", [{"id": "a", **ROW}] * 3000)
-    write_jsonl(tmp_path / "b.jsonl", [{"id": "b", **ROW}] * 3000)
-    processes = [start(tmp_path, f"{name}.jsonl", "y.jsonl", "--num-proc", "1") for name in "ab"]
-    for process in processes:
+    for name in "ab":
+        write_jsonl(tmp_path / f"{name}.jsonl", [{"id": name, **ROW}] * 3000)
+    for process in [start(tmp_path, f"{name}.jsonl", "y.jsonl", "--num-proc", "1") for name in "ab"]:
         _, errors = process.communicate(timeout=60)
         assert process.returncode == 0, errors
     rows = read_jsonl(tmp_path / "y.jsonl")

@@ -147,14 +147,13 @@ def test_row_of_a_shard_is_named_with_its_file_and_the_check_reads_it_there(step
 class Hub(http.server.ThreadingHTTPServer):
     """A stub of the Hub with one data set, which counts the bytes that it sends of each file.
 
-    breaks_after: bytes of a file after which its connections break; token: what a client must send;
-    requests: (path, range) of each.
+    breaks_after: bytes of a file after which its connections break; requests: (path, range) of each.
     """
 
     def __init__(self, data_set: str, files: dict[str, bytes]):
         super().__init__(("127.0.0.1", 0), Handler)
         self.data_set, self.files, self.sent, self.requests = data_set, files, Counter(), []
-        self.breaks_after, self.token = None, None
+        self.breaks_after = None
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -171,9 +170,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         sizes = {name: len(content) for name, content in hub.files.items()}
         api, files = f"/api/datasets/{hub.data_set}", f"/datasets/{hub.data_set}/resolve/"
         hub.requests.append((path, self.headers.get("Range")))
-        if hub.token and self.headers.get("Authorization") != f"Bearer {hub.token}":
-            self.answer(401, b"{}", {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access to it is restricted"})
-        elif path.startswith(files):
+        if path.startswith(files):
             self.answer_file(path.removeprefix(files).partition("/")[2])
         elif not path.startswith(api):
             self.answer(404, b"{}", {"X-Error-Code": "RepoNotFound"})
@@ -269,11 +266,3 @@ def test_download_that_breaks_is_one_line_and_the_next_run_goes_on(from_hub, hub
     assert len(ids(tmp_path / "y.jsonl")) == 3000
     starts = [int(asked[6:].split("-")[0]) for path, asked in hub.requests if path.endswith(name) and asked]
     assert max(starts) > 10_000_000
-
-
-def test_token_of_the_environment_is_sent(from_hub, hub, tmp_path):
-    hub.token = "hf_secret"
-    [error] = from_hub(expect=1).stderr.splitlines()
-    assert "not to be had from the Hugging Face Hub" in error
-    from_hub(HF_TOKEN="hf_secret")
-    assert ids(tmp_path / "y.jsonl") == [0, 1, 2]
