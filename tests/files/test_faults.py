@@ -90,31 +90,6 @@ def test_array_that_is_cut_or_broken_is_a_clear_error(tmp_path, content):
         list(read_rows(str(tmp_path / "x.json")))
 
 
-THREE = [{"id": at, "messages": json.dumps(ROW["messages"]), "é": None if at else 1.5} for at in range(3)]
-TABLE = pa.BufferOutputStream()
-pq.write_table(pa.Table.from_pylist(THREE), TABLE)
-WHOLE = {
-    ".jsonl": b"\n".join(json.dumps(row).encode() for row in THREE),
-    ".json": json.dumps(THREE, indent=4).encode(),
-    ".parquet": TABLE.getvalue().to_pybytes(),
-}
-PUT = st.binary(max_size=3) | st.sampled_from([*map(bytes, zip(b'"\\{}[],:\n\r\xff\x00eu09P')), b"\xef\xbb\xbf"])
-
-
-@pytest.mark.parametrize("suffix", WHOLE)
-@given(edits=st.lists(st.tuples(st.integers(0), st.integers(0, 40) | st.just(10**6), PUT), min_size=1, max_size=6))
-def test_reader_of_mutated_bytes_gives_rows_or_errors_of_one_line(tmp_path_factory, suffix, edits):
-    path, content = tmp_path_factory.getbasetemp() / f"mutated{suffix}", bytearray(WHOLE[suffix])
-    for at, removed, put in edits:
-        at %= len(content) + 1
-        content[at : at + removed] = put
-    path.write_bytes(content)
-    try:
-        assert all(isinstance(row, dict) for _, row in read_rows(str(path)))
-    except SystemExit as stop:
-        assert str(path) in str(stop)
-
-
 @given(
     rows=st.lists(
         st.recursive(
