@@ -122,7 +122,7 @@ def test_shard_that_cannot_be_read_is_named_and_leaves_nothing(tmp_path, cluster
     "arguments, reason",
     [
         (("none", "out"), "none: no .json, .jsonl, .jsonl.gz, .parquet file there"),
-        (("data", "data"), "data: is the input too; name another output"),
+        (("data", "data"), "data: holds more than Parquet files of these scripts; name another folder"),
         (("data", "data/x.jsonl/out"), "/data/x.jsonl/out: cannot be written ("),
     ],
 )

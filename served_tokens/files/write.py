@@ -42,7 +42,7 @@ def check_output(output: Path, formats: tuple[str, ...] = FILES) -> None:
     ending = ending_of(output)
     if ending not in formats:
         known = ", ".join(its or "none" for its in formats)
-        raise SystemExit(f"{output}: file type {ending!r} is not written here; known are {known}")
+        raise SystemExit(f"{output}: unknown file type {ending!r}; known are {known}")
     if output.is_dir() if ending else output.is_file():
         raise SystemExit(f"{output}: cannot be written, as there is a {'folder' if ending else 'file'} of this name")
     if output.is_dir() and not all(re.fullmatch(r"\d[\d-]*(of-\d+)?\.parquet", its.name) for its in output.iterdir()):
