@@ -22,7 +22,7 @@ from unittest import mock
 import numpy as np
 
 from served_tokens.files.processes import in_processes
-from served_tokens.files.read import progress_of
+from served_tokens.files.read import progress
 from served_tokens.marks import Tokens, remembering
 from served_tokens.samples.alpaca import COLUMNS
 
@@ -264,7 +264,7 @@ def all_built(its: TrainingSet):
     of_trajectory = zip(its.provenance["source"], its.provenance["trajectory"])
     groups = itertools.groupby(enumerate(of_trajectory), key=lambda its: its[1])
     positions = ([position for position, _ in group] for _, group in groups)
-    with progress_of(len(its.provenance), f"tokenize {its.name}", " samples") as bar:
+    with progress(f"tokenize {its.name}", " samples") as bar:
         for made in in_processes(functools.partial(_arrays, its.built), positions, os.cpu_count()):
             yield from made
             bar.update(len(made))
