@@ -125,7 +125,7 @@ def prepared(arguments: list[str]) -> list[str]:
     took.done("rows")
     for split, count in counts.items():
         fewer = count.tokens / max(1, count.row_tokens)
-        rows = many(count.rows, "row") + (", one for each trajectory, as on a CPU" if limits["apart"] else "")
+        rows = f"{many(count.rows, 'row')} of at most {limits['row_tokens']:,}"
         samples = many(count.samples, "sample")
         print(
             f"{split}: {count.tokens:,} tokens of {samples} are {count.row_tokens:,} in {rows}: {fewer:.1f} times fewer"
