@@ -91,9 +91,9 @@ def one_line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def progress(desc: str):
-    """A count of rows on the screen."""
-    return tqdm(desc=desc, unit=" rows", mininterval=0.1 if sys.stderr.isatty() else SECONDS_OF_LOG)
+def progress(desc: str, unit: str = " rows", total: int | None = None):
+    """A count on the screen; with the total, how much of it is done and the time that is left."""
+    return tqdm(desc=desc, unit=unit, total=total, mininterval=0.1 if sys.stderr.isatty() else SECONDS_OF_LOG)
 
 
 # ---------------------------------------------------------------- rows
