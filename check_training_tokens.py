@@ -17,6 +17,7 @@ by the check's own rules as well, and in others each text is looked for.
 
 import argparse
 import itertools
+import math
 import os
 import re
 import shlex
@@ -33,10 +34,11 @@ from served_tokens.proof import server
 from served_tokens.proof.compare import Truth, check_dataset
 from served_tokens.proof.findings import Findings
 from served_tokens.report.choice import samples_of_turn, samples_to_show
-from served_tokens.report.cost import Schedule
+from served_tokens.report.cost import Schedule, training_cost
 from served_tokens.report.page import Checked, report_page
 from served_tokens.report.summary import SHOWN_MISMATCHES, print_findings, problems_of
 from served_tokens.report.tokens import terminal_view
+from served_tokens.training import earlier_training, no_gpu_for_torchrun, read_config, training_command
 from served_tokens.trees.check import AS_WRITTEN, TREES, check_rows
 from served_tokens.trees.files import own_options
 from served_tokens.trees.rows import Sample
@@ -50,6 +52,7 @@ def main() -> None:
     os.environ.setdefault("LLAMAFACTORY_VERBOSITY", "ERROR")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     overrides, own = own_options(args.overrides)
+    config = read_config(args.yaml, overrides)  # before what takes long, so that a mistake costs nothing
     llamafactory.use_the_hub_if_it_answers()
     model_args, data_args, training_args = llamafactory.parse_arguments(args.yaml, overrides)
     problems, to_train = llamafactory.settings_beyond_the_samples(data_args), len(data_args.dataset or [])
@@ -61,6 +64,11 @@ def main() -> None:
         gpus=args.gpus,
         packing=data_args.packing,
     )
+    earlier = earlier_training(training_args)
+    if earlier and not earlier.is_done:
+        print(earlier.goes_on)
+    if without_gpu := no_gpu_for_torchrun(config):
+        print(without_gpu)
     data_args = llamafactory.for_the_check(data_args, args.max_samples)
     with llamafactory.refusals():
         sets, tokenizer = llamafactory.training_sets(model_args, data_args, training_args)
@@ -73,6 +81,9 @@ def main() -> None:
     truth = Truth(tokenizer, data_args.cutoff_len, args.trajectories, data_args.max_samples is not None)
     found, of_samples = check_sets(sets, to_train, truth, data_args)
     problems += of_samples
+    steps = math.inf if args.trees else training_cost(sum(its.total for its in sets[:to_train]), 0, schedule)["steps"]
+    stale = [earlier] if earlier and (earlier.is_done or earlier.step >= steps) else []
+    problems += [one.would_do_nothing for one in stale]
     took.done("comparing")
     if args.trees or args.report:
         of_trees = check_trees(sets, found, own.get("row_tokens", data_args.cutoff_len), own.get("row_samples"))
@@ -96,7 +107,9 @@ def main() -> None:
         print(f"report: {shown(args.report)}")
         took.done("drawing the report")
     print(took)
-    verdict(found, problems, args)
+    train = ["python", shown(ROOT / "train_on_trees.py")] if args.trees else ["llamafactory-cli", "train"]
+    overrides = [*args.overrides, *(one.afresh for one in stale)]
+    verdict(found, problems, training_command(train, args.yaml, overrides, config), len(stale))
 
 
 def parsed_arguments() -> argparse.Namespace:
@@ -216,16 +229,19 @@ def ask_server(sets: list[TrainingSet], truth: Truth, args: argparse.Namespace) 
     return problems
 
 
-def verdict(found: list[Findings], problems: list[str], args: argparse.Namespace) -> None:
-    """The last lines: whether to train, and by which command; ends with 1 where not to."""
+def verdict(found: list[Findings], problems: list[str], command: str, mended: int) -> None:
+    """The last lines: whether to train, and by which command; ends with 1 where not to.
+
+    mended: how many of the problems the command does not have.
+    """
     if problems:
-        sys.exit("FAILED: " + "\nFAILED: ".join(problems))
+        way_on = f"\nnext: {command}" if len(problems) == mended else ""
+        sys.exit("FAILED: " + "\nFAILED: ".join(problems) + way_on)
     samples, total = sum(len(one.lengths) for one in found), sum(one.total for one in found)
     exact = sum(sum(one.exact) for one in found)
     of = f" for {samples} of {total} samples, which" if samples < total else f": {exact} of {samples} samples"
     print(f"PASSED{of} are exact")
-    train = ["python", "train_on_trees.py"] if args.trees else ["llamafactory-cli", "train"]
-    print("next: FORCE_TORCHRUN=1 " + shlex.join([*train, args.yaml, *args.overrides]))
+    print(f"next: {command}")
 
 
 if __name__ == "__main__":

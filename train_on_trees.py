@@ -19,6 +19,7 @@ own sample, and no others.
 
 import hashlib
 import itertools
+import math
 import os
 import subprocess
 import sys
@@ -27,7 +28,18 @@ from pathlib import Path
 
 from served_tokens import llamafactory
 from served_tokens.files.command_line import CommandLine, Took, run
+from served_tokens.report.cost import Schedule, training_cost
 from served_tokens.report.page import checksum
+from served_tokens.training import (
+    Earlier,
+    earlier_training,
+    for_a_cpu,
+    has_gpu,
+    is_enabled,
+    no_gpu_for_torchrun,
+    read_config,
+    training_command,
+)
 from served_tokens.trees.files import Written, own_options, rows_of_step, write_rows
 from served_tokens.trees.rows import Sample
 
@@ -97,19 +109,22 @@ def start_torchrun() -> None:
 
 def prepared(arguments: list[str]) -> list[str]:
     """Write the rows; takes the arguments of this command, returns those by which LlamaFactory trains on the rows."""
-    took = Took()
-    import torch
-
-    parser = CommandLine(__doc__)
+    took, parser = Took(), CommandLine(__doc__)
     parser.add_argument("yaml", metavar="YAML")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="as for llamafactory-cli train, and ours")
     args = parser.parse_args(arguments)
     given, own = own_options(args.overrides)
-    config = llamafactory.read_config(args.yaml, given)
+    config = read_config(args.yaml, given)  # before the imports, so that a mistake costs nothing
+    import torch
+
     check_settings(config)
     devices = number_of_devices()
     overrides = [f"{key}={str(value).lower()}" for key, (value, _) in SET.items()]
     model_args, data_args, training_args = llamafactory.parse_arguments(args.yaml, [*given, *overrides])
+    earlier = earlier_training(training_args)
+    refuse_to_do_nothing(earlier, math.inf, args, config)
+    if earlier:
+        print(earlier.goes_on)
     with llamafactory.refusals():
         check_model(model_args)
     on_gpu = torch.cuda.is_available() and not config.get("use_cpu")
@@ -138,20 +153,41 @@ def prepared(arguments: list[str]) -> list[str]:
         "hold on average"
     )
     print(took)
+    schedule = Schedule(
+        epochs=training_args.num_train_epochs,
+        max_steps=training_args.max_steps,
+        batch=1,
+        accumulation=accumulation,
+        gpus=devices,
+    )
+    refuse_to_do_nothing(earlier, training_cost(count.rows, 0, schedule)["steps"], args, config)
     return [args.yaml, *given, *overrides, f"tokenized_path={place}", f"gradient_accumulation_steps={accumulation}"]
+
+
+def refuse_to_do_nothing(earlier: Earlier | None, steps: float, args, config: dict) -> None:
+    """Stop where a training of so many steps would find all of them done in its output_dir."""
+    if earlier and (earlier.is_done or earlier.step >= steps):
+        overrides = [*args.overrides, earlier.afresh]
+        command = training_command(["python", sys.argv[0]], args.yaml, overrides, config)
+        sys.exit(f"FAILED: {earlier.would_do_nothing}\nnext: {command}")
 
 
 def check_settings(config: dict) -> None:
     """Stop at settings that trees cannot have; say which are set otherwise."""
-    from llamafactory.extras.misc import is_env_enabled
-
     for key, way_out in REFUSED.items():
-        if config.get(key) or is_env_enabled(key):
+        if config.get(key) or is_enabled(key):
             sys.exit(f"{key}: not on token trees: {way_out}")
     if config.get("mix_strategy", "concat") != "concat":
         sys.exit("mix_strategy: not on token trees: it draws samples of other trajectories between; set it to concat")
+    if without_gpu := no_gpu_for_torchrun(config):
+        sys.exit(without_gpu)
     if config.get("deepspeed") and not starts_torchrun():
-        sys.exit("deepspeed: needs FORCE_TORCHRUN=1 before the command, or deepspeed=null")
+        needs = (
+            "FORCE_TORCHRUN=1 before the command, or deepspeed=null"
+            if has_gpu()
+            else "a GPU; set " + " ".join(for_a_cpu(config))
+        )
+        sys.exit(f"deepspeed: needs {needs}")
     for key, (value, why) in SET.items():
         if config.get(key, value) != value:
             print(f"{key}: {value} instead of {config[key]}: {why}")
@@ -159,9 +195,9 @@ def check_settings(config: dict) -> None:
 
 def starts_torchrun() -> bool:
     """Whether LlamaFactory's launcher does."""
-    from llamafactory.extras.misc import get_device_count, is_env_enabled
+    from llamafactory.extras.misc import get_device_count
 
-    return is_env_enabled("FORCE_TORCHRUN") or get_device_count() > 1
+    return is_enabled("FORCE_TORCHRUN") or get_device_count() > 1
 
 
 def number_of_devices() -> int:
@@ -170,8 +206,7 @@ def number_of_devices() -> int:
 
     if not starts_torchrun():
         return 1
-    devices = int(os.getenv("NNODES", "1")) * int(os.getenv("NPROC_PER_NODE", str(get_device_count())))
-    return devices or sys.exit("FORCE_TORCHRUN: there is no GPU to start a process for; set NPROC_PER_NODE too")
+    return int(os.getenv("NNODES", "1")) * int(os.getenv("NPROC_PER_NODE", str(get_device_count())))
 
 
 def check_model(model_args) -> None:

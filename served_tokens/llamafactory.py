@@ -15,6 +15,7 @@ import json
 import os
 import sys
 import tempfile
+import typing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +25,9 @@ from tqdm import tqdm
 from served_tokens.files.processes import in_processes
 from served_tokens.marks import remembering
 from served_tokens.samples.alpaca import COLUMNS
+from served_tokens.training import is_enabled, meant, read_config
 
+NUMBERS = {int: "a whole number", float: "a number", bool: "true or false"}
 COMPARED = 64  # samples of each data set that are made by LlamaFactory's loader too
 PROVENANCE = ("source", "trajectory", "turns", "served_as", "reading")
 OUT_OF_REACH = (
@@ -43,29 +46,34 @@ ANY_MACHINE = {
 
 def parse_arguments(yaml: str, overrides: list[str]):
     """(model, data, training) arguments, as LlamaFactory parses them, less what depends on the machine."""
+    config = read_config(yaml, overrides)
     from llamafactory.hparams import get_train_args
 
+    refuse_mistakes(config)
     with tempfile.TemporaryDirectory() as nowhere, refusals():
-        config = {**read_config(yaml, overrides), **ANY_MACHINE, "output_dir": nowhere}
+        output = config.get("output_dir") or "trainer_output"  # its default
+        config = {**config, **ANY_MACHINE, "output_dir": nowhere}
         model_args, data_args, training_args, finetuning_args, _ = get_train_args(config)
+    training_args.output_dir = output
     if finetuning_args.stage != "sft":
         sys.exit(f"{yaml}: stage is {finetuning_args.stage}; only sft samples can be checked")
     return model_args, data_args, training_args
 
 
-def read_config(yaml: str, overrides: list[str]) -> dict:
-    """The settings of `llamafactory-cli train`, before LlamaFactory looks at them."""
-    from llamafactory.hparams.parser import read_args
+def refuse_mistakes(config: dict) -> None:
+    """Stop at a key or a template that LlamaFactory does not know, and at a text where it takes a number."""
+    from llamafactory.data.template import TEMPLATES
+    from llamafactory.hparams.parser import _TRAIN_ARGS
 
-    if not Path(yaml).is_file() or Path(yaml).suffix not in (".yaml", ".yml"):
-        sys.exit(f"{yaml}: no such .yaml file")
-    sys.argv = ["llamafactory-cli", yaml, *overrides]
-    with refusals():
-        config = dict(read_args())
-    for key in ("dataset", "eval_dataset"):  # a name that is a number
-        if isinstance(config.get(key), (int, float)):
-            config[key] = str(config[key])
-    return config
+    kinds = {key: kind for of in _TRAIN_ARGS for key, kind in typing.get_type_hints(of).items()}
+    for key, value in config.items():
+        if key not in kinds and not is_enabled("ALLOW_EXTRA_ARGS"):
+            sys.exit(f"{key}: LlamaFactory has no such setting{meant(key, kinds)}")
+        takes = {kinds.get(key), *typing.get_args(kinds.get(key))}
+        if isinstance(value, str) and str not in takes and (of := takes & NUMBERS.keys()):
+            sys.exit(f"{key}={value}: is not {' or '.join(NUMBERS[one] for one in of)}")
+    if (template := config.get("template")) not in {None, *TEMPLATES}:
+        sys.exit(f"template={template}: LlamaFactory has no such template{meant(template, TEMPLATES)}")
 
 
 @contextlib.contextmanager
