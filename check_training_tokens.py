@@ -67,8 +67,8 @@ def main() -> None:
     earlier = earlier_training(training_args)
     if earlier and not earlier.is_done:
         print(earlier.goes_on)
-    if without_gpu := no_gpu_for_torchrun(config):
-        print(without_gpu)
+    if no_gpu := no_gpu_for_torchrun(config):
+        print(no_gpu)
     data_args = llamafactory.for_the_check(data_args, args.max_samples)
     with llamafactory.refusals():
         sets, tokenizer = llamafactory.training_sets(model_args, data_args, training_args)

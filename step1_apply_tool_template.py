@@ -26,7 +26,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from served_tokens.files import hub, read, write
-from served_tokens.files.command_line import CommandLine, exit_on_signals, positive_count, run
+from served_tokens.files.command_line import CommandLine, exit_on_signals, positive_count, print_next, run
 from served_tokens.files.processes import Totals, Work, convert_files, print_reasons
 from served_tokens.marks import TrajectoryError
 from served_tokens.prompts.chat_template import QWEN3, ChatTemplate, load_chat_template, read_chat_template
@@ -196,8 +196,7 @@ def main() -> None:
             sys.exit(f"{args.input}: no trajectory is left; {not_written}")
         work.finish("")
     print_counts(totals, f"{write.shown(output)}{replaced}")
-    command = ["next:", "python", "step2_to_alpaca_mask_history.py", write.shown(output), *output_of_step2(output)]
-    print(shlex.join(command))
+    print_next(ROOT / "step2_to_alpaca_mask_history.py", write.shown(output), *output_of_step2(output))
 
 
 if __name__ == "__main__":

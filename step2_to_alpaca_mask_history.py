@@ -23,7 +23,6 @@ import argparse
 import functools
 import itertools
 import os
-import shlex
 import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -31,7 +30,7 @@ from pathlib import Path
 import orjson
 
 from served_tokens.files import read, write
-from served_tokens.files.command_line import CommandLine, exit_on_signals, positive_count, run
+from served_tokens.files.command_line import CommandLine, exit_on_signals, positive_count, print_next, run
 from served_tokens.files.processes import Totals, Work, convert_files, print_reasons
 from served_tokens.files.read import LEFT_OUT, PREVIEW, REJECTS
 from served_tokens.files.write import accounted, shown
@@ -137,12 +136,13 @@ def print_next(settings: Settings, counts: Selected) -> None:
     """The command that checks the samples, with the settings that they are for."""
     options, name = settings.options, settings.dataset_name
     folder = settings.dataset_info.parent
-    told = [] if folder.samefile(ROOT) else [f"dataset_dir={shown(folder)}"]
+    told = [] if folder.samefile(Path()) else [f"dataset_dir={shown(folder)}"]  # the YAML's is here
     told += [f"eval_dataset={name}{VALIDATION}"] if options.val_ratio else []
     told += [f"dataset={name}"] if name != DEFAULT_OUTPUT.name else []
     told += training_settings(options.served_as, max(counts.given), not counts.not_thinking, options.merge_turns)
-    told += [f"cutoff_len={options.cutoff_len}"] if options.cutoff_len else []
-    print(shlex.join(["next:", "python", "check_training_tokens.py", "qwen3_full_sft.yaml", *told]))
+    if options.tokenizer:
+        told += [f"cutoff_len={options.cutoff_len}", f"model_name_or_path={options.tokenizer}"]
+    print_next(ROOT / "check_training_tokens.py", shown(ROOT / "qwen3_full_sft.yaml"), *told)
 
 
 def refuse_nothing(args: argparse.Namespace, totals: Totals) -> None:

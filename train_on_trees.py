@@ -33,12 +33,12 @@ from served_tokens.report.page import checksum
 from served_tokens.training import (
     Earlier,
     earlier_training,
-    for_a_cpu,
     has_gpu,
     is_enabled,
     no_gpu_for_torchrun,
     read_config,
     training_command,
+    without_gpu,
 )
 from served_tokens.trees.files import Written, own_options, rows_of_step, write_rows
 from served_tokens.trees.rows import Sample
@@ -179,15 +179,11 @@ def check_settings(config: dict) -> None:
             sys.exit(f"{key}: not on token trees: {way_out}")
     if config.get("mix_strategy", "concat") != "concat":
         sys.exit("mix_strategy: not on token trees: it draws samples of other trajectories between; set it to concat")
-    if without_gpu := no_gpu_for_torchrun(config):
-        sys.exit(without_gpu)
+    if no_gpu := no_gpu_for_torchrun(config):
+        sys.exit(no_gpu)
     if config.get("deepspeed") and not starts_torchrun():
-        needs = (
-            "FORCE_TORCHRUN=1 before the command, or deepspeed=null"
-            if has_gpu()
-            else "a GPU; set " + " ".join(for_a_cpu(config))
-        )
-        sys.exit(f"deepspeed: needs {needs}")
+        where = "before the command, or deepspeed=null" if has_gpu() else f"and a GPU; set {without_gpu(config)}"
+        sys.exit(f"deepspeed: needs FORCE_TORCHRUN=1 {where}")
     for key, (value, why) in SET.items():
         if config.get(key, value) != value:
             print(f"{key}: {value} instead of {config[key]}: {why}")
