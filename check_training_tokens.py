@@ -71,14 +71,15 @@ def main() -> None:
         print(no_gpu)
     data_args = llamafactory.for_the_check(data_args, args.max_samples)
     with llamafactory.refusals():
-        sets, tokenizer = llamafactory.training_sets(model_args, data_args, training_args)
+        sets, encode = llamafactory.training_sets(model_args, data_args, training_args)
+    tokenizer = encode.tokenizer
     took.done("loading")
     if args.show:
         show(sets, args.show, tokenizer)
         return
     if not tokenizer.chat_template:
         sys.exit(f"{model_args.model_name_or_path}: the tokenizer has no chat template to compare with")
-    truth = Truth(tokenizer, data_args.cutoff_len, args.trajectories, data_args.max_samples is not None)
+    truth = Truth(encode, data_args.cutoff_len, args.trajectories, data_args.max_samples is not None)
     found, of_samples = check_sets(sets, to_train, truth, data_args)
     problems += of_samples
     steps = math.inf if args.trees else training_cost(sum(its.total for its in sets[:to_train]), 0, schedule)["steps"]

@@ -18,12 +18,13 @@ import tempfile
 import typing
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 from tqdm import tqdm
 
 from served_tokens.files.processes import in_processes
-from served_tokens.marks import remembering
+from served_tokens.marks import Tokens, remembering
 from served_tokens.samples.alpaca import COLUMNS
 from served_tokens.training import is_enabled, meant, read_config
 
@@ -155,8 +156,11 @@ class TrainingSet:
     total: int
 
 
-def training_sets(model_args, data_args, training_args) -> tuple[list[TrainingSet], object]:
-    """(the data sets of the YAML, first those that are trained, then those for evaluation; the server's tokenizer)"""
+def training_sets(model_args, data_args, training_args) -> tuple[list[TrainingSet], Tokens]:
+    """(the data sets of the YAML, first those that are trained, then those for evaluation; the server's tokenizer)
+
+    Where the two tokenizers are the same, both sides remember their texts together.
+    """
     from datasets import disable_progress_bars
     from llamafactory.data import get_template_and_fix_tokenizer
     from llamafactory.data.parser import get_dataset_list
@@ -164,17 +168,23 @@ def training_sets(model_args, data_args, training_args) -> tuple[list[TrainingSe
 
     disable_progress_bars()  # of the few samples that its loader makes
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are parallel already
-    parts = load_tokenizer(model_args)
-    served = copy.deepcopy(parts["tokenizer"])  # before the template changes it
+    with mock.patch("transformers.models.auto.processing_auto.AutoTokenizer"):  # would be loaded again, and dropped
+        parts = load_tokenizer(model_args)
+    tokenizer = parts["tokenizer"]
+    served = copy.deepcopy(tokenizer)  # before the template changes it
     served.split_special_tokens = False  # a server never does
-    parts["template"] = get_template_and_fix_tokenizer(parts["tokenizer"], data_args)
+    tokens = Tokens(served)
+    parts["template"] = get_template_and_fix_tokenizer(tokenizer, data_args)
+    remembers = copy.copy(tokenizer)
+    same = served.added_tokens_decoder == tokenizer.added_tokens_decoder and not tokenizer.split_special_tokens
+    remembers.encode = tokens if same else remembering(tokenizer.encode)
     names, sets = [*(data_args.dataset or []), *(data_args.eval_dataset or [])], []
     for name, attributes in zip(names, get_dataset_list(names, data_args.dataset_dir)):
-        its = _training_set(name, attributes, parts, model_args, data_args)
+        its = _training_set(name, attributes, {**parts, "tokenizer": remembers}, model_args, data_args)
         if len(its.provenance):
             compare_with_its_loader(its, attributes, parts, model_args, data_args, training_args)
         sets.append(its)
-    return sets, served
+    return sets, tokens
 
 
 def _training_set(name: str, attributes, parts: dict, model_args, data_args) -> TrainingSet:
@@ -247,9 +257,7 @@ class Built:
 
         self.samples = samples
         self.convert = get_dataset_converter(attributes.formatting, attributes, data_args)
-        tokenizer = copy.copy(parts["tokenizer"])
-        tokenizer.encode = remembering(tokenizer.encode)  # of past turns it is asked again with each sample
-        self.processor = SupervisedDatasetProcessor(**{**parts, "tokenizer": tokenizer}, data_args=data_args)
+        self.processor = SupervisedDatasetProcessor(**parts, data_args=data_args)
 
     def __getitem__(self, position: int) -> dict[str, list[int]]:
         aligned = self.convert(self.samples[position])
