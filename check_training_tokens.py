@@ -26,7 +26,7 @@ from array import array
 from collections import Counter
 from pathlib import Path
 
-from served_tokens import llamafactory
+from served_tokens import llamafactory, training
 from served_tokens.files.command_line import CommandLine, Took, exit_on_signals, positive_count, run
 from served_tokens.files.write import shown, whole_file
 from served_tokens.llamafactory import TrainingSet
@@ -34,11 +34,10 @@ from served_tokens.proof import server
 from served_tokens.proof.compare import Truth, check_dataset
 from served_tokens.proof.findings import Findings
 from served_tokens.report.choice import samples_of_turn, samples_to_show
-from served_tokens.report.cost import Schedule, training_cost
+from served_tokens.report.cost import Schedule
 from served_tokens.report.page import Checked, report_page
 from served_tokens.report.summary import SHOWN_MISMATCHES, print_findings, problems_of
 from served_tokens.report.tokens import terminal_view
-from served_tokens.training import earlier_training, no_gpu_for_torchrun, read_config, training_command
 from served_tokens.trees.check import AS_WRITTEN, TREES, check_rows
 from served_tokens.trees.files import own_options
 from served_tokens.trees.rows import Sample
@@ -52,7 +51,7 @@ def main() -> None:
     os.environ.setdefault("LLAMAFACTORY_VERBOSITY", "ERROR")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     overrides, own = own_options(args.overrides)
-    config = read_config(args.yaml, overrides)  # before what takes long, so that a mistake costs nothing
+    config = training.read_config(args.yaml, overrides)  # before what takes long, so that a mistake costs nothing
     llamafactory.use_the_hub_if_it_answers()
     model_args, data_args, training_args = llamafactory.parse_arguments(args.yaml, overrides)
     problems, to_train = llamafactory.settings_beyond_the_samples(data_args), len(data_args.dataset or [])
@@ -64,15 +63,17 @@ def main() -> None:
         gpus=args.gpus,
         packing=data_args.packing,
     )
-    earlier = earlier_training(training_args)
-    if earlier and not earlier.is_done:
-        print(earlier.goes_on)
-    if no_gpu := no_gpu_for_torchrun(config):
-        print(no_gpu)
+    if training.is_enabled("FORCE_TORCHRUN") and (lacks := training.lacks_a_gpu(config)):
+        print(lacks)
     data_args = llamafactory.for_the_check(data_args, args.max_samples)
     with llamafactory.refusals():
         sets, encode = llamafactory.training_sets(model_args, data_args, training_args)
     tokenizer = encode.tokenizer
+    steps = math.inf if args.trees else math.ceil(sum(its.total for its in sets[:to_train]) / schedule.of_step)
+    earlier = training.earlier_training(training_args, steps)
+    problems += [f"{earlier.said}; set {earlier.afresh}"] if earlier and earlier.is_done else []
+    if earlier and not earlier.is_done:
+        print(f"{earlier.said}; {earlier.afresh} begins at the start")
     took.done("loading")
     if args.show:
         show(sets, args.show, tokenizer)
@@ -82,9 +83,6 @@ def main() -> None:
     truth = Truth(encode, data_args.cutoff_len, args.trajectories, data_args.max_samples is not None)
     found, of_samples = check_sets(sets, to_train, truth, data_args)
     problems += of_samples
-    steps = math.inf if args.trees else training_cost(sum(its.total for its in sets[:to_train]), 0, schedule)["steps"]
-    stale = [earlier] if earlier and (earlier.is_done or earlier.step >= steps) else []
-    problems += [one.would_do_nothing for one in stale]
     took.done("comparing")
     if args.trees or args.report:
         of_trees = check_trees(sets, found, own.get("row_tokens", data_args.cutoff_len), own.get("row_samples"))
@@ -108,9 +106,10 @@ def main() -> None:
         print(f"report: {shown(args.report)}")
         took.done("drawing the report")
     print(took)
-    train = ["python", shown(ROOT / "train_on_trees.py")] if args.trees else ["llamafactory-cli", "train"]
-    overrides = [*args.overrides, *(one.afresh for one in stale)]
-    verdict(found, problems, training_command(train, args.yaml, overrides, config), len(stale))
+    program = ["python", shown(ROOT / "train_on_trees.py")] if args.trees else ["llamafactory-cli", "train"]
+    afresh = [earlier.afresh] if earlier and earlier.is_done else []
+    command = training.training_command(program, args.yaml, [*args.overrides, *afresh], config)
+    verdict(found, problems, command, len(afresh))
 
 
 def parsed_arguments() -> argparse.Namespace:
@@ -187,7 +186,7 @@ def check_sets(sets: list[TrainingSet], to_train: int, truth: Truth, data_args) 
         found.append(findings)
         tasks[trains] |= checked.tasks
         trained.update(checked.supervised if trains else ())
-        problems += [f"{its.name}: {problem}" for problem in problems_of(findings, its, truth.is_cut, data_args)]
+        problems += [f"{its.name}: {problem}" for problem in problems_of(findings, its, truth, data_args)]
         print_findings(findings, data_args.max_samples)
     if repeated := sum(times > 1 for times in trained.values()):
         problems.append(f"{repeated} turns are trained more than once")

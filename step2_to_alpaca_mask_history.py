@@ -30,7 +30,7 @@ from pathlib import Path
 import orjson
 
 from served_tokens.files import read, write
-from served_tokens.files.command_line import CommandLine, exit_on_signals, positive_count, print_next, run
+from served_tokens.files.command_line import CommandLine, exit_on_signals, positive_count, print_command, run
 from served_tokens.files.processes import Totals, Work, convert_files, print_reasons
 from served_tokens.files.read import LEFT_OUT, PREVIEW, REJECTS
 from served_tokens.files.write import accounted, shown
@@ -142,7 +142,7 @@ def print_next(settings: Settings, counts: Selected) -> None:
     told += training_settings(options.served_as, max(counts.given), not counts.not_thinking, options.merge_turns)
     if options.tokenizer:
         told += [f"cutoff_len={options.cutoff_len}", f"model_name_or_path={options.tokenizer}"]
-    print_next(ROOT / "check_training_tokens.py", shown(ROOT / "qwen3_full_sft.yaml"), *told)
+    print_command(ROOT / "check_training_tokens.py", shown(ROOT / "qwen3_full_sft.yaml"), *told)
 
 
 def refuse_nothing(args: argparse.Namespace, totals: Totals) -> None:

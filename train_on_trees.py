@@ -26,21 +26,9 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
-from served_tokens import llamafactory
+from served_tokens import llamafactory, training
 from served_tokens.files.command_line import CommandLine, Took, run
-from served_tokens.report.cost import Schedule, training_cost
-from served_tokens.report.page import checksum
-from served_tokens.training import (
-    Earlier,
-    earlier_training,
-    has_gpu,
-    is_enabled,
-    no_gpu_for_torchrun,
-    read_config,
-    training_command,
-    without_gpu,
-)
-from served_tokens.trees.files import Written, own_options, rows_of_step, write_rows
+from served_tokens.files.read import checksumfrom served_tokens.trees.files import Written, own_options, rows_of_step, write_rows
 from served_tokens.trees.rows import Sample
 
 ROOT = Path(__file__).resolve().parent
@@ -114,17 +102,14 @@ def prepared(arguments: list[str]) -> list[str]:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="as for llamafactory-cli train, and ours")
     args = parser.parse_args(arguments)
     given, own = own_options(args.overrides)
-    config = read_config(args.yaml, given)  # before the imports, so that a mistake costs nothing
+    config = training.read_config(args.yaml, given)  # before the imports, so that a mistake costs nothing
     import torch
 
     check_settings(config)
     devices = number_of_devices()
     overrides = [f"{key}={str(value).lower()}" for key, (value, _) in SET.items()]
     model_args, data_args, training_args = llamafactory.parse_arguments(args.yaml, [*given, *overrides])
-    earlier = earlier_training(training_args)
-    refuse_to_do_nothing(earlier, math.inf, args, config)
-    if earlier:
-        print(earlier.goes_on)
+    stop_where_nothing_is_done(training_args, math.inf, args, config)
     with llamafactory.refusals():
         check_model(model_args)
     on_gpu = torch.cuda.is_available() and not config.get("use_cpu")
@@ -153,37 +138,31 @@ def prepared(arguments: list[str]) -> list[str]:
         "hold on average"
     )
     print(took)
-    schedule = Schedule(
-        epochs=training_args.num_train_epochs,
-        max_steps=training_args.max_steps,
-        batch=1,
-        accumulation=accumulation,
-        gpus=devices,
-    )
-    refuse_to_do_nothing(earlier, training_cost(count.rows, 0, schedule)["steps"], args, config)
+    stop_where_nothing_is_done(training_args, math.ceil(count.rows / devices / accumulation), args, config)
     return [args.yaml, *given, *overrides, f"tokenized_path={place}", f"gradient_accumulation_steps={accumulation}"]
 
 
-def refuse_to_do_nothing(earlier: Earlier | None, steps: float, args, config: dict) -> None:
-    """Stop where a training of so many steps would find all of them done in its output_dir."""
-    if earlier and (earlier.is_done or earlier.step >= steps):
+def stop_where_nothing_is_done(training_args, steps_of_epoch: float, args, config: dict) -> None:
+    """Stop where all steps of the training are done in its output_dir; say where it goes on from one."""
+    if earlier := training.earlier_training(training_args, steps_of_epoch):
         overrides = [*args.overrides, earlier.afresh]
-        command = training_command(["python", sys.argv[0]], args.yaml, overrides, config)
-        sys.exit(f"FAILED: {earlier.would_do_nothing}\nnext: {command}")
+        command = training.training_command(["python", sys.argv[0]], args.yaml, overrides, config)
+        if earlier.is_done:
+            sys.exit(f"FAILED: {earlier.said}; set {earlier.afresh}\nnext: {command}")
+        print(f"{earlier.said}; {earlier.afresh} begins at the start")
 
 
 def check_settings(config: dict) -> None:
     """Stop at settings that trees cannot have; say which are set otherwise."""
     for key, way_out in REFUSED.items():
-        if config.get(key) or is_enabled(key):
+        if config.get(key) or training.is_enabled(key):
             sys.exit(f"{key}: not on token trees: {way_out}")
     if config.get("mix_strategy", "concat") != "concat":
         sys.exit("mix_strategy: not on token trees: it draws samples of other trajectories between; set it to concat")
-    if no_gpu := no_gpu_for_torchrun(config):
-        sys.exit(no_gpu)
+    if lacks := training.lacks_a_gpu(config):
+        sys.exit(lacks)
     if config.get("deepspeed") and not starts_torchrun():
-        where = "before the command, or deepspeed=null" if has_gpu() else f"and a GPU; set {without_gpu(config)}"
-        sys.exit(f"deepspeed: needs FORCE_TORCHRUN=1 {where}")
+        sys.exit("deepspeed: needs FORCE_TORCHRUN=1 before the command, or deepspeed=null")
     for key, (value, why) in SET.items():
         if config.get(key, value) != value:
             print(f"{key}: {value} instead of {config[key]}: {why}")
@@ -193,7 +172,7 @@ def starts_torchrun() -> bool:
     """Whether LlamaFactory's launcher does."""
     from llamafactory.extras.misc import get_device_count
 
-    return is_enabled("FORCE_TORCHRUN") or get_device_count() > 1
+    return training.is_enabled("FORCE_TORCHRUN") or get_device_count() > 1
 
 
 def number_of_devices() -> int:

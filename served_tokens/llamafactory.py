@@ -31,9 +31,8 @@ from served_tokens.training import is_enabled, meant, read_config
 NUMBERS = {int: "a whole number", float: "a number", bool: "true or false"}
 COMPARED = 64  # samples of each data set that are made by LlamaFactory's loader too
 PROVENANCE = ("source", "trajectory", "turns", "served_as", "reading")
-OUT_OF_REACH = (
-    "; is model_name_or_path a local folder or the Hub within reach, and can HF_HOME and HF_DATASETS_CACHE be written?"
-)
+UNWRITABLE = "; can HF_HOME and HF_DATASETS_CACHE be written?"
+NO_TOKENIZER = "{}: no tokenizer to be had; set model_name_or_path to a model's folder, or to a Hub id within reach"
 # What the machine that trains has and the one that checks may lack. No data depends on these.
 ANY_MACHINE = {
     **dict.fromkeys(("deepspeed", "fsdp", "tf32")),
@@ -78,13 +77,13 @@ def refuse_mistakes(config: dict) -> None:
 
 
 @contextlib.contextmanager
-def refusals():
+def refusals(says: str = "LlamaFactory refuses these settings"):
     """What LlamaFactory and its libraries find wrong with the settings, as one line instead of a traceback."""
     try:
         yield
     except Exception as error:
-        hint = OUT_OF_REACH if isinstance(error, OSError) else ""
-        sys.exit(f"LlamaFactory refuses these settings: {type(error).__name__}: {error}{hint}")
+        what = " ".join(f"{type(error).__name__}: {error.__cause__ or error}".split())
+        sys.exit(f"{says}: {what}{UNWRITABLE if isinstance(error, OSError) else ''}")
 
 
 def settings_beyond_the_samples(data_args) -> list[str]:
@@ -168,7 +167,8 @@ def training_sets(model_args, data_args, training_args) -> tuple[list[TrainingSe
 
     disable_progress_bars()  # of the few samples that its loader makes
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are parallel already
-    with mock.patch("transformers.models.auto.processing_auto.AutoTokenizer"):  # would be loaded again, and dropped
+    not_twice = mock.patch("transformers.models.auto.processing_auto.AutoTokenizer")  # and dropped the second time
+    with refusals(NO_TOKENIZER.format(model_args.model_name_or_path)), not_twice:
         parts = load_tokenizer(model_args)
     tokenizer = parts["tokenizer"]
     served = copy.deepcopy(tokenizer)  # before the template changes it

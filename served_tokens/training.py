@@ -1,11 +1,9 @@
-"""A training by LlamaFactory, as a YAML and overrides have it: its settings, where it would begin, and its command.
-
-Nothing here waits for the import of LlamaFactory, which takes long, so that mistakes are told at once.
-"""
+"""A training by LlamaFactory as a YAML and overrides have it, seen without its import, which takes long."""
 
 import difflib
 import itertools
 import json
+import math
 import os
 import re
 import shlex
@@ -13,8 +11,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-ON_A_CPU = {"deepspeed": "null", "bf16": "false", "fp16": "false", "tf32": "null"}  # what only a GPU can, switched off
 INFO = "dataset_info.json"
+ON_A_CPU = {"deepspeed": "null", "bf16": "false", "fp16": "false", "tf32": "null"}  # what only a GPU can, switched off
 
 
 def is_enabled(variable: str) -> bool:
@@ -29,7 +27,7 @@ def meant(word: str, known) -> str:
 
 
 def read_config(yaml: str, overrides: list[str]) -> dict:
-    """The settings of `llamafactory-cli train`, as it reads them; ends where one can see that it would not train."""
+    """The settings of `llamafactory-cli train`, as it reads them; ends where they can be seen to be wrong."""
     from omegaconf import OmegaConf
 
     if is_enabled("USE_V1"):
@@ -51,72 +49,55 @@ def read_config(yaml: str, overrides: list[str]) -> dict:
 
 def _find_data_set(name: str, folder: str) -> None:
     """Stop where LlamaFactory would not find a data set, with the folder or the name that may be meant."""
-    known = _names_in(Path(folder, INFO))
-    if name in known or folder.startswith(("ONLINE", "REMOTE:")):
-        return
-    others = [info.parent for info in [Path(INFO), *sorted(Path().glob(f"*/{INFO}"))] if name in _names_in(info)]
-    way_out = meant(name, known) or "; set dataset_dir to the folder that step 2 named"
-    if others:
-        way_out = f"; set dataset_dir={others[0]}"
-    sys.exit(f"data set {name}: not in {Path(folder, INFO)}{way_out}")
-
-
-def _names_in(dataset_info: Path) -> list[str]:
-    """The data sets that are registered there."""
-    try:
-        return [*json.loads(dataset_info.read_text(encoding="utf-8"))]
-    except (OSError, ValueError):
-        return []
+    places = {str(info.parent): info for info in [Path(INFO), *sorted(Path().glob(f"*/{INFO}")), Path(folder, INFO)]}
+    known = {}
+    for place, info in places.items():
+        try:
+            known[place] = json.loads(info.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            known[place] = {}
+    its = known[str(Path(folder))]
+    if name not in its and not folder.startswith(("ONLINE", "REMOTE:")):
+        others = [f"; set dataset_dir={place}" for place in known if name in known[place]]
+        way_out = [*others, meant(name, its) or "; set dataset_dir to the folder of the one that step 2 named"][0]
+        sys.exit(f"data set {name}: not in {Path(folder, INFO)}{way_out}")
 
 
 @dataclass(frozen=True)
 class Earlier:
-    """What an earlier training left in output_dir.
+    """What a training finds in its output_dir, and what it would do there, in words.
 
-    said: that, in words. step: of the checkpoint from which a training goes on.
-    is_done: whether it would do nothing from there. afresh: the setting by which one begins at the start.
+    is_done: whether it would do nothing, or not start. afresh: the override by which it begins at the start.
     """
 
     said: str
-    step: int
     is_done: bool
     afresh: str
 
-    @property
-    def would_do_nothing(self) -> str:
-        return f"{self.said}: a training resumes there, and does nothing; set {self.afresh}"
 
-    @property
-    def goes_on(self) -> str:
-        return f"{self.said}: the training goes on from there; {self.afresh} begins at the start"
-
-
-def earlier_training(training_args) -> Earlier | None:
-    """What a training finds in its output_dir, where LlamaFactory looks; None where it begins at the start."""
-    folder, resume = Path(training_args.output_dir), training_args.resume_from_checkpoint
-    if not training_args.do_train or resume is False or (resume is None and training_args.overwrite_output_dir):
+def earlier_training(training_args, steps_of_epoch: float = math.inf) -> Earlier | None:
+    """What LlamaFactory would go on from; None where it begins at the start. steps_of_epoch: the most."""
+    args, folder, resume = training_args, Path(training_args.output_dir), training_args.resume_from_checkpoint
+    if not args.do_train or resume is False or (resume is None and args.overwrite_output_dir):
         return None
     names = (f"{folder}-{number}" for number in itertools.count(2))
     afresh = next(f"output_dir={name}" for name in names if not Path(name).exists())
     numbers = [int(path.name[11:]) for path in folder.glob("checkpoint-*") if path.name[11:].isdecimal()]
+    models = [path for pattern in ("*model.safetensors*", "*model.bin*") for path in folder.glob(pattern)]
+    if models and not (numbers or resume):
+        return Earlier(f"{folder} holds a model and no checkpoint, so LlamaFactory does not start", True, afresh)
     last = Path(resume) if isinstance(resume, str) else folder / f"checkpoint-{max(numbers, default=0)}"
-    try:
-        state = json.loads((last / "trainer_state.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        models = sorted([*folder.glob("*model.safetensors*"), *folder.glob("*model.bin*")])
-        if not models or numbers or resume:
-            return None
-        return Earlier(f"output_dir: {folder} holds {models[0].name} and no checkpoint", 0, True, afresh)
-    step, steps, epoch = state["global_step"], training_args.max_steps, state["epoch"] or 0
-    card = folder / "README.md"
-    of = re.search(r" on (the .+ datasets?)\.$", card.read_text(encoding="utf-8"), re.M) if card.is_file() else None
-    said = f"output_dir: {last} is step {step} of {state['max_steps']}, epoch {epoch:.2f}"
-    return Earlier(
-        said=said + (f", on {of[1]}" if of else ""),
-        step=step,
-        is_done=step >= steps if steps > 0 else epoch >= training_args.num_train_epochs,
-        afresh=afresh,
-    )
+    if not (last / "trainer_state.json").is_file():
+        return None
+    state, card = json.loads((last / "trainer_state.json").read_text(encoding="utf-8")), folder / "README.md"
+    step, epoch = state["global_step"], state["epoch"] or 0
+    is_done = epoch >= args.num_train_epochs or step >= args.num_train_epochs * steps_of_epoch
+    if args.max_steps > 0:
+        is_done = step >= args.max_steps
+    of = re.search(r" (on the .+ datasets?)\.$", card.read_text(encoding="utf-8"), re.M) if card.is_file() else None
+    said = f"{last} is step {step} of {state['max_steps']}, epoch {epoch:.2f}" + (f", {of[1]}" if of else "")
+    does = "does nothing more" if is_done else "goes on from there"
+    return Earlier(f"{said}: LlamaFactory resumes it, and {does}", is_done, afresh)
 
 
 def has_gpu() -> bool:
@@ -126,21 +107,18 @@ def has_gpu() -> bool:
     return get_device_count() > 0
 
 
-def no_gpu_for_torchrun(config: dict) -> str:
-    """What to say of FORCE_TORCHRUN=1 where it would start no process; "" where it is not set, or would."""
-    if not is_enabled("FORCE_TORCHRUN") or "NPROC_PER_NODE" in os.environ or has_gpu():
-        return ""
-    return f"FORCE_TORCHRUN=1: there is no GPU here to start a process for; leave it out, and set {without_gpu(config)}"
-
-
-def without_gpu(config: dict) -> str:
-    """The overrides by which a CPU can train, as they are typed."""
-    return " ".join(for_a_cpu(config).values()) or "use_cpu=true"
-
-
 def for_a_cpu(config: dict) -> dict[str, str]:
     """{key: override} of what only a GPU can."""
     return {key: f"{key}={value}" for key, value in ON_A_CPU.items() if config.get(key)}
+
+
+def lacks_a_gpu(config: dict) -> str:
+    """What to say of a training that needs a GPU where there is none, with the way out; "" where it can run."""
+    needs = is_enabled("FORCE_TORCHRUN") or (for_a_cpu(config) and not config.get("use_cpu"))
+    if not needs or "NPROC_PER_NODE" in os.environ or has_gpu():
+        return ""
+    off = " ".join(for_a_cpu(config).values()) or "use_cpu=true"
+    return f"there is no GPU here: start it without FORCE_TORCHRUN=1, and with {off}"
 
 
 def training_command(program: list[str], yaml: str, overrides: list[str], config: dict) -> str:
@@ -150,7 +128,6 @@ def training_command(program: list[str], yaml: str, overrides: list[str], config
         program: the words before the YAML, such as ["llamafactory-cli", "train"].
         config: what the YAML and the overrides come to.
     """
-    latest = {one.partition("=")[0]: one for one in overrides}
-    if has_gpu() and not config.get("use_cpu"):
-        return "FORCE_TORCHRUN=1 " + shlex.join([*program, yaml, *latest.values()])
-    return shlex.join([*program, yaml, *(latest | for_a_cpu(config)).values()])
+    torchrun, latest = has_gpu() and not config.get("use_cpu"), {its.partition("=")[0]: its for its in overrides}
+    latest |= {} if torchrun else for_a_cpu(config)
+    return ("FORCE_TORCHRUN=1 " if torchrun else "") + shlex.join([*program, yaml, *latest.values()])

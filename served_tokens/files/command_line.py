@@ -44,7 +44,7 @@ class Took:
         return "took: " + ", ".join(self.parts)
 
 
-def print_next(script: Path, *words: str) -> None:
+def print_command(script: Path, *words: str) -> None:
     """The line with the command for the next step, as it can be pasted here."""
     print(shlex.join(["next:", "python", shown(script), *words]))
 

@@ -67,7 +67,8 @@ def written(path: Path):
     try:
         yield
     except OSError as error:
-        raise SystemExit(f"{path}: cannot be written ({error})") from None
+        why = error.strerror or error  # less the name of a file that nobody asked for
+        raise SystemExit(f"{path}: cannot be written ({why}); name an output where there is room and leave") from None
 
 
 @contextlib.contextmanager
