@@ -28,7 +28,8 @@ from pathlib import Path
 
 from served_tokens import llamafactory, training
 from served_tokens.files.command_line import CommandLine, Took, run
-from served_tokens.files.read import checksumfrom served_tokens.trees.files import Written, own_options, rows_of_step, write_rows
+from served_tokens.files.read import checksum
+from served_tokens.trees.files import Written, own_options, rows_of_step, write_rows
 from served_tokens.trees.rows import Sample
 
 ROOT = Path(__file__).resolve().parent

@@ -83,7 +83,7 @@ def refusals(says: str = "LlamaFactory refuses these settings"):
         yield
     except Exception as error:
         what = " ".join(f"{type(error).__name__}: {error.__cause__ or error}".split())
-        sys.exit(f"{says}: {what}{UNWRITABLE if isinstance(error, OSError) else ''}")
+        sys.exit(f"{says}: {what}{UNWRITABLE if getattr(error, 'errno', None) else ''}")
 
 
 def settings_beyond_the_samples(data_args) -> list[str]:
