@@ -85,9 +85,8 @@ def earlier_training(training_args, steps_of_epoch: float = math.inf) -> Earlier
     numbers = [int(path.name[11:]) for path in folder.glob("checkpoint-*") if path.name[11:].isdecimal()]
     models = [path for pattern in ("*model.safetensors*", "*model.bin*") for path in folder.glob(pattern)]
     if models and not (numbers or resume):
-        return Earlier(
-            f"output_dir: {folder} holds a model and no checkpoint, so LlamaFactory does not start", True, afresh
-        )
+        said = f"output_dir: {folder} holds a model and no checkpoint, so LlamaFactory does not start"
+        return Earlier(said, True, afresh)
     last = Path(resume) if isinstance(resume, str) else folder / f"checkpoint-{max(numbers, default=0)}"
     if not (last / "trainer_state.json").is_file():
         return None
@@ -97,9 +96,8 @@ def earlier_training(training_args, steps_of_epoch: float = math.inf) -> Earlier
     if args.max_steps > 0:
         is_done = step >= args.max_steps
     of = re.search(r" (on the .+ datasets?)\.$", card.read_text(encoding="utf-8"), re.M) if card.is_file() else None
-    said = f"output_dir: {last} is step {step} of {state['max_steps']}, epoch {epoch:.2f}" + (
-        f", {of[1]}" if of else ""
-    )
+    of_data = f", {of[1]}" if of else ""
+    said = f"output_dir: {last} is step {step} of {state['max_steps']}, epoch {epoch:.2f}{of_data}"
     does = "does nothing more" if is_done else "goes on from there"
     return Earlier(f"{said}: LlamaFactory resumes it, and {does}", is_done, afresh)
 

@@ -16,6 +16,7 @@ import tiny_qwen3
 from hypothesis import HealthCheck, settings
 
 ROOT = Path(__file__).resolve().parent.parent
+HANGS = 3600  # seconds after which what a test started will not end any more
 CACHE = tempfile.TemporaryDirectory()  # so that no test depends on what an earlier run left
 os.environ.update(HF_HUB_OFFLINE="1", LLAMAFACTORY_VERBOSITY="ERROR", TOKENIZERS_PARALLELISM="false")
 os.environ.update(TRANSFORMERS_VERBOSITY="error", HF_DATASETS_CACHE=CACHE.name)
@@ -74,7 +75,7 @@ def process(tmp_path):
             capture_output=True,
             text=True,
             env={**os.environ, **environment},
-            timeout=600,
+            timeout=HANGS,
         )
         assert process.returncode == expect, process.stdout + process.stderr
         return process

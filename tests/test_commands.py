@@ -31,7 +31,7 @@ def test_name_of_a_data_set_that_is_a_number_and_a_yaml_behind_overrides_are_tak
         "check_training_tokens.py", *overrides, ROOT / "qwen3_full_sft.yaml", "tf32=true", "enable_liger_kernel=true"
     )
     assert "PASSED: " in process.stdout
-    assert process.stdout.splitlines()[-1].startswith("next: FORCE_TORCHRUN=1 llamafactory-cli train ")
+    assert "llamafactory-cli train " in process.stdout.splitlines()[-1]
 
 
 def test_mistake_in_a_command_is_one_line(process):
@@ -46,6 +46,6 @@ def test_next_line_of_step_1_names_an_output_of_its_own_for_other_data(run, tmp_
     write_jsonl(tmp_path / "my rows.jsonl", ROWS)
     process = run("step1_apply_tool_template.py", "my rows.jsonl")
     assert process.stdout.splitlines()[-1] == (
-        "next: python step2_to_alpaca_mask_history.py 'my rows_apply_qwen3_template.jsonl' "
+        f"next: python {ROOT}/step2_to_alpaca_mask_history.py 'my rows_apply_qwen3_template.jsonl' "
         "'alpaca_mask_history_my rows'"
     )

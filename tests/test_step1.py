@@ -13,7 +13,8 @@ import pytest
 from conftest import ROOT, assistant, call, fill_hub_cache, golden, read_jsonl, tool, user, write_jsonl
 from reading_rows import READ_AS_IT_IS, served_trajectory
 
-from served_tokens.prompts.chat_template import QWEN3, load_chat_template, read_chat_template
+from served_tokens.files.read import digest_of
+from served_tokens.prompts.chat_template import QWEN3, fingerprint, load_chat_template, read_chat_template
 from served_tokens.prompts.turns import apply_chat_template
 from step1_apply_tool_template import default_output
 
@@ -146,7 +147,9 @@ def test_formats_give_the_same_rows_with_their_columns_and_no_key_reaches_anothe
     run(STEP1, source, output)
     for index, (row, out) in enumerate(zip(ROWS, read_rows(tmp_path / output), strict=True)):
         plain, served = apply_chat_template(*served_trajectory(row), RENDER)
-        served = {"source": source, "trajectory": index, **READ_AS_IT_IS, **served}
+        made_of = {"sha256": digest_of(str(tmp_path / source)), "chat_template": fingerprint(RENDER)}
+        reading = READ_AS_IT_IS["reading"] | made_of
+        served = {"source": source, "trajectory": index, "reading": reading, **served}
         assert [*out.items()] == [*{**row, "messages": plain, "served": served}.items()]
         if index == 0:
             assert '{"name": "f", "arguments": {"x": 1}}' in plain[2]["content"]

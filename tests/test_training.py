@@ -1,7 +1,5 @@
 """The shipped YAML, and merged samples: the losses and gradients of a tiny random Qwen3."""
 
-import sys
-
 import pyarrow.parquet as pq
 import pytest
 from conftest import REFUND, ROOT, assistant, call, tool, write_jsonl
@@ -61,19 +59,16 @@ def test_losses_and_gradients_of_merged_samples_are_those_of_the_prefix_samples(
 
 
 def test_shipped_yaml_is_the_training_that_the_readme_promises(tiny_model):
-    argv = sys.argv
-    try:
-        model, data, training = parse_arguments(str(ROOT / "qwen3_full_sft.yaml"), [])
-    finally:
-        sys.argv = argv
+    model, data, training = parse_arguments(str(ROOT / "qwen3_full_sft.yaml"), [f"dataset_dir={ROOT}"])
     assert (model.model_name_or_path, model.trust_remote_code) == ("Qwen/Qwen3-4B", False)
-    assert (data.template, data.mask_history, data.cutoff_len, data.dataset_dir) == ("qwen3", True, 32768, ".")
+    assert (data.template, data.mask_history, data.cutoff_len) == ("qwen3", True, 32768)
     assert data.dataset == ["alpaca_mask_history_envscaler_sft_traj_9k"]
     assert (training.per_device_train_batch_size, training.gradient_accumulation_steps) == (1, 32)
     assert (training.learning_rate, training.num_train_epochs) == (1.0e-6, 3.0)
     assert training.lr_scheduler_type == "cosine" and training.get_warmup_steps(1000) == 100
     text = (ROOT / "qwen3_full_sft.yaml").read_text()
     lines = (
+        "dataset_dir: .",
         "deepspeed: deepspeed_zero3.json",
         "bf16: true",
         "plot_loss: true",

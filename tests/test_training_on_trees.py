@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, assistant, call, run_here, tool, user, write_jsonl
+from conftest import HANGS, ROOT, assistant, call, run_here, tool, user, write_jsonl
 from datasets import load_from_disk
 from llamafactory.hparams import ModelArguments
 from transformers import AutoConfig, BloomConfig, RwkvConfig
@@ -81,7 +81,7 @@ def train(project, tiny_model):
         own = [one for one in SETTINGS if command is TREES or not one.startswith("row_")]
         names = f"model_name_or_path={tiny_model}", "dataset=samples", f"output_dir={output}"
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        options = {"capture_output": True, "text": True, "timeout": 500}
+        options = {"capture_output": True, "text": True, "timeout": HANGS}
         options["env"] = {**os.environ, "PATH": path, "LLAMAFACTORY_VERBOSITY": "ERROR", **environment}
         for _ in range(ATTEMPTS):
             shutil.rmtree(project / output, ignore_errors=True)

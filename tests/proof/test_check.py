@@ -166,15 +166,33 @@ def test_data_set_that_step_2_did_not_write_is_named(failed, tmp_path):
 @pytest.mark.parametrize(
     "overrides, reason",
     [
-        (["train_on_prompt=true"], "train_on_prompt"),
-        (["dataset=none"], "Undefined dataset none"),
-        (["template=none"], "Template none does not exist"),
-        (["model_name_or_path=/none"], "Failed to load tokenizer"),
+        (["train_on_prompt=true"], "LlamaFactory refuses these settings: ValueError: `train_on_prompt`"),
+        (
+            ["template=qwen3_nothnk"],
+            "template=qwen3_nothnk: LlamaFactory has no such template; did you mean qwen3_nothink?",
+        ),
+        (["cutof_len=4"], "cutof_len: LlamaFactory has no such setting; did you mean cutoff_len?"),
+        (["cutoff_len=4k"], "cutoff_len=4k: is not a whole number"),
+        (["bf16=flase"], "bf16=flase: is not true or false"),
+        (["model_name_or_path=/none"], "/none: no tokenizer to be had; set model_name_or_path to a model's folder, or"),
     ],
 )
 def test_setting_that_llamafactory_refuses_is_a_clear_error(pipeline, failed, overrides, reason):
-    said = failed(pipeline(golden()[:1]), *overrides).stderr
-    assert "LlamaFactory refuses these settings" in said and reason in said
+    assert failed(pipeline(golden()[:1]), *overrides).stderr.startswith(reason)
+
+
+def test_cause_of_samples_that_differ_is_named(pipeline, failed, tmp_path):
+    template = (ROOT / "chat_templates/qwen3.jinja").read_text(encoding="utf-8")
+    (tmp_path / "other.jinja").write_text(template.replace("# Tools", "# The tools"), encoding="utf-8")
+    name, step1 = pipeline(golden()), ["--chat-template", "other.jinja"]
+    assert "template llama3 writes no <|im_start|>; set template=qwen3" in failed(name, "template=llama3").stderr
+    said = failed(pipeline(golden(), name="others", step1=step1)).stderr
+    assert "tiny_qwen3" in said and " is not the one of step 1; set model_name_or_path to" in said
+    others = [{**case, "messages": [*case["messages"][:-1], assistant("else")]} for case in golden()]
+    write_jsonl(tmp_path / "rows.jsonl", others)
+    said = failed(name).stderr
+    assert "rows.jsonl has changed since step 1 read it, or is another file; run both steps again" in said
+    assert "PASSED" in failed(pipeline(others), expect=0).stdout
 
 
 def test_yaml_that_is_not_there_is_named(run):

@@ -497,12 +497,13 @@ def test_options_of_reading_reach_the_samples_and_the_check(checked, tmp_path):
     options = "--read-as dialogue=messages --read-as apis=tools --read-as thought=reasoning_content --ignore-key noted"
     assert "PASSED: 1 of 1 samples are exact" in checked(rows, step1=options.split()).stdout
     [sample] = pq.read_table(tmp_path / "samples.parquet").to_pylist()
-    assert json.loads(sample["reading"]) == {
+    told = {
         "server_style": "vllm",
         "echo": "none",
         "read_as": [["dialogue", "messages"], ["apis", "tools"], ["thought", "reasoning_content"]],
         "ignore_keys": ["noted"],
     }
+    assert json.loads(sample["reading"]).items() >= told.items()
     assert read_jsonl(tmp_path / "plain.jsonl")[0]["messages"][-1]["content"] == "<think>\nr\n</think>\n\na"
 
 
