@@ -206,12 +206,13 @@ def test_settings_that_trees_cannot_have_are_refused_with_the_way_out(setting, e
         train_on_trees.check_settings(setting)
 
 
-def test_torchrun_without_a_gpu_needs_the_number_of_processes(monkeypatch):
+def test_without_a_gpu_the_way_to_train_on_a_cpu_is_told(monkeypatch):
     monkeypatch.setattr("llamafactory.extras.misc.get_device_count", lambda: 0)
-    monkeypatch.setenv("FORCE_TORCHRUN", "1")
     monkeypatch.delenv("NPROC_PER_NODE", raising=False)
-    with pytest.raises(SystemExit, match="set NPROC_PER_NODE"):
-        train_on_trees.number_of_devices()
+    monkeypatch.setenv("FORCE_TORCHRUN", "1")
+    says = "there is no GPU here: start it without FORCE_TORCHRUN=1, and with deepspeed=null bf16=false"
+    with pytest.raises(SystemExit, match=says):
+        train_on_trees.check_settings({"deepspeed": "x.json", "bf16": True})
 
 
 def test_settings_that_are_set_otherwise_are_told(capsys):
