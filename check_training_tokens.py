@@ -70,10 +70,11 @@ def main() -> None:
         sets, encode = llamafactory.training_sets(model_args, data_args, training_args)
     tokenizer = encode.tokenizer
     steps = math.inf if args.trees else math.ceil(sum(its.total for its in sets[:to_train]) / schedule.of_step)
-    earlier = training.earlier_training(training_args, steps)
-    problems += [f"{earlier.said}; set {earlier.afresh}"] if earlier and earlier.is_done else []
-    if earlier and not earlier.is_done:
-        print(f"{earlier.said}; {earlier.afresh} begins at the start")
+    earlier, afresh = training.earlier_training(training_args, steps)
+    if afresh:
+        problems.append(earlier)
+    elif earlier:
+        print(earlier)
     took.done("loading")
     if args.show:
         show(sets, args.show, tokenizer)
@@ -107,9 +108,8 @@ def main() -> None:
         took.done("drawing the report")
     print(took)
     program = ["python", shown(ROOT / "train_on_trees.py")] if args.trees else ["llamafactory-cli", "train"]
-    afresh = [earlier.afresh] if earlier and earlier.is_done else []
-    command = training.training_command(program, args.yaml, [*args.overrides, *afresh], config)
-    verdict(found, problems, command, len(afresh))
+    overrides = [*args.overrides, *filter(None, [afresh])]
+    verdict(found, problems, training.training_command(program, args.yaml, overrides, config), earlier)
 
 
 def parsed_arguments() -> argparse.Namespace:
@@ -229,13 +229,10 @@ def ask_server(sets: list[TrainingSet], truth: Truth, args: argparse.Namespace) 
     return problems
 
 
-def verdict(found: list[Findings], problems: list[str], command: str, mended: int) -> None:
-    """The last lines: whether to train, and by which command; ends with 1 where not to.
-
-    mended: how many of the problems the command does not have.
-    """
+def verdict(found: list[Findings], problems: list[str], command: str, mended: str) -> None:
+    """The last lines: whether to train, and by which command; ends with 1 where not to. `mended`: it has not that."""
     if problems:
-        way_on = f"\nnext: {command}" if len(problems) == mended else ""
+        way_on = f"\nnext: {command}" if problems == [mended] else ""
         sys.exit("FAILED: " + "\nFAILED: ".join(problems) + way_on)
     samples, total = sum(len(one.lengths) for one in found), sum(one.total for one in found)
     exact = sum(sum(one.exact) for one in found)

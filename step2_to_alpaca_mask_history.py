@@ -7,7 +7,7 @@ OUTPUT  a folder of Parquet files, or one .parquet, .jsonl or .json file: one sa
         the rows and turns:
         {"instruction": "…", "input": "", "output": "<target of the turn>", "system": "…", "history": [["…", "…"], …],
          "source": "data/x.jsonl", "trajectory": 17, "turns": [4], "served_as": "drop" | "template" | "no-thinking",
-         "reading": "<the options by which step 1 read the row, as JSON>"}
+         "reading": "<the options by which step 1 read the row, and digests, as JSON>"}
         Beside it go a preview of the first samples, those that are held out (--val-ratio), a list of the turns that are
         left out and of the rows set aside. dataset_info.json gets an entry for it.
 

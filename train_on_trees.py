@@ -144,13 +144,13 @@ def prepared(arguments: list[str]) -> list[str]:
 
 
 def stop_where_nothing_is_done(training_args, steps_of_epoch: float, args, config: dict) -> None:
-    """Stop where all steps of the training are done in its output_dir; say where it goes on from one."""
-    if earlier := training.earlier_training(training_args, steps_of_epoch):
-        overrides = [*args.overrides, earlier.afresh]
-        command = training.training_command(["python", sys.argv[0]], args.yaml, overrides, config)
-        if earlier.is_done:
-            sys.exit(f"FAILED: {earlier.said}; set {earlier.afresh}\nnext: {command}")
-        print(f"{earlier.said}; {earlier.afresh} begins at the start")
+    """Stop where all steps of the training are done in its output_dir; say where it goes on, once that is known."""
+    said, afresh = training.earlier_training(training_args, steps_of_epoch)
+    if afresh:
+        command = training.training_command(["python", sys.argv[0]], args.yaml, [*args.overrides, afresh], config)
+        sys.exit(f"FAILED: {said}\nnext: {command}")
+    if said and steps_of_epoch < math.inf:
+        print(said)
 
 
 def check_settings(config: dict) -> None:

@@ -1,15 +1,12 @@
 import sys
 
 
-def _told_in_one_line(kind, error, trace) -> None:
-    """For sys.excepthook: a package that is not there, which is first met at some import of a script."""
+def _in_one_line(kind, error, trace) -> None:
+    """For sys.excepthook: a package that is missing is met at some import of a script, and is told with the way out."""
     if not issubclass(kind, ModuleNotFoundError):
         return sys.__excepthook__(kind, error, trace)
-    print(
-        f"{error}: activate the virtual environment (. .venv/bin/activate), or install what is missing into this one: "
-        "python -m pip install -r requirements.txt",
-        file=sys.stderr,
-    )
+    way_out = "activate the virtual environment (. .venv/bin/activate), or python -m pip install -r requirements.txt"
+    print(f"{error}: {way_out}", file=sys.stderr)
 
 
-sys.excepthook = _told_in_one_line
+sys.excepthook = _in_one_line

@@ -1,5 +1,6 @@
 """A training by LlamaFactory as a YAML and overrides have it, seen without its import, which takes long."""
 
+import contextlib
 import difflib
 import itertools
 import json
@@ -8,7 +9,6 @@ import os
 import re
 import shlex
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 INFO = "dataset_info.json"
@@ -49,78 +49,60 @@ def read_config(yaml: str, overrides: list[str]) -> dict:
 
 def _find_data_set(name: str, folder: str) -> None:
     """Stop where LlamaFactory would not find a data set, with the folder or the name that may be meant."""
-    places = {str(info.parent): info for info in [Path(INFO), *sorted(Path().glob(f"*/{INFO}")), Path(folder, INFO)]}
-    known = {}
-    for place, info in places.items():
-        try:
-            known[place] = json.loads(info.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            known[place] = {}
-    its = known[str(Path(folder))]
-    if name not in its and not folder.startswith(("ONLINE", "REMOTE:")):
-        others = [f"; set dataset_dir={place}" for place in known if name in known[place]]
-        way_out = [*others, meant(name, its) or "; set dataset_dir to the folder of the one that step 2 named"][0]
-        sys.exit(f"data set {name}: not in {Path(folder, INFO)}{way_out}")
+    known = {Path(folder): []}
+    for info in [Path(folder, INFO), Path(INFO), *sorted(Path().glob(f"*/{INFO}"))]:
+        with contextlib.suppress(OSError, ValueError):
+            known[info.parent] = [*json.loads(info.read_text(encoding="utf-8"))]
+    if name not in known[Path(folder)] and not folder.startswith(("ONLINE", "REMOTE:")):
+        others = [f"; set dataset_dir={place}" for place, names in known.items() if name in names]
+        near = meant(name, known[Path(folder)]) or "; set dataset_dir to the folder that step 2 named"
+        sys.exit(f"data set {name}: not in {Path(folder, INFO)}{[*others, near][0]}")
 
 
-@dataclass(frozen=True)
-class Earlier:
-    """What a training finds in its output_dir, and what it would do there, in words.
+def earlier_training(training_args, steps_of_epoch: float = math.inf) -> tuple[str, str]:
+    """(what LlamaFactory would go on from, in its output_dir; where it would do nothing, the override to begin anew)
 
-    is_done: whether it would do nothing, or not start. afresh: the override by which it begins at the start.
+    Both are "" where there is nothing, or no look at it. steps_of_epoch: at the most.
     """
-
-    said: str
-    is_done: bool
-    afresh: str
-
-
-def earlier_training(training_args, steps_of_epoch: float = math.inf) -> Earlier | None:
-    """What LlamaFactory would go on from; None where it begins at the start. steps_of_epoch: the most."""
     args, folder, resume = training_args, Path(training_args.output_dir), training_args.resume_from_checkpoint
     if not args.do_train or resume is False or (resume is None and args.overwrite_output_dir):
-        return None
+        return "", ""
     names = (f"{folder}-{number}" for number in itertools.count(2))
     afresh = next(f"output_dir={name}" for name in names if not Path(name).exists())
     numbers = [int(path.name[11:]) for path in folder.glob("checkpoint-*") if path.name[11:].isdecimal()]
     models = [path for pattern in ("*model.safetensors*", "*model.bin*") for path in folder.glob(pattern)]
     if models and not (numbers or resume):
-        said = f"output_dir: {folder} holds a model and no checkpoint, so LlamaFactory does not start"
-        return Earlier(said, True, afresh)
+        return f"output_dir: {folder} holds a model and no checkpoint, so LlamaFactory stops; set {afresh}", afresh
     last = Path(resume) if isinstance(resume, str) else folder / f"checkpoint-{max(numbers, default=0)}"
     if not (last / "trainer_state.json").is_file():
-        return None
+        return "", ""
     state, card = json.loads((last / "trainer_state.json").read_text(encoding="utf-8")), folder / "README.md"
     step, epoch = state["global_step"], state["epoch"] or 0
-    is_done = epoch >= args.num_train_epochs or step >= args.num_train_epochs * steps_of_epoch
-    if args.max_steps > 0:
-        is_done = step >= args.max_steps
     of = re.search(r" (on the .+ datasets?)\.$", card.read_text(encoding="utf-8"), re.M) if card.is_file() else None
     of_data = f", {of[1]}" if of else ""
-    said = f"output_dir: {last} is step {step} of {state['max_steps']}, epoch {epoch:.2f}{of_data}"
-    does = "does nothing more" if is_done else "goes on from there"
-    return Earlier(f"{said}: LlamaFactory resumes it, and {does}", is_done, afresh)
+    said = f"output_dir: {last} is step {step} of {state['max_steps']}, epoch {epoch:.2f}{of_data}: LlamaFactory"
+    is_done = epoch >= args.num_train_epochs or step >= args.num_train_epochs * steps_of_epoch
+    if step >= args.max_steps if args.max_steps > 0 else is_done:
+        return f"{said} would do nothing; set {afresh}", afresh
+    return f"{said} goes on from there; {afresh} begins anew", ""
 
 
-def has_gpu() -> bool:
-    """Whether LlamaFactory sees a device to train on beside the CPU."""
+def without_a_gpu(config: dict) -> dict[str, str] | None:
+    """{key: override} of what only a GPU can; None where there is one to train on."""
     from llamafactory.extras.misc import get_device_count
 
-    return get_device_count() > 0
-
-
-def for_a_cpu(config: dict) -> dict[str, str]:
-    """{key: override} of what only a GPU can."""
+    if get_device_count() > 0 and not config.get("use_cpu"):
+        return None
     return {key: f"{key}={value}" for key, value in ON_A_CPU.items() if config.get(key)}
 
 
 def lacks_a_gpu(config: dict) -> str:
     """What to say of a training that needs a GPU where there is none, with the way out; "" where it can run."""
-    needs = is_enabled("FORCE_TORCHRUN") or (for_a_cpu(config) and not config.get("use_cpu"))
-    if not needs or "NPROC_PER_NODE" in os.environ or has_gpu():
+    off = without_a_gpu(config)
+    if off is None or "NPROC_PER_NODE" in os.environ or not (off or is_enabled("FORCE_TORCHRUN")):
         return ""
-    off = " ".join(for_a_cpu(config).values()) or "use_cpu=true"
-    return f"there is no GPU here: start it without FORCE_TORCHRUN=1, and with {off}"
+    settings = " ".join(off.values()) or "use_cpu=true"
+    return f"there is no GPU to train on: start it without FORCE_TORCHRUN=1, and with {settings}"
 
 
 def training_command(program: list[str], yaml: str, overrides: list[str], config: dict) -> str:
@@ -130,6 +112,6 @@ def training_command(program: list[str], yaml: str, overrides: list[str], config
         program: the words before the YAML, such as ["llamafactory-cli", "train"].
         config: what the YAML and the overrides come to.
     """
-    torchrun, latest = has_gpu() and not config.get("use_cpu"), {its.partition("=")[0]: its for its in overrides}
-    latest |= {} if torchrun else for_a_cpu(config)
-    return ("FORCE_TORCHRUN=1 " if torchrun else "") + shlex.join([*program, yaml, *latest.values()])
+    off, latest = without_a_gpu(config), {one.partition("=")[0]: one for one in overrides}
+    torchrun = "FORCE_TORCHRUN=1 " if off is None else ""
+    return torchrun + shlex.join([*program, yaml, *(latest | (off or {})).values()])

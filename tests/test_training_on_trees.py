@@ -210,7 +210,7 @@ def test_without_a_gpu_the_way_to_train_on_a_cpu_is_told(monkeypatch):
     monkeypatch.setattr("llamafactory.extras.misc.get_device_count", lambda: 0)
     monkeypatch.delenv("NPROC_PER_NODE", raising=False)
     monkeypatch.setenv("FORCE_TORCHRUN", "1")
-    says = "there is no GPU here: start it without FORCE_TORCHRUN=1, and with deepspeed=null bf16=false"
+    says = "there is no GPU to train on: start it without FORCE_TORCHRUN=1, and with deepspeed=null bf16=false"
     with pytest.raises(SystemExit, match=says):
         train_on_trees.check_settings({"deepspeed": "x.json", "bf16": True})
 

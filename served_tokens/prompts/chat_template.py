@@ -82,13 +82,12 @@ def load_chat_template(template: ChatTemplate):
 
 
 def fingerprint(render) -> str:
-    """8 bytes, as hex, that tell chat templates apart which render reasoning, calls and tools differently."""
-    call = {"type": "function", "function": {"name": "f", "arguments": {"a": "b"}}}
-    calling = {"role": "assistant", "content": "", "reasoning_content": "r", "tool_calls": [call]}
-    answer, result = {"role": "assistant", "content": "c", "reasoning_content": "r"}, {"role": "tool", "content": "t"}
-    tool = {"type": "function", "function": {"name": "f", "description": "d", "parameters": {}}}
+    """8 bytes, as hex, that tell chat templates apart which render reasoning, calls or tools differently."""
+    function = {"name": "f", "description": "d", "parameters": {}, "arguments": {"a": "b"}}
+    tool = {"type": "function", "function": function}
+    turn = {"role": "assistant", "content": "c", "reasoning_content": "r", "tool_calls": [tool]}
     try:
-        text = render([QUERY, answer, QUERY, calling, result], [tool], True)
+        text = render([QUERY, turn, QUERY, turn, {"role": "tool", "content": "t"}], [tool], True)
     except Exception as error:  # a template may refuse this in any way
         text = type(error).__name__
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -40,17 +40,14 @@ def what_mends(found: Findings, provenance, truth: Truth, data_args) -> str:
 
 def made_of_others(provenance, truth: Truth) -> list[str]:
     """What step 1 made the samples of that is not what they are compared with."""
-    causes, model = [], truth.tokenizer.name_or_path
+    causes, template, model = [], fingerprint(truth.render), truth.tokenizer.name_or_path
     for source, told in dict(zip(provenance["source"], provenance["reading"])).items():
         file, made_of = truth.trajectories or source, json.loads(told)
         if made_of.get("sha256") not in (None, digest_of(file)):
-            causes.append(f"{file} has changed since step 1 read it, or is another file; run both steps again")
-        if made_of.get("chat_template") not in (None, fingerprint(truth.render)):
-            causes.append(
-                f"the chat template of {model} is not the one of step 1; set model_name_or_path to the model that the "
-                f"samples are for, or run both steps again, step 1 with --chat-template {model}"
-            )
-    return [*dict.fromkeys(causes)]
+            causes.append(f"{file} has changed since step 1 read it; run both steps again")
+        if made_of.get("chat_template") not in (None, template):
+            causes.append(f"step 1 took another --chat-template than {model}'s; set it, or model_name_or_path")
+    return sorted(set(causes))
 
 
 def problems_of(found: Findings, its: TrainingSet, truth: Truth, data_args) -> list[str]:
