@@ -5,7 +5,7 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 export HF_HUB_OFFLINE=1
-python -c 'import llamafactory' || { echo 'activate the environment with the requirements first: . .venv/bin/activate'; exit 1; }
+python -c 'import llamafactory' 2> /dev/null || { echo 'activate the environment with the requirements first: . .venv/bin/activate'; exit 1; }
 
 out=data/quickstart
 rm -rf "$out"
