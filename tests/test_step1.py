@@ -128,8 +128,8 @@ def test_formats_give_the_same_rows_with_their_columns_and_no_key_reaches_anothe
     for index, (row, out) in enumerate(zip(ROWS, read_rows(tmp_path / output), strict=True)):
         plain, served = apply_chat_template(*served_trajectory(row), RENDER)
         made_of = {"sha256": digest_of(str(tmp_path / source)), "chat_template": fingerprint(RENDER)}
-        reading = READ_AS_IT_IS["reading"] | made_of
-        served = {"source": source, "trajectory": index, "reading": reading, **served}
+        reading = {"reading": READ_AS_IT_IS["reading"] | made_of}
+        served = {"source": source, "trajectory": index, **(READ_AS_IT_IS | reading), **served}
         assert [*out.items()] == [*{**row, "messages": plain, "served": served}.items()]
         if index == 0:
             assert '{"name": "f", "arguments": {"x": 1}}' in plain[2]["content"]
