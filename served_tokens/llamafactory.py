@@ -82,7 +82,7 @@ def refusals(says: str = "LlamaFactory refuses these settings"):
     try:
         yield
     except Exception as error:
-        what = " ".join(f"{type(error).__name__}: {error.__cause__ or error}".split())
+        what = " ".join(f"{type(error).__name__}: {error} {error.__cause__ or ''}".split())
         sys.exit(f"{says}: {what}{UNWRITABLE if getattr(error, 'errno', None) else ''}")
 
 
@@ -192,10 +192,10 @@ def _training_set(name: str, attributes, parts: dict, model_args, data_args) -> 
     from llamafactory.extras.constants import FILEEXT2TYPE
 
     if attributes.num_samples is not None:
-        raise ValueError(f"data set {name} has num_samples, which draws samples at random; check it without")
+        sys.exit(f"data set {name} has num_samples, which draws samples at random; check it without")
     path = Path(data_args.dataset_dir, attributes.dataset_name)
     if not path.exists():
-        raise ValueError(f"data set {name}: no file {path}; write it with step2_to_alpaca_mask_history.py")
+        sys.exit(f"data set {name}: no file {path}; write it with step2_to_alpaca_mask_history.py")
     files = [str(path / file) for file in os.listdir(path)] if path.is_dir() else [str(path)]  # LlamaFactory's order
     kind = FILEEXT2TYPE[Path(files[0]).suffix[1:]]
     if kind == "parquet":
@@ -203,7 +203,7 @@ def _training_set(name: str, attributes, parts: dict, model_args, data_args) -> 
     else:
         samples = load_dataset(kind, data_files=files, split=attributes.split, cache_dir=model_args.cache_dir)
     if missing := set(PROVENANCE) - set(samples.column_names):
-        raise ValueError(f"data set {name}: no column {', '.join(sorted(missing))}; write it with step 2")
+        sys.exit(f"data set {name}: no column {', '.join(sorted(missing))}; write it with step 2")
     provenance = samples.select_columns([*PROVENANCE])
     if data_args.max_samples is not None:
         provenance = provenance.select(range(min(data_args.max_samples, len(samples))))

@@ -69,6 +69,8 @@ def earlier_training(training_args, steps_of_epoch: float = math.inf) -> tuple[s
         return "", ""
     names = (f"{folder}-{number}" for number in itertools.count(2))
     afresh = next(f"output_dir={name}" for name in names if not Path(name).exists())
+    if resume:
+        afresh = "resume_from_checkpoint=false"
     numbers = [int(path.name[11:]) for path in folder.glob("checkpoint-*") if path.name[11:].isdecimal()]
     models = [path for pattern in ("*model.safetensors*", "*model.bin*") for path in folder.glob(pattern)]
     if models and not (numbers or resume):

@@ -133,6 +133,7 @@ def test_what_is_named_next_runs_as_it_is_pasted_to_a_trained_model_and_so_does_
         ((6, 3.0), {"max_steps": 9}, "goes on"),
         ((6, 3.0), {"overwrite_output_dir": True}, ""),
         ((6, 3.0), {"resume_from_checkpoint": False}, ""),
+        ((6, 3.0), {"resume_from_checkpoint": True}, "would do nothing; set resume_from_checkpoint=false"),
         ((6, 3.0), {"do_train": False}, ""),
         (None, {}, "holds a model and no checkpoint, so LlamaFactory stops"),
     ],

@@ -70,7 +70,7 @@ def test_exit_code_says_when_nothing_is_left_and_an_earlier_output_stays(run, tm
         (["empty"], "empty: the folder holds no .json, .jsonl, .jsonl.gz, .parquet file"),
         (["a.json"], "a.json: not an array; a .json file holds one array of rows"),
         (["x.jsonl", "folder.jsonl"], "folder.jsonl: cannot be written"),
-        (["x.jsonl", "x.jsonl/y.jsonl"], "x.jsonl/y.jsonl: cannot be written"),
+        (["x.jsonl", "x.jsonl/y.jsonl"], "x.jsonl/y.jsonl: cannot be written (File exists); name another output"),
         (["--chat-template", "none.jinja"], "cannot read the chat template"),
         (["--chat-template", "me/none"], "no chat template to be had"),
         (["me/none", "y.jsonl"], "me/none: no such file, and not to be had from the Hugging Face Hub"),

@@ -68,7 +68,7 @@ def written(path: Path):
         yield
     except OSError as error:
         why = error.strerror or error  # less the name of a file that nobody asked for
-        raise SystemExit(f"{path}: cannot be written ({why}); name an output where there is room and leave") from None
+        raise SystemExit(f"{path}: cannot be written ({why}); name another output") from None
 
 
 @contextlib.contextmanager
