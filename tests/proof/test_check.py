@@ -186,10 +186,6 @@ def test_cause_of_samples_that_differ_is_named(pipeline, failed, tmp_path):
     assert "PASSED" in failed(pipeline(others), expect=0).stdout
 
 
-def test_yaml_that_is_not_there_is_named(run):
-    assert "none.yaml: no such .yaml file" in run("check_training_tokens.py", "none.yaml", expect=1).stderr
-
-
 def test_several_data_sets_and_an_evaluation_set_are_checked_each(pipeline, check, failed):
     others = [{**case, "messages": [*case["messages"], user("bye")]} for case in golden()]
     for name, rows in (("one", golden()), ("two", golden()), ("three", others)):
