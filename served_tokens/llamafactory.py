@@ -15,7 +15,6 @@ import json
 import os
 import sys
 import tempfile
-import typing
 from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
@@ -26,9 +25,8 @@ from tqdm import tqdm
 from served_tokens.files.processes import in_processes
 from served_tokens.marks import Tokens, remembering
 from served_tokens.samples.alpaca import COLUMNS
-from served_tokens.training import is_enabled, meant, read_config
+from served_tokens.training import read_config, refuse_mistakes
 
-NUMBERS = {int: "a whole number", float: "a number", bool: "true or false"}
 COMPARED = 64  # samples of each data set that are made by LlamaFactory's loader too
 PROVENANCE = ("source", "trajectory", "turns", "served_as", "reading")
 UNWRITABLE = "; can HF_HOME and HF_DATASETS_CACHE be written?"
@@ -58,22 +56,6 @@ def parse_arguments(yaml: str, overrides: list[str]):
     if finetuning_args.stage != "sft":
         sys.exit(f"{yaml}: stage is {finetuning_args.stage}; only sft samples can be checked")
     return model_args, data_args, training_args
-
-
-def refuse_mistakes(config: dict) -> None:
-    """Stop at a key or a template that LlamaFactory does not know, and at a text where it takes a number."""
-    from llamafactory.data.template import TEMPLATES
-    from llamafactory.hparams.parser import _TRAIN_ARGS
-
-    kinds = {key: kind for of in _TRAIN_ARGS for key, kind in typing.get_type_hints(of).items()}
-    for key, value in config.items():
-        if key not in kinds and not is_enabled("ALLOW_EXTRA_ARGS"):
-            sys.exit(f"{key}: LlamaFactory has no such setting{meant(key, kinds)}")
-        takes = {kinds.get(key), *typing.get_args(kinds.get(key))}
-        if isinstance(value, str) and str not in takes and (of := takes & NUMBERS.keys()):
-            sys.exit(f"{key}={value}: is not {' or '.join(NUMBERS[one] for one in of)}")
-    if (template := config.get("template")) not in {None, *TEMPLATES}:
-        sys.exit(f"template={template}: LlamaFactory has no such template{meant(template, TEMPLATES)}")
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""A training by LlamaFactory as a YAML and overrides have it, seen without its import, which takes long."""
+"""A training by LlamaFactory as a YAML and overrides have it, mostly seen without its import, which takes long."""
 
 import contextlib
 import difflib
@@ -9,10 +9,12 @@ import os
 import re
 import shlex
 import sys
+import typing
 from pathlib import Path
 
 INFO = "dataset_info.json"
 ON_A_CPU = {"deepspeed": "null", "bf16": "false", "fp16": "false", "tf32": "null"}  # what only a GPU can, switched off
+NUMBERS = {int: "a whole number", float: "a number", bool: "true or false"}
 
 
 def is_enabled(variable: str) -> bool:
@@ -57,6 +59,22 @@ def _find_data_set(name: str, folder: str) -> None:
         others = [f"; set dataset_dir={place}" for place, names in known.items() if name in names]
         near = meant(name, known[Path(folder)]) or "; set dataset_dir to the folder that step 2 named"
         sys.exit(f"data set {name}: not in {Path(folder, INFO)}{[*others, near][0]}")
+
+
+def refuse_mistakes(config: dict) -> None:
+    """Stop at a key or a template that LlamaFactory does not know, and at a text where it takes a number."""
+    from llamafactory.data.template import TEMPLATES
+    from llamafactory.hparams.parser import _TRAIN_ARGS
+
+    kinds = {key: kind for of in _TRAIN_ARGS for key, kind in typing.get_type_hints(of).items()}
+    for key, value in config.items():
+        if key not in kinds and not is_enabled("ALLOW_EXTRA_ARGS"):
+            sys.exit(f"{key}: LlamaFactory has no such setting{meant(key, kinds)}")
+        takes = {kinds.get(key), *typing.get_args(kinds.get(key))}
+        if isinstance(value, str) and str not in takes and (of := takes & NUMBERS.keys()):
+            sys.exit(f"{key}={value}: is not {' or '.join(NUMBERS[one] for one in of)}")
+    if (template := config.get("template")) not in {None, *TEMPLATES}:
+        sys.exit(f"template={template}: LlamaFactory has no such template{meant(template, TEMPLATES)}")
 
 
 def earlier_training(training_args, steps_of_epoch: float = math.inf) -> tuple[str, str]:
