@@ -253,10 +253,9 @@ def test_reasoning_under_other_marks_sets_the_row_aside_where_there_is_none_besi
 @pytest.mark.parametrize(
     "one, why",
     [
-        (
-            turn(content="<think>x</think>a", thinking="r"),
-            "has stray think marks in content beside its reasoning",
-        ),
+        (turn(content="<think>x</think>a", thinking="r"), "has stray think marks in content"),
+        (turn(reasoning_content="r</think>x"), "has think marks inside its reasoning field"),
+        (row(user("q"), tool([{"type": "image"}]), assistant("a")), "message 1: content has a part of type image"),
         (turn(reasoning="off"), "nobody reads its keys message.reasoning;"),
         (turn(content='{"role": "assistant", "content": "a"}'), "holds the JSON of content parts"),
         (row({**user("q"), "thinking": "r"}, assistant("a")), "nobody reads its keys message.thinking;"),
