@@ -104,8 +104,8 @@ def check_dataset(found: Findings, path: Path, provenance, built, truth: Truth) 
     turns = set(checked.supervised)
     for place in sorted(claims.keys() - {Place(source, row) for source, row, _ in turns}):
         raise SystemExit(
-            f"{place.source}: has no usable trajectory {place.row}, of which there are samples; "
-            "name the file that step 1 read by --trajectories"
+            f"{place.source}: has no usable trajectory {place.row}, of which there are samples, so it is not what "
+            "step 1 read; run both steps again, or name the file that step 1 read by --trajectories"
         )
     found.counts.supervised_turns = len(turns)
     return checked
