@@ -136,7 +136,10 @@ FAULTS = {
     "arguments in another order": (*CALL, lambda its: reverse(its["function"]["arguments"])),
     "an argument lost": (*CALL, lambda its: its["function"]["arguments"].popitem()),
     "keys of tools in another order": (*TOOL, lambda its: reverse(its["function"])),
-    "descriptions of tools cut": (*TOOL, lambda its: change_text(its["function"], "description", lambda it: it[:4])),
+    "descriptions of tools cut": (
+        *TOOL,
+        lambda its: change_text(its["function"], "description", lambda it: it[:4]),
+    ),
     "a tool lost": (*ROW, lambda given: given.tools.pop()),
     "the first message lost": (*ROW, lambda given: given.messages.pop(0)),
     "the last call of a turn lost": (*ROW, of_messages("tool_calls", lambda its: its[0]["tool_calls"].pop())),
