@@ -32,7 +32,7 @@ import orjson
 
 from served_tokens.files import read, write
 from served_tokens.files.command_line import CommandLine, exit_on_signals, positive_count, run
-from served_tokens.files.processes import Totals, Work, convert_files, print_reasons
+from served_tokens.files.processes import Totals, Work, convert_files, finish_rejects
 from served_tokens.files.read import LEFT_OUT, PREVIEW, REJECTS
 from served_tokens.files.write import accounted, shown
 from served_tokens.samples.alpaca import sample_schema, training_settings
@@ -157,7 +157,7 @@ def refuse_nothing(args: argparse.Namespace, totals: Totals) -> None:
         reason = f"{none}; raise it, or take another --seed"
     else:
         return
-    sys.exit(f"{args.input}: {reason}; {shown(args.output)} is not written{write.still_there(args.output)}")
+    sys.exit(f"{args.input}: {reason}; {shown(args.output)} is not written")
 
 
 def save(work: Work, stream: str, settings: Settings) -> str:
@@ -168,7 +168,7 @@ def save(work: Work, stream: str, settings: Settings) -> str:
     output, name = work.outputs[stream], settings.dataset_name + stream
     replaced = ", in place of an earlier one" if output.exists() else ""
     work.finish(stream)
-    rows = (row for file in read.find_files(str(output)) for _, row, _ in read.read_rows(file))
+    rows = (row for file in read.find_files(str(output)) for _, row in read.read_rows(file))
     first = [*itertools.islice(rows, SHOWN_SAMPLES)]
     with write.whole_file(preview_of(output)) as part:
         part.write_bytes(orjson.dumps(first, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
@@ -209,7 +209,7 @@ def main() -> None:
     with write.work_folder(args.output) as folder:
         work = Work(convert, Selected, outputs, folder, sample_schema(), strict=args.strict, loads=load_text)
         totals = convert_files(files, work, args.num_proc, "step 2")
-        print_reasons(work.finish(REJECTS), totals.set_aside, len(files) > 1)
+        finish_rejects(work, totals)
         finish(args, settings, work, totals)
 
 
