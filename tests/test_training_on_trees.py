@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, assistant, call, run_here, tool, user, write_jsonl
+from conftest import HANGS, ROOT, assistant, call, run_here, tool, user, write_jsonl
 from datasets import load_from_disk
 from llamafactory.hparams import ModelArguments
 from transformers import AutoConfig, BloomConfig, RwkvConfig
@@ -81,7 +81,7 @@ def train(project, tiny_model):
         own = [one for one in SETTINGS if command is TREES or not one.startswith("row_")]
         names = f"model_name_or_path={tiny_model}", "dataset=samples", f"output_dir={output}"
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        options = {"capture_output": True, "text": True, "timeout": 500}
+        options = {"capture_output": True, "text": True, "timeout": HANGS}
         options["env"] = {**os.environ, "PATH": path, "LLAMAFACTORY_VERBOSITY": "ERROR", **environment}
         for _ in range(ATTEMPTS):
             shutil.rmtree(project / output, ignore_errors=True)
@@ -126,7 +126,7 @@ def test_losses_are_those_of_the_same_samples_one_by_one(trees, prefix):
     losses, of_held, printed = trees
     assert losses == pytest.approx(prefix, rel=1e-5)
     assert len(of_held) == 2 and of_held[1] < of_held[0]
-    assert "train: 12 samples of" in printed and "in 4 rows of" in printed and "validation: 3 samples of" in printed
+    assert "tokens of 12 samples are" in printed and "in 4 rows of" in printed and "tokens of 3 samples are" in printed
     assert "gradient_accumulation_steps: 2 rows: a step holds 1.00 times" in printed
     assert printed.count("attention on token trees is right here: ") == 1
 
@@ -206,12 +206,13 @@ def test_settings_that_trees_cannot_have_are_refused_with_the_way_out(setting, e
         train_on_trees.check_settings(setting)
 
 
-def test_torchrun_without_a_gpu_needs_the_number_of_processes(monkeypatch):
+def test_without_a_gpu_the_way_to_train_on_a_cpu_is_told(monkeypatch):
     monkeypatch.setattr("llamafactory.extras.misc.get_device_count", lambda: 0)
-    monkeypatch.setenv("FORCE_TORCHRUN", "1")
     monkeypatch.delenv("NPROC_PER_NODE", raising=False)
-    with pytest.raises(SystemExit, match="set NPROC_PER_NODE"):
-        train_on_trees.number_of_devices()
+    monkeypatch.setenv("FORCE_TORCHRUN", "1")
+    says = "there is no GPU to train on: start it without FORCE_TORCHRUN=1, and with deepspeed=null bf16=false"
+    with pytest.raises(SystemExit, match=says):
+        train_on_trees.check_settings({"deepspeed": "x.json", "bf16": True})
 
 
 def test_settings_that_are_set_otherwise_are_told(capsys):
@@ -279,7 +280,7 @@ def test_another_run_may_write_the_same_rows_meanwhile(tmp_path, monkeypatch):
         replace(source, target)
 
     monkeypatch.setattr(os, "replace", late)
-    assert write_one_row(tmp_path / "rows") == write_one_row(tmp_path / "rows") == {"train": Written(1, 3, 1, 128)}
+    assert write_one_row(tmp_path / "rows") == write_one_row(tmp_path / "rows") == {"train": Written(1, 3, 1, 3)}
     assert len(load_from_disk(str(tmp_path / "rows"))["train"]) == 1
 
 

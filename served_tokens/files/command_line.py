@@ -3,9 +3,13 @@
 import argparse
 import functools
 import os
+import shlex
 import signal
 import sys
 import time
+from pathlib import Path
+
+from served_tokens.files.write import shown
 
 
 class CommandLine(argparse.ArgumentParser):
@@ -47,6 +51,11 @@ class Took:
 
     def __str__(self) -> str:
         return "took: " + ", ".join(self.parts)
+
+
+def print_command(script: Path, *words: str) -> None:
+    """The line with the command for the next step, as it can be pasted here."""
+    print(shlex.join(["next:", "python", shown(script), *words]))
 
 
 def run(main) -> None:

@@ -12,9 +12,11 @@ import itertools
 import json
 import multiprocessing
 import os
+import pickle
 import re
 import signal
 import sys
+import tempfile
 import threading
 from collections import Counter, defaultdict
 from collections.abc import Callable
@@ -142,32 +144,34 @@ def finish_rejects(work: Work, totals: Totals) -> None:
 def in_processes(function, items, num_proc: int):
     """map(function, items) over processes, of few items at a time; here where there is but one.
 
-    The processes inherit the function, so it may hold what is large or cannot be sent.
+    The processes inherit the function, so it may hold what is large or cannot be sent. Results come back in files: of a
+    process that is killed in the middle of a pipe, the parent would wait for ever for the rest.
     """
     head = [*itertools.islice(items, 2)]
     items = itertools.chain(head, items)
     if num_proc == 1 or len(head) < 2:
         yield from map(function, items)
         return
-    futures = collections.deque()
-    pool = ProcessPoolExecutor(num_proc, multiprocessing.get_context("fork"), _start, (function,))
-    try:
-        for item in items:
-            futures.append(pool.submit(_run, item))
-            if len(futures) > num_proc + 1:
-                yield futures.popleft().result()
-        while futures:
-            yield futures.popleft().result()
-    except BrokenProcessPool:
-        raise SystemExit("a worker process was killed (out of memory?); try a smaller --num-proc") from None
-    finally:
-        pool.shutdown(cancel_futures=True)
+    context, futures = multiprocessing.get_context("fork"), collections.deque()
+    with tempfile.TemporaryDirectory() as folder:
+        pool = ProcessPoolExecutor(num_proc, context, _start, (function, folder))
+        try:
+            for item in items:
+                futures.append(pool.submit(_run, item))
+                if len(futures) > num_proc + 1:
+                    yield _taken(futures.popleft().result())
+            while futures:
+                yield _taken(futures.popleft().result())
+        except BrokenProcessPool:
+            raise SystemExit("a worker process was killed (out of memory?); try a smaller --num-proc") from None
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
-def _start(function) -> None:
-    """In a new process: what to do with items, and to end with the parent, as signals are its."""
-    global _function
-    _function = function
+def _start(function, folder: str) -> None:
+    """In a new process: what to do with items, where to put results, and to end with the parent, as signals are its."""
+    global _function, _folder
+    _function, _folder = function, folder
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # by which a broken pool ends its processes
 
@@ -178,5 +182,15 @@ def _start(function) -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-def _run(item):
-    return _function(item)
+def _run(item) -> str:
+    """The file with the result of an item."""
+    with tempfile.NamedTemporaryFile(dir=_folder, delete=False) as file:
+        pickle.dump(_function(item), file, pickle.HIGHEST_PROTOCOL)
+    return file.name
+
+
+def _taken(path: str):
+    """The result in a file, which is removed."""
+    with open(path, "rb") as file:
+        os.unlink(path)
+        return pickle.load(file)

@@ -3,6 +3,7 @@
 import codecs
 import contextlib
 import gzip
+import hashlib
 import io
 import itertools
 import json
@@ -75,6 +76,24 @@ def open_data(source: str):
     return path.open("rb")
 
 
+def digest_of(source: str) -> str:
+    """8 bytes of the SHA-256 of a data file, as hex, by which one sees that it has changed."""
+    try:
+        with open_data(source) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    except OSError as error:
+        raise SystemExit(f"{source}: cannot be read ({error})") from None
+
+
+def checksum(path: Path) -> str:
+    """SHA-256 of a file, as hex; of a folder, that of the lines that sha256sum prints of its files, sorted by name."""
+    if path.is_dir():
+        lines = "".join(f"{checksum(file)}  {file.name}\n" for file in sorted(path.iterdir()))
+        return hashlib.sha256(lines.encode()).hexdigest()
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def download(data_set: str, name: str, revision: str) -> Path:
     """Where a file of a Hugging Face data set is in the Hub's cache, downloaded unless it is there.
 
@@ -94,9 +113,9 @@ def one_line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def progress(desc: str, unit: str = " rows"):
-    """A count of rows, or of others, on the screen."""
-    return tqdm(desc=desc, unit=unit, mininterval=0.1 if sys.stderr.isatty() else SECONDS_OF_LOG)
+def progress(desc: str, unit: str = " rows", total: int | None = None):
+    """A count on the screen; with the total, how much of it is done and the time that is left."""
+    return tqdm(desc=desc, unit=unit, total=total, mininterval=0.1 if sys.stderr.isatty() else SECONDS_OF_LOG)
 
 
 # ---------------------------------------------------------------- rows

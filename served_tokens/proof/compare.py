@@ -71,14 +71,12 @@ class Checked:
     supervised: (source, trajectory, turn) of each turn that a sample trains, as often as one does.
     tasks: of the trajectories that samples are of, see `task_of`.
     answers: an `Answer` of each turn.
-    rows: how many they are.
     """
 
     found: Findings
     supervised: list = field(default_factory=list)
     tasks: set = field(default_factory=set)
     answers: list = field(default_factory=list)
-    rows: int = 0
 
 
 def check_dataset(found: Findings, path: Path, provenance, built, truth: Truth) -> Checked:
@@ -95,19 +93,19 @@ def check_dataset(found: Findings, path: Path, provenance, built, truth: Truth) 
     samples = Samples(built=built, claims=claims, readings=readings, why=reasons_of(path, truth.trajectories))
     checked, answers = Checked(found), {}
     check = functools.partial(_check_rows, found.trains, samples, truth)
-    with progress("check") as bar:
+    with progress(f"check {found.name}", " samples", len(provenance)) as bar:
         for part in in_processes(check, read_chunks([*readings], ROWS_AT_ONCE), os.cpu_count()):
             found.add(part.found)
             checked.supervised += part.supervised
             checked.tasks |= part.tasks
             for answer in part.answers:
                 note_answer(found, answers, answer)
-            bar.update(part.rows)
+            bar.update(len(part.found.lengths))
     turns = set(checked.supervised)
     for place in sorted(claims.keys() - {Place(source, row) for source, row, _ in turns}):
         raise SystemExit(
-            f"{place.source}: has no usable row {place.row}, of which there are samples; "
-            "name the file that step 1 read by --trajectories"
+            f"{place.source}: has no usable row {place.row}, of which there are samples, so it is not what "
+            "step 1 read; run both steps again, or name the file that step 1 read by --trajectories"
         )
     found.counts.supervised_turns = len(turns)
     return checked
@@ -116,7 +114,7 @@ def check_dataset(found: Findings, path: Path, provenance, built, truth: Truth) 
 def _check_rows(trains: bool, samples: Samples, truth: Truth, rows: list) -> Checked:
     """What is learnt of some rows, (place, raw) of each."""
     found = Findings("", trains, "", lengths={}, exact={})
-    checked = Checked(found, rows=len(rows))
+    checked = Checked(found)
     for place, raw in rows:
         if not (trains or place in samples.claims):
             continue

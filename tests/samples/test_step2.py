@@ -102,7 +102,7 @@ def test_default_output_has_the_name_of_its_input_and_the_shipped_files_name_tha
     for name in ("mine_plain", "mine_apply_qwen3_template", "mine"):
         write_jsonl(tmp_path / f"{name}.jsonl", [step1_row(CONVERSATION)])
         said = run(STEP2, f"{name}.jsonl").stdout
-        assert said.endswith("qwen3_full_sft.yaml dataset_dir=. dataset=mine_samples\n")
+        assert said.endswith("qwen3_full_sft.yaml dataset=mine_samples\n")
         assert len(read_samples(tmp_path / "mine_samples")) == 4
     assert [*json.loads((tmp_path / "dataset_info.json").read_text())] == ["mine_samples"]
     output = default_output("data/envscaler_plain.jsonl")
@@ -164,7 +164,7 @@ def test_rows_that_are_not_of_step_1_are_set_aside(run, tmp_path):
 )
 def test_step_2_ends_with_the_command_that_checks_its_samples(step2, options, settings):
     step2([CONVERSATION], *options, output="my samples.parquet")
-    command = "next: python check_training_tokens.py qwen3_full_sft.yaml dataset_dir=. 'dataset=my samples'"
+    command = f"next: python {ROOT}/check_training_tokens.py {ROOT}/qwen3_full_sft.yaml 'dataset=my samples'"
     assert step2.said.splitlines()[-1] == command + settings
 
 
