@@ -19,6 +19,7 @@ included. How that message looks later, as history in the prompts of other turns
 
 import argparse
 import functools
+import json
 import os
 import shlex
 import sys
@@ -28,11 +29,11 @@ from pathlib import Path
 from served_tokens.files import hub, read, write
 from served_tokens.files.command_line import CommandLine, exit_on_signals, positive_count, run
 from served_tokens.files.processes import Totals, Work, convert_files, print_reasons
-from served_tokens.marks import TrajectoryError
+from served_tokens.marks import TrajectoryError, in_json
 from served_tokens.prompts.chat_template import QWEN3, ChatTemplate, load_chat_template, read_chat_template
 from served_tokens.prompts.echo import ECHOES
 from served_tokens.prompts.turns import apply_chat_template, apply_despite_control_tokens
-from served_tokens.rows.keys import FIELDS
+from served_tokens.rows.keys import FIELDS, NO_KWARGS
 from served_tokens.rows.notes import Noted, digest, noted
 from served_tokens.rows.other import holds_conversation
 from served_tokens.rows.servers import STYLES
@@ -53,7 +54,7 @@ def plain_row(
         raise TrajectoryError("the row has a column `served`: it is one of step 1 already")
     trajectory = read_trajectory(row, reading, chat_template.control_tokens)
     counts = noted(trajectory)
-    render = load_chat_template(chat_template)
+    render = load_chat_template(chat_template, json.dumps(trajectory.template_kwargs, sort_keys=True))
     apply = apply_despite_control_tokens if reading.allow_control_tokens else apply_chat_template
     plain, served = apply(trajectory.messages, trajectory.tools, render, reading.echo)
     for turn in served["turns"]:
@@ -117,6 +118,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--server-style", choices=[*STYLES], default="vllm", help=style)
     echo = "past turns as an agent sends the server's answers back, streamed or not (default: as the rows have them)"
     add("--echo", choices=ECHOES, default="none", help=echo)
+    kwargs = "what the chat template gets in each row, such as '{\"enable_thinking\": true}'; the row's own win"
+    add("--template-kwargs", type=template_kwargs, default={}, metavar="JSON", help=kwargs)
     field = f"read what stands under KEY as {', '.join(FIELDS)}; repeatable"
     add("--read-as", action="append", default=[], type=key_and_field, metavar="KEY=FIELD", help=field)
     ignored = "a key that is no part of the conversation: `note`, or `message.note`, then not read either; repeatable"
@@ -133,6 +136,14 @@ def key_and_field(text: str) -> tuple[str, str]:
     if not key or field not in FIELDS:
         raise argparse.ArgumentTypeError(f"{text!r} is not KEY=FIELD with a FIELD of {', '.join(FIELDS)}")
     return key, field
+
+
+def template_kwargs(text: str) -> dict:
+    """An object out of its JSON, for argparse."""
+    kwargs = in_json(text)
+    if not isinstance(kwargs, dict) or kwargs.keys() & NO_KWARGS:
+        raise argparse.ArgumentTypeError(f"{text!r} is no JSON object of what a chat template reads of a request")
+    return kwargs
 
 
 def reading_of(args: argparse.Namespace) -> Reading:

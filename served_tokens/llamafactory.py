@@ -23,10 +23,9 @@ from tqdm import tqdm
 
 from served_tokens.files.processes import in_processes
 from served_tokens.marks import remembering
-from served_tokens.samples.alpaca import COLUMNS
+from served_tokens.samples.alpaca import COLUMNS, PROVENANCE
 
 COMPARED = 64  # samples of each data set that are made by LlamaFactory's loader too
-PROVENANCE = ("source", "trajectory", "turns", "served_as", "reading")
 OUT_OF_REACH = (
     "; is model_name_or_path a local folder or the Hub within reach, and can HF_HOME and HF_DATASETS_CACHE be written?"
 )

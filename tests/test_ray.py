@@ -136,7 +136,7 @@ def test_wrong_argument_is_a_clear_error_before_ray_starts(tmp_path):
     for arguments, reason in (
         (("empty", "out"), "empty: no .json, .jsonl, .jsonl.gz, .parquet file there"),
         (("none", "out"), "none: no .json, .jsonl, .jsonl.gz, .parquet file there"),
-        (("x.jsonl", "there"), "there: holds more than Parquet files of these scripts; name another folder"),
+        (("x.jsonl", "there"), "there: holds more than files of these scripts; name another folder"),
         (("x.jsonl", "x.jsonl"), "x.jsonl: is the input too; name another output"),
         (("x.jsonl", "x.jsonl/out"), "x.jsonl/out: cannot be written ("),
     ):

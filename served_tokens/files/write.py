@@ -36,8 +36,11 @@ def still_there(path: Path) -> str:
     return "; the one of an earlier run is still there" if path.exists() else ""
 
 
-def check_output(output: Path) -> None:
-    """Whether something can be written under this name, a file or a folder of Parquet files; before the work."""
+def check_output(output: Path, holds: str = r"\d+-of-\d+\.parquet") -> None:
+    """Whether something can be written under this name, a file or a folder; before the work.
+
+    holds: what the names of the files match that a folder of these scripts has.
+    """
     if output.name == "dataset_info.json":
         raise SystemExit(f"{output}: is LlamaFactory's list of data sets; name another output")
     is_folder = not re.search(r"\.[A-Za-z]+$", output.name)  # .v2 and .1 end the name of a folder too
@@ -46,8 +49,8 @@ def check_output(output: Path) -> None:
     if output.is_file() if is_folder else output.is_dir():
         raise SystemExit(f"{output}: cannot be written, as there is a {'file' if is_folder else 'folder'} of this name")
     held = output.iterdir() if output.is_dir() else ()
-    if not all(re.fullmatch(r"\d+-of-\d+\.parquet", file.name) for file in held):
-        raise SystemExit(f"{output}: holds more than Parquet files of these scripts; name another folder")
+    if not all(re.fullmatch(holds, file.name) for file in held):
+        raise SystemExit(f"{output}: holds more than files of these scripts; name another folder")
 
 
 def refuse_inputs(inputs, *outputs: Path) -> None:
@@ -121,15 +124,20 @@ def finish(part: Path, output: Path) -> None:
             files = sorted(part.iterdir())
             for number, file in enumerate(files):
                 file.rename(part / f"{number:05}-of-{len(files):05}.parquet")
-        earlier = part.with_name(f"{part.name}.earlier")
-        try:
-            if output.is_dir():  # which cannot be replaced at once
-                os.replace(output, earlier)
-            os.replace(part, output)
-        except BaseException:
-            if earlier.exists() and not output.exists():
-                os.replace(earlier, output)
-            raise
+        replace(part, output)
+
+
+def replace(part: Path, output: Path) -> None:
+    """Give what is in a work folder the name of the output, in place of an earlier one."""
+    earlier = part.with_name(f"{part.name}.earlier")
+    try:
+        if output.is_dir():  # which cannot be replaced at once
+            os.replace(output, earlier)
+        os.replace(part, output)
+    except BaseException:
+        if earlier.exists() and not output.exists():
+            os.replace(earlier, output)
+        raise
 
 
 def _joined(files: list[Path], whole: Path) -> Path:

@@ -15,8 +15,8 @@ SWITCHES = ("weight", "loss", "train", "loss_mask", "trainable")
 OF_A_TOOL, OF_A_FUNCTION = ["type", "function"], ["name", "description", "parameters"]
 
 
-def plain_reading(row: dict, tools_as_given: bool = True) -> tuple[list, list] | None:
-    """What the chat template gets of a plain row: (messages, tools); None where the row is not plain.
+def plain_reading(row: dict, tools_as_given: bool = True) -> tuple[list, list, dict] | None:
+    """What the chat template gets of a plain row: (messages, tools, kwargs); None where the row is not plain.
 
     Args:
         row: as its file has it.
@@ -28,9 +28,12 @@ def plain_reading(row: dict, tools_as_given: bool = True) -> tuple[list, list] |
     if any(row.get(column) for column in OTHER_COLUMNS) or not (isinstance(messages, list) and isinstance(tools, list)):
         return None
     read = [_message(message) for message in messages]
-    if None in read or (tools and not tools_as_given) or not all(map(_is_plain_tool, tools)):
+    hidden = "chat_template_kwargs" in json.dumps([row.get("metadata"), row.get("extra_body")], default=str)
+    if None in read or (tools and not tools_as_given) or not all(map(_is_plain_tool, tools)) or hidden:
         return None
-    return read, [json.dumps(tool) for tool in tools]
+    kwargs = {"reasoning_effort": row.get("reasoning_effort")} | _decoded(row.get("chat_template_kwargs") or {})
+    kwargs = {key: value for key, value in kwargs.items() if value is not None}
+    return read, [json.dumps(tool) for tool in tools], kwargs
 
 
 def not_to_be_trained(row: dict, number_of_turns: int) -> set[int]:

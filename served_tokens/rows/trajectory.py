@@ -38,6 +38,7 @@ class Reading:
     allow_calls_without_tools: bool = False
     server_style: str = "vllm"  # see `servers`
     echo: str = "none"  # see `echo`
+    template_kwargs: dict = field(default_factory=dict)  # what the chat template gets too; those of a row win
 
     def told(self) -> dict:
         """What the prompts follow, and what else is not the default: its fields, which make it again."""
@@ -53,7 +54,7 @@ AS_IT_IS = Reading()
 class Trajectory:
     """A row as it is served, and what was met on the way.
 
-    messages, tools: what the chat template gets; tools is None where there are none.
+    messages, tools, template_kwargs: what the chat template gets; tools is None where there are none.
     given: the row in the one shape, before a server took it; messages at the same positions.
     not_trained: {position of a turn: why it is context only}.
     """
@@ -61,6 +62,7 @@ class Trajectory:
     messages: list[dict]
     tools: list[dict] | None
     given: Shaped
+    template_kwargs: dict = field(default_factory=dict)
     not_trained: dict[int, str] = field(default_factory=dict)
 
     @property
@@ -91,7 +93,18 @@ def read_trajectory(row: dict, reading: Reading = AS_IT_IS, control_tokens: tupl
         if why := _unfinished(messages[-1]):
             not_trained[position] = why
     tools = [served_tool(tool, reading.server_style) for tool in given.tools or ()] or None
-    trajectory = Trajectory(messages=messages, tools=tools, given=given, not_trained=not_trained | given.not_trained)
+    kwargs = reading.template_kwargs | given.template_kwargs
+    if given.thinking is None:
+        given.thinking = kwargs.get("enable_thinking")
+    elif "enable_thinking" in kwargs:
+        kwargs["enable_thinking"] = given.thinking
+    trajectory = Trajectory(
+        messages=messages,
+        tools=tools,
+        given=given,
+        template_kwargs=kwargs,
+        not_trained=not_trained | given.not_trained,
+    )
     if not trajectory.turns:
         raise TrajectoryError("the trajectory has no assistant message, so there is nothing to train on")
     for position in trajectory.turns:

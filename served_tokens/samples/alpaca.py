@@ -11,6 +11,7 @@ from collections import defaultdict
 from served_tokens.marks import BLOCK_END, BLOCK_START, TrajectoryError, in_json
 
 OF_STEP_1 = {"source", "trajectory", "reading", "enable_thinking", "turns", "drop", "template", "given"}
+PROVENANCE = ("source", "trajectory", "turns", "served_as", "reading")
 COLUMNS = {"prompt": "instruction", "query": "input", "response": "output", "system": "system", "history": "history"}
 
 
@@ -22,10 +23,23 @@ def sample_schema():
     """The columns of a sample, for pyarrow."""
     import pyarrow as pa
 
-    names = ("instruction", "input", "output", "system", "history", "source", "trajectory", "turns", "served_as")
-    texts = dict.fromkeys((*names, "reading"), pa.string())
-    history, turns = pa.list_(pa.list_(pa.string())), pa.list_(pa.int64())
-    return pa.schema({**texts, "history": history, "trajectory": pa.int64(), "turns": turns})
+    texts = dict.fromkeys(("instruction", "input", "output", "system"), pa.string())
+    own = pa.schema({**texts, "history": pa.list_(pa.list_(pa.string()))})
+    return pa.unify_schemas([own, provenance_schema()])
+
+
+def provenance_schema():
+    """The columns that say where a sample comes from, for pyarrow."""
+    import pyarrow as pa
+
+    kinds = {"trajectory": pa.int64(), "turns": pa.list_(pa.int64())}
+    return pa.schema({column: kinds.get(column, pa.string()) for column in PROVENANCE})
+
+
+def told_of(served: dict, turns: list[int], served_as: str) -> dict:
+    """Where a sample that supervises these turns comes from."""
+    its = {"source": served["source"], "trajectory": served["trajectory"], "turns": turns}
+    return its | {"served_as": served_as, "reading": json.dumps(served["reading"])}
 
 
 def step1_columns(row: dict) -> tuple[list[dict], dict]:
@@ -52,7 +66,7 @@ def to_samples(
     Returns (samples, {turn: why it is left out}); each turn of the trajectory is in one of the two.
     """
     given = "" if served_as == "no-thinking" else served["given"]
-    samples, left_out, reading = [], {}, json.dumps(served["reading"])
+    samples, left_out = [], {}
     so_far, supervised = [], set()  # to merge: the blocks of the last sample, and which of them it supervises
     for turn, prompt in served_prompts(messages, served, served_as):
         pairs = ends_of_pairs(prompt, served_as, given)
@@ -74,8 +88,7 @@ def to_samples(
         turns = [turn["turn"]]
         if goes_on:
             turns = samples.pop()["turns"] + turns
-        its = {"source": served["source"], "trajectory": served["trajectory"], "turns": turns}
-        samples.append({**columns, **its, "served_as": served_as, "reading": reading})
+        samples.append(columns | told_of(served, turns, served_as))
         if merge_turns:
             so_far, supervised = [*prompt, ("assistant", target)], {*pairs, len(prompt)}
     return samples, left_out

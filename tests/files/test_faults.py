@@ -268,7 +268,7 @@ def test_folder_that_holds_the_input_is_not_replaced(run, tmp_path, output):
     run(STEP1, "x.jsonl", "data/y")
     (tmp_path / "x.jsonl").unlink()
     for script, source in ((STEP2, "data/y"), (STEP2, "data"), (STEP1, "data/y/00000-of-00001.parquet")):
-        reasons = "is the input too; name another output|holds more than Parquet files|.: is no name of an output"
+        reasons = "is the input too; name another output|holds more than files|.: is no name of an output"
         assert re.search(reasons, run(script, source, output, expect=1).stderr)
     assert "data/y: is the input too" in run(STEP2, "data/y", "data/y", expect=1).stderr
     assert names(tmp_path / "data/y") == ["00000-of-00001.parquet"]
@@ -363,7 +363,7 @@ def test_folder_of_parquet_files_that_no_script_wrote_is_not_replaced(run, tmp_p
     write_jsonl(tmp_path / "x.jsonl", [ROW])
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.parquet").write_bytes(b"x")
-    assert "out: holds more than Parquet files" in run(STEP1, "x.jsonl", "out", expect=1).stderr
+    assert "out: holds more than files" in run(STEP1, "x.jsonl", "out", expect=1).stderr
     assert names(tmp_path / "out") == ["mine.parquet"]
     run(STEP1, "x.jsonl", "new")
     assert "new, in place of an earlier one" in run(STEP1, "x.jsonl", "new").stdout

@@ -1,0 +1,132 @@
+"""Samples as token ids: the served prompt of a turn as a server tokenizes it, and its target, for any chat template."""
+
+import functools
+import re
+from pathlib import Path
+
+from served_tokens.files import write
+from served_tokens.marks import BLOCK_END, BLOCK_START, IGNORE_INDEX, remembering
+from served_tokens.samples.alpaca import PROVENANCE, NoSample, provenance_schema, served_prompts, told_of
+from served_tokens.samples.lengths import load_tokenizer
+
+IDS = ("input_ids", "attention_mask", "labels")  # exactly these columns, as axolotl asks for
+STRETCHES = re.compile(f"({re.escape(BLOCK_START)}|{re.escape(BLOCK_END)})")
+PROBE = f"{BLOCK_START}user\n a \n{BLOCK_END}\n{BLOCK_START}assistant\n"
+TRAIN, EVALUATED = "train", "validation"  # splits, as LlamaFactory names them
+PROVENANCE_FILE = "provenance_{}.parquet"  # of a split
+HELD = f"dataset_dict.json|{TRAIN}|{EVALUATED}|{PROVENANCE_FILE.format('.*')}"  # by a folder of samples
+
+
+def token_schema():
+    """The columns of a sample, for pyarrow."""
+    import pyarrow as pa
+
+    schema = provenance_schema()
+    for column in IDS:
+        schema = schema.append(pa.field(column, pa.list_(pa.int8() if column == "attention_mask" else pa.int32())))
+    return schema
+
+
+@functools.cache
+def load_encoder(name: str):
+    """encode(text) -> token ids, as the tokenizer of a model makes them of the whole text.
+
+    A tokenizer splits a text at its special tokens first; where that is seen, the stretches that prompts share are
+    tokenized once.
+    """
+    whole = functools.partial(load_tokenizer(name).encode, add_special_tokens=False)
+    of_stretch = remembering(whole)
+
+    def encode(text: str) -> list[int]:
+        return [number for stretch in STRETCHES.split(text) for number in of_stretch(stretch)]
+
+    splits_first = len(whole(BLOCK_START)) == len(whole(BLOCK_END)) == 1 and encode(PROBE) == whole(PROBE)
+    return encode if splits_first else whole
+
+
+def to_token_samples(
+    messages: list[dict], served: dict, served_as: str, merge_turns: bool, refuse, encode
+) -> tuple[list[dict], dict[int, str]]:
+    """The samples of one trajectory as token ids, and the reasons for which its other turns are left out.
+
+    Args: as for `to_samples`, with the columns "input_ids", "attention_mask" and "labels"; encode: see `load_encoder`.
+    """
+    given = served["given_without_thinking" if served_as == "no-thinking" else "given"]
+    samples, left_out = [], {}
+    for turn, prompt in served_prompts(messages, served, served_as):
+        try:
+            if turn["left_out"]:
+                raise NoSample(turn["left_out"])
+            target = _generated(messages[turn["message"]]["content"], turn["answer"], served_as, given)
+            blocks = "".join(f"{BLOCK_START}{role}\n{text}{BLOCK_END}\n" for role, text in prompt)
+            context = encode(f"{blocks}{BLOCK_START}assistant\n{given}")
+            sample = _sample(context, encode(f"{target}{BLOCK_END}\n"))
+            refuse(turn, sample)
+        except NoSample as reason:
+            left_out[turn["turn"]] = str(reason)
+        else:
+            samples.append(sample | told_of(served, [turn["turn"]], served_as))
+    return _merged(samples) if merge_turns else samples, left_out
+
+
+def _generated(target: str, answer_start: int | None, served_as: str, given: str) -> str:
+    """What the model writes of a target behind the generation prompt. Raises NoSample."""
+    if served_as != "no-thinking":
+        if not target.startswith(given):
+            raise NoSample("its target does not begin as the generation prompt does, so the model cannot write it")
+        return target.removeprefix(given)
+    if answer_start is None:
+        raise NoSample("the chat template shows its answer otherwise without reasoning")
+    return target[answer_start:]
+
+
+def _sample(prompt: list[int], target: list[int]) -> dict:
+    ids = prompt + target
+    return {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": [IGNORE_INDEX] * len(prompt) + target}
+
+
+def _merged(samples: list[dict]) -> list[dict]:
+    """Samples that begin with the whole sample before them as one with it, which supervises the turns of both."""
+    merged = []
+    for sample in samples:
+        before = merged[-1] if merged else None
+        if before and sample["input_ids"][: (size := len(before["input_ids"]))] == before["input_ids"]:
+            labels, turns = before["labels"] + sample["labels"][size:], before["turns"] + sample["turns"]
+            merged[-1] = sample | {"labels": labels, "turns": turns}
+        else:
+            merged.append(sample)
+    return merged
+
+
+def save_tokens(parts: dict[str, Path], output: Path) -> None:
+    """Make of samples what `datasets.load_from_disk` reads as a DatasetDict, in place of an earlier one.
+
+    In the folder is a Parquet file for each split too, which says where its samples come from, row by row.
+
+    Args:
+        parts: {split: a folder of Parquet files, see `write.append`}, in a work folder.
+    """
+    import pyarrow.parquet as pq
+    from datasets import Dataset, DatasetDict, disable_progress_bars
+    from datasets.arrow_writer import ArrowWriter
+
+    disable_progress_bars()
+    made, schema = DatasetDict(), token_schema()
+    whole = next(iter(parts.values())).with_name("whole")
+    whole.mkdir()
+    with write.written(output):
+        for split, part in parts.items():
+            ids, its = part.with_name(f"{split}.arrow"), provenance_schema()
+            of_ids = schema.empty_table().select(IDS).schema
+            with (
+                ArrowWriter(path=str(ids), schema=of_ids) as rows,
+                pq.ParquetWriter(whole / PROVENANCE_FILE.format(split), its) as told,
+            ):
+                for file in sorted(part.iterdir()):
+                    table = pq.read_table(file, schema=schema)
+                    rows.write_table(table.select(IDS))
+                    told.write_table(table.select(PROVENANCE))
+                rows.finalize()
+            made[split] = Dataset.from_file(str(ids))
+        made.save_to_disk(str(whole))
+        write.replace(whole, output)
