@@ -17,13 +17,15 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 from tqdm import tqdm
 
 from served_tokens.files.processes import in_processes
-from served_tokens.marks import remembering
+from served_tokens.marks import Tokens, remembering
 from served_tokens.samples.alpaca import COLUMNS, PROVENANCE
+from served_tokens.samples.tokens import PROVENANCE_FILE, TRAIN
 
 COMPARED = 64  # samples of each data set that are made by LlamaFactory's loader too
 OUT_OF_REACH = (
@@ -112,20 +114,17 @@ def use_the_hub_if_it_answers() -> None:
 
 
 def for_the_check(data_args, max_samples: int | None):
-    """The data arguments by which the samples are built one by one, as they are before packing; ends where they cannot.
+    """The data arguments by which the samples are built one by one, as they are before packing.
 
     Args:
         max_samples: of each data set, in place of the YAML's.
     """
-    if data_args.tokenized_path is not None and Path(data_args.tokenized_path).exists():
-        sys.exit(
-            f"tokenized_path: LlamaFactory trains on what it tokenized into {data_args.tokenized_path} earlier; "
-            "remove that folder, then check"
-        )
     data_args = copy.copy(data_args)
     data_args.packing = data_args.neat_packing = data_args.streaming = False
-    data_args.max_samples = data_args.max_samples if max_samples is None else max_samples
-    data_args.tokenized_path = None
+    if data_args.tokenized_path is not None and not Path(data_args.tokenized_path).exists():
+        data_args.tokenized_path = None  # it is written by the training
+    if max_samples is not None or data_args.tokenized_path:  # of which LlamaFactory takes all
+        data_args.max_samples = max_samples
     return data_args
 
 
@@ -133,21 +132,25 @@ def for_the_check(data_args, max_samples: int | None):
 class TrainingSet:
     """A data set of the YAML.
 
-    path: its file, or folder of files.
+    path: its file, or folder of files. trains: else it is for evaluation.
     provenance: a table of what step 2 says of each sample, less those behind max_samples.
-    built: the samples as LlamaFactory makes them, see `Built`.
+    built: the samples as LlamaFactory makes them, see `Built`; of `tokenized_path` those that it loads.
     total: how many samples it holds.
     """
 
     name: str
     path: Path
     provenance: object
-    built: "Built"
+    built: "Built | TokenIds"
     total: int
+    trains: bool = True
 
 
-def training_sets(model_args, data_args, training_args) -> tuple[list[TrainingSet], object]:
-    """(the data sets of the YAML, first those that are trained, then those for evaluation; the server's tokenizer)"""
+def training_sets(model_args, data_args, training_args) -> tuple[list[TrainingSet], Tokens]:
+    """(the data sets of the YAML, first those that are trained, then those for evaluation; the server's tokenizer)
+
+    Where the two tokenizers are the same, both sides remember their texts together.
+    """
     from datasets import disable_progress_bars
     from llamafactory.data import get_template_and_fix_tokenizer
     from llamafactory.data.parser import get_dataset_list
@@ -155,20 +158,62 @@ def training_sets(model_args, data_args, training_args) -> tuple[list[TrainingSe
 
     disable_progress_bars()  # of the few samples that its loader makes
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are parallel already
-    parts = load_tokenizer(model_args)
-    served = copy.deepcopy(parts["tokenizer"])  # before the template changes it
+    with mock.patch("transformers.models.auto.processing_auto.AutoTokenizer"):  # would be loaded again, and dropped
+        parts = load_tokenizer(model_args)
+    tokenizer = parts["tokenizer"]
+    served = copy.deepcopy(tokenizer)  # before the template changes it
     served.split_special_tokens = False  # a server never does
-    parts["template"] = get_template_and_fix_tokenizer(parts["tokenizer"], data_args)
+    tokens = Tokens(served)
+    if data_args.tokenized_path:
+        return tokenized_sets(Path(data_args.tokenized_path), data_args.max_samples), tokens
+    parts["template"] = get_template_and_fix_tokenizer(tokenizer, data_args)
+    remembers = copy.copy(tokenizer)
+    same = served.added_tokens_decoder == tokenizer.added_tokens_decoder and not tokenizer.split_special_tokens
+    remembers.encode = tokens if same else remembering(tokenizer.encode)
     names, sets = [*(data_args.dataset or []), *(data_args.eval_dataset or [])], []
     for name, attributes in zip(names, get_dataset_list(names, data_args.dataset_dir)):
-        its = _training_set(name, attributes, parts, model_args, data_args)
+        trains = len(sets) < len(data_args.dataset or [])
+        its = _training_set(name, attributes, {**parts, "tokenizer": remembers}, model_args, data_args, trains)
         if len(its.provenance):
             compare_with_its_loader(its, attributes, parts, model_args, data_args, training_args)
         sets.append(its)
-    return sets, served
+    return sets, tokens
 
 
-def _training_set(name: str, attributes, parts: dict, model_args, data_args) -> TrainingSet:
+def tokenized_sets(folder: Path, max_samples: int | None) -> list[TrainingSet]:
+    """The splits of samples that are token ids, see `save_tokens`; raises ValueError where they are not step 2's."""
+    from datasets import load_from_disk
+
+    if not (folder / PROVENANCE_FILE.format(TRAIN)).exists():
+        raise ValueError(
+            f"tokenized_path: {folder} does not say which turns its samples are of; write it with step 2 --tokens, or "
+            "remove it where LlamaFactory tokenized it earlier"
+        )
+    sets = []
+    for split, rows in load_from_disk(str(folder)).items():
+        provenance = _parquet_table(folder / PROVENANCE_FILE.format(split))
+        if len(provenance) != len(rows):
+            raise ValueError(f"tokenized_path: {folder} was changed; run step 2 again")
+        kept = range(len(rows) if max_samples is None else min(max_samples, len(rows)))
+        built = TokenIds(rows)
+        sets.append(TrainingSet(split, folder, provenance.select(kept), built, len(rows), split == TRAIN))
+    return sets
+
+
+class TokenIds:
+    """Samples that are token ids already, each as LlamaFactory takes it: {"input_ids", "labels"}."""
+
+    def __init__(self, rows):
+        self.rows = rows
+
+    def __getitem__(self, position: int) -> dict[str, list[int]]:
+        row = self.rows[position]
+        if row.pop("attention_mask") != [1] * len(row["input_ids"]):
+            raise ValueError(f"sample {position} hides tokens by its attention_mask; run step 2 again")
+        return row
+
+
+def _training_set(name: str, attributes, parts: dict, model_args, data_args, trains: bool) -> TrainingSet:
     from datasets import load_dataset
     from llamafactory.extras.constants import FILEEXT2TYPE
 
@@ -188,7 +233,7 @@ def _training_set(name: str, attributes, parts: dict, model_args, data_args) -> 
     provenance = samples.select_columns([*PROVENANCE])
     if data_args.max_samples is not None:
         provenance = provenance.select(range(min(data_args.max_samples, len(samples))))
-    return TrainingSet(name, path, provenance, Built(samples, attributes, parts, data_args), len(samples))
+    return TrainingSet(name, path, provenance, Built(samples, attributes, parts, data_args), len(samples), trains)
 
 
 class ParquetRows:
@@ -217,10 +262,15 @@ class ParquetRows:
         return self.held[1].slice(position - first, 1).to_pylist()[0]
 
     def select_columns(self, names: list[str]):
-        import pyarrow.parquet as pq
-        from datasets import Dataset
+        return _parquet_table(self.files, names)
 
-        return Dataset(pq.read_table(self.files, columns=names))
+
+def _parquet_table(files, columns: list[str] | None = None):
+    """Parquet files as a data set in memory."""
+    import pyarrow.parquet as pq
+    from datasets import Dataset
+
+    return Dataset(pq.read_table(files, columns=columns))
 
 
 class Built:
@@ -238,9 +288,7 @@ class Built:
 
         self.samples = samples
         self.convert = get_dataset_converter(attributes.formatting, attributes, data_args)
-        tokenizer = copy.copy(parts["tokenizer"])
-        tokenizer.encode = remembering(tokenizer.encode)  # of past turns it is asked again with each sample
-        self.processor = SupervisedDatasetProcessor(**{**parts, "tokenizer": tokenizer}, data_args=data_args)
+        self.processor = SupervisedDatasetProcessor(**parts, data_args=data_args)
 
     def __getitem__(self, position: int) -> dict[str, list[int]]:
         aligned = self.convert(self.samples[position])

@@ -1,6 +1,9 @@
 """What all wings share: the marks of chat texts, the error of a row, counts, and a few words about JSON values."""
 
+import functools
+import itertools
 import json
+import re
 from collections import Counter
 from dataclasses import fields
 
@@ -13,6 +16,8 @@ CONTROL_TOKENS = (  # of Qwen's tokenizers: in a text they are no text but a mar
     *(f"<|{name}_pad|>" for name in ("vision", "image", "video")),
 )
 IGNORE_INDEX = -100  # LlamaFactory's extras/constants.py: no loss on this token
+
+_MARKS = re.compile(f"({re.escape(BLOCK_START)}|{re.escape(BLOCK_END)})")
 
 
 class TrajectoryError(ValueError):
@@ -113,3 +118,28 @@ def remembering(encode, characters: int = 1 << 22):
         return known[key]
 
     return remembered
+
+
+class Tokens:
+    """The token ids of texts, as a tokenizer makes them of a whole text.
+
+    A tokenizer splits a text at its special tokens first, and tokenizes what is between them by itself. So a stretch
+    that several texts share is tokenized once; of the longest text it is seen that this is so.
+    """
+
+    def __init__(self, tokenizer):
+        self.tokenizer = tokenizer
+        self.of_whole = functools.partial(tokenizer.encode, add_special_tokens=False)
+        self.of_stretch = remembering(self.of_whole)
+        self.proven = 0  # characters of the longest text of which it was seen
+
+    def __call__(self, text: str, add_special_tokens: bool = False) -> list[int]:
+        ids = [*itertools.chain.from_iterable(map(self.of_stretch, _MARKS.split(text)))]
+        if len(text) > 2 * self.proven:
+            self.proven = len(text)
+            if ids != self.of_whole(text):
+                raise SystemExit(
+                    f"the tokenizer makes other tokens of a text than of its parts between {BLOCK_START} and "
+                    f"{BLOCK_END}; check with a model of which these are special tokens"
+                )
+        return ids

@@ -11,11 +11,11 @@ import jinja2
 
 from served_tokens.files.processes import TOO_DEEP, in_processes
 from served_tokens.files.read import Place, parse_row, progress, read_chunks
-from served_tokens.marks import IGNORE_INDEX, TrajectoryError
+from served_tokens.marks import IGNORE_INDEX, Tokens, TrajectoryError
 from served_tokens.proof.answers import answer_of, note_answer
 from served_tokens.proof.findings import PLACES_KEPT, Findings
 from served_tokens.proof.reading import check_reading
-from served_tokens.proof.tokens import Tokens, described, first_mismatch, supervised_spans
+from served_tokens.proof.tokens import described, first_mismatch, supervised_spans
 from served_tokens.proof.told import Claim, claims_of, reasons_of
 from served_tokens.proof.turn import echoed_messages, expected_sample, served_turn, task_of
 from served_tokens.rows.trajectory import Reading, Trajectory, read_trajectory
@@ -34,20 +34,20 @@ ROWS_AT_ONCE = 8  # trajectories that a process checks at a time
 class Truth:
     """What samples are compared with.
 
-    tokenizer: the model's, with its chat template.
+    encode: the model's tokenizer, with its chat template.
     cutoff_len: LlamaFactory's, in tokens.
     trajectories: the file that step 1 read, where it is not the one that the samples name.
     is_cut: only the first samples of a data set are there.
     """
 
-    tokenizer: object
+    encode: Tokens
     cutoff_len: int
     trajectories: str | None
     is_cut: bool
 
-    @functools.cached_property
-    def encode(self) -> Tokens:
-        return Tokens(self.tokenizer)
+    @property
+    def tokenizer(self):
+        return self.encode.tokenizer
 
     def render_of(self, trajectory: Trajectory):
         """render(messages, tools, add_generation_prompt, **variables) -> str, as for requests of a trajectory."""

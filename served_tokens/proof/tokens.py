@@ -1,38 +1,11 @@
-"""Token ids on both sides: of the texts that are served, and where two samples differ."""
+"""Token ids on both sides: which are supervised, and where two samples differ."""
 
-import functools
 import itertools
-import re
 
-from served_tokens.marks import BLOCK_END, BLOCK_START, IGNORE_INDEX, remembering
+from served_tokens.marks import IGNORE_INDEX
 
-MARKS = re.compile(f"({re.escape(BLOCK_START)}|{re.escape(BLOCK_END)})")
 TOKENS_DIFFER, MASK_DIFFERS = "the tokens differ", "the loss mask differs"
 SHOWN_TOKENS = 12  # on each side of the first difference
-
-
-class Tokens:
-    """The token ids of texts, as the tokenizer makes them of a whole text.
-
-    A tokenizer splits a text at its special tokens first, and tokenizes what is between them by itself. So a stretch
-    that several prompts share is tokenized once; of the longest text it is seen that this is so.
-    """
-
-    def __init__(self, tokenizer):
-        self.of_whole = functools.partial(tokenizer.encode, add_special_tokens=False)
-        self.of_stretch = remembering(self.of_whole)
-        self.proven = 0  # characters of the longest text of which it was seen
-
-    def __call__(self, text: str) -> list[int]:
-        ids = [number for stretch in MARKS.split(text) for number in self.of_stretch(stretch)]
-        if len(text) > 2 * self.proven:
-            self.proven = len(text)
-            if ids != self.of_whole(text):
-                raise SystemExit(
-                    f"the tokenizer makes other tokens of a text than of its parts between {BLOCK_START} and "
-                    f"{BLOCK_END}; check with a model of which these are special tokens"
-                )
-        return ids
 
 
 def supervised_spans(labels: list[int]) -> list[tuple[int, int]]:

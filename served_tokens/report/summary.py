@@ -12,6 +12,8 @@ TOO_LONG = "step 2 --cutoff-len N --tokenizer MODEL leaves out what is over cuto
 
 def what_mends(found: Findings, provenance, data_args) -> str:
     """The setting that makes the samples exact, as far as it is known."""
+    if data_args.tokenized_path:
+        return "is it the model of step 2 --tokens, and are its chat template and the trajectories those of step 1?"
     served_as, merged = set(provenance["served_as"]), any(len(turns) > 1 for turns in provenance["turns"])
     mends = {
         TOO_LONG: found.counts.cut,

@@ -1,17 +1,14 @@
 """Samples as token ids: the served prompt of a turn as a server tokenizes it, and its target, for any chat template."""
 
 import functools
-import re
 from pathlib import Path
 
 from served_tokens.files import write
-from served_tokens.marks import BLOCK_END, BLOCK_START, IGNORE_INDEX, remembering
+from served_tokens.marks import BLOCK_END, BLOCK_START, IGNORE_INDEX, Tokens
 from served_tokens.samples.alpaca import PROVENANCE, NoSample, provenance_schema, served_prompts, told_of
 from served_tokens.samples.lengths import load_tokenizer
 
 IDS = ("input_ids", "attention_mask", "labels")  # exactly these columns, as axolotl asks for
-STRETCHES = re.compile(f"({re.escape(BLOCK_START)}|{re.escape(BLOCK_END)})")
-PROBE = f"{BLOCK_START}user\n a \n{BLOCK_END}\n{BLOCK_START}assistant\n"
 TRAIN, EVALUATED = "train", "validation"  # splits, as LlamaFactory names them
 PROVENANCE_FILE = "provenance_{}.parquet"  # of a split
 HELD = f"dataset_dict.json|{TRAIN}|{EVALUATED}|{PROVENANCE_FILE.format('.*')}"  # by a folder of samples
@@ -28,20 +25,9 @@ def token_schema():
 
 
 @functools.cache
-def load_encoder(name: str):
-    """encode(text) -> token ids, as the tokenizer of a model makes them of the whole text.
-
-    A tokenizer splits a text at its special tokens first; where that is seen, the stretches that prompts share are
-    tokenized once.
-    """
-    whole = functools.partial(load_tokenizer(name).encode, add_special_tokens=False)
-    of_stretch = remembering(whole)
-
-    def encode(text: str) -> list[int]:
-        return [number for stretch in STRETCHES.split(text) for number in of_stretch(stretch)]
-
-    splits_first = len(whole(BLOCK_START)) == len(whole(BLOCK_END)) == 1 and encode(PROBE) == whole(PROBE)
-    return encode if splits_first else whole
+def load_encoder(name: str) -> Tokens:
+    """encode(text) -> token ids, as the tokenizer of a model makes them of the whole text."""
+    return Tokens(load_tokenizer(name))
 
 
 def to_token_samples(

@@ -7,6 +7,7 @@ import pytest
 from conftest import GOLDEN, ROOT, assistant, call, tool, user, write_jsonl
 from small_server import MODELS, a_server, serving
 
+from served_tokens.marks import Tokens
 from served_tokens.proof import server as asking
 from served_tokens.proof.compare import Truth
 from served_tokens.proof.server import CHAT, Question, connect, prompt_ids, request_for
@@ -27,7 +28,7 @@ MESSAGES = [
 
 @pytest.fixture
 def truth(tokenizer):
-    return Truth(tokenizer, cutoff_len=40960, trajectories=None, is_cut=False)
+    return Truth(Tokens(tokenizer), cutoff_len=40960, trajectories=None, is_cut=False)
 
 
 def question(messages: list, turn: int, served_as: str = "template", tools=(TOOL,), **reading) -> Question:
