@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +15,7 @@ from served_tokens.marks import BLOCK_END, BLOCK_START, CONTROL_TOKENS, Trajecto
 
 QWEN3 = Path(__file__).resolve().parents[2] / "chat_templates" / "qwen3.jinja"
 RENDERS_KEPT = 64  # in a process, of a template with other kwargs each: those of rows may be many
+OPENING = re.compile(r"(<[^<>\s]+>)?")  # what may come before the first block: a token such as <s>
 QUERY = {"role": "user", "content": "q"}
 NOT_CHATML = f"the chat template is not ChatML: it does not render {BLOCK_START}role … {BLOCK_END} blocks"
 
@@ -87,13 +89,16 @@ def load_chat_template(template: ChatTemplate, kwargs: str = "{}"):
 
 
 def split_blocks(rendered: str) -> list[tuple[str, str]]:
-    """[(role, text)] of a ChatML rendering whose texts hold no marks of ChatML; the generation prompt is left out."""
+    """[(role, text)] of a ChatML rendering whose texts hold no marks of ChatML; the generation prompt is left out.
+
+    A token that the whole opens with comes first, as ("", token).
+    """
     before, *blocks = rendered.split(BLOCK_START)
-    if before or not blocks:
+    if not blocks or not OPENING.fullmatch(before):
         raise TrajectoryError(NOT_CHATML)
     if blocks[-1].startswith("assistant\n") and BLOCK_END not in blocks[-1]:
         blocks.pop()
-    split = []
+    split = [("", before)] if before else []
     for block in blocks:
         role, _, text = block.partition("\n")
         if not text.endswith(BLOCK_END + "\n"):

@@ -139,7 +139,8 @@ def columns_of(prompt: list[tuple[str, str]], pairs: set[int], given: str) -> di
     system = ""
     for at, (role, text) in enumerate(prompt[:opening]):
         if at == 0 and role != "system":
-            raise NoSample(f"its prompt opens with a block of {role}, which LlamaFactory cannot write")
+            opening = f"a block of {role}" if role else text
+            raise NoSample(f"its prompt opens with {opening}, which LlamaFactory cannot write")
         if at == 0 and not text:
             raise NoSample("its system prompt is empty, and LlamaFactory writes no block for that")
         system += text if at == 0 else _written_out(role, text)

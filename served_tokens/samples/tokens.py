@@ -44,7 +44,7 @@ def to_token_samples(
             if turn["left_out"]:
                 raise NoSample(turn["left_out"])
             target = _generated(messages[turn["message"]]["content"], turn["answer"], served_as, given)
-            blocks = "".join(f"{BLOCK_START}{role}\n{text}{BLOCK_END}\n" for role, text in prompt)
+            blocks = "".join(f"{BLOCK_START}{role}\n{text}{BLOCK_END}\n" if role else text for role, text in prompt)
             context = encode(f"{blocks}{BLOCK_START}assistant\n{given}")
             sample = _sample(context, encode(f"{target}{BLOCK_END}\n"))
             refuse(turn, sample)
