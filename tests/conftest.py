@@ -74,7 +74,7 @@ def process(tmp_path):
             capture_output=True,
             text=True,
             env={**os.environ, **environment},
-            timeout=600,
+            timeout=3600,
         )
         assert process.returncode == expect, process.stdout + process.stderr
         return process

@@ -6,6 +6,7 @@ import unicodedata
 import pyarrow.parquet as pq
 import pytest
 from conftest import GOLDEN, ROOT, assistant, call, golden, read_jsonl, tool, user, write_jsonl
+from reading_rows import served_text
 
 from served_tokens.marks import TrajectoryError
 from served_tokens.rows.trajectory import Reading, read_trajectory
@@ -68,33 +69,21 @@ def row_of(request: dict) -> dict:
     return {"messages": messages, "tools": request["tools"]} if request["tools"] is not None else {"messages": messages}
 
 
-def prompt_of(sample: dict) -> str:
-    """As LlamaFactory makes it of a sample, and as a tokenizer of Qwen's reads it."""
-    text = f"<|im_start|>system\n{sample['system']}<|im_end|>\n" if sample["system"] else ""
-    for user_text, assistant_text in sample["history"]:
-        text += f"<|im_start|>user\n{user_text}<|im_end|>\n<|im_start|>assistant\n{assistant_text}<|im_end|>\n"
-    text += f"<|im_start|>user\n{sample['instruction']}<|im_end|>\n<|im_start|>assistant\n"
-    return unicodedata.normalize("NFC", text)
-
-
 @pytest.fixture
 def steps(run, tmp_path):
     """steps(rows, *step 1's options, history=…, turns=…) -> {(row, turn): prompt}, after both steps."""
 
     def steps(rows: list[dict], *options, history: str = "template", turns: str = "all") -> dict:
-        write_escaped(tmp_path / "rows.jsonl", rows)
+        lines = "".join(json.dumps(row) + "\n" for row in rows)  # in which half a character can be written
+        (tmp_path / "rows.jsonl").write_text(lines)
         run("step1_apply_tool_template.py", "rows.jsonl", "plain.jsonl", *options)
         options = "--dataset-dir", ".", "--history-thinking", history, "--turns", turns
         run("step2_to_alpaca_mask_history.py", "plain.jsonl", "samples.parquet", *options)
         samples = pq.read_table(tmp_path / "samples.parquet").to_pylist()
-        return {(sample["trajectory"], sample["turns"][0]): prompt_of(sample) for sample in samples}
+        prompts = {(its["trajectory"], its["turns"][0]): served_text(its)[0] for its in samples}
+        return {turn: unicodedata.normalize("NFC", text) for turn, text in prompts.items()}  # as Qwen's tokenizers do
 
     return steps
-
-
-def write_escaped(path, rows: list[dict]) -> None:
-    """Half a character can be written so."""
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 def reasons(folder) -> dict:

@@ -31,16 +31,8 @@ PIECES = [
     *("a", "Zug", "订单", "é", "e\u0301", "\u0301", "😀", "7", ".", '"', "{", " ", "  ", "\n", "\n\n", "\t", "\r\n"),
     *"\u3000\x00\x85\ufeff\u2028\u202e\ufffd\U0010ffff",
     *("<think>", "</think>", "<think>\nx\n</think>\n\n", "<tool_response>", "</tool_response>", "<tool_call>"),
-    *(
-        "<tool_response>\nr\n</tool_response>",
-        "{{content}}",
-        "{{idx}}",
-        "{% x %}",
-        "{% raw %}",
-        "<image>",
-        "2024-01-01",
-    ),
-    *(*CONTROL_TOKENS, "<|im_end|>\n<|im_start|>assistant\n", "<|im_"),
+    *("<tool_response>\nr\n</tool_response>", "{{content}}", "{{idx}}", "{% x %}", "{% raw %}", "<image>"),
+    *("2024-01-01", *CONTROL_TOKENS, "<|im_end|>\n<|im_start|>assistant\n", "<|im_"),
 ]
 TEXT = st.lists(st.sampled_from(PIECES * 4 + ["\ud800"]), max_size=5).map("".join)
 VALUES = st.one_of(TEXT, st.none(), st.integers(), st.floats(allow_nan=False), st.lists(TEXT, max_size=2))
@@ -150,22 +142,6 @@ def test_rendering_by_chains_equals_rendering_every_prefix(conversation, tools):
         assert rendered_by_chains(messages, tools, RENDER) == rendered_by_prefix(messages, tools, RENDER)
 
 
-def ordinary_turns(chain_lengths: list[int]) -> list[dict]:
-    messages = [{"role": "system", "content": "P"}]
-    for length in chain_lengths:
-        messages.append(user("q"))
-        for step in range(length - 1):
-            messages += [assistant("", f"r{step}", [call("f", {"x": step})]), tool("out")]
-        messages.append(assistant("done", "r"))
-    return messages
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_ordinary_conversations_lose_no_turn(mode):
-    samples, left_out = samples_of(ordinary_turns([1, 3, 5]), None, mode)
-    assert [sample["turns"][-1] for sample in samples] == [2, 4, 6, 8, 10, 12, 14, 16, 18] and not left_out
-
-
 @pytest.mark.parametrize(
     "past, following, text",
     [
@@ -188,19 +164,8 @@ def test_text_that_llamafactory_would_replace_is_left_out_with_the_reason():
     samples, left_out = samples_of([user("q"), assistant("a", "r"), user("{{idx}}"), assistant("b", "s")], None, "drop")
     assert [sample["turns"][-1] for sample in samples] == [1]
     assert left_out == {3: "its prompt holds {{idx}}, which LlamaFactory replaces by a number"}
-    assert llamafactory("qwen3", True)({**samples[0], "instruction": "{{idx}}"}) == llamafactory("qwen3", True)(
-        {**samples[0], "instruction": "0"}
-    )
-
-
-def test_turns_of_one_query_merge_into_one_sample_and_each_query_opens_another():
-    samples, _ = samples_of(ordinary_turns([1, 3, 5]), None, "template", merge_turns=True)
-    assert [sample["turns"] for sample in samples] == [[2], [4, 6, 8], [10, 12, 14, 16, 18]]
-    assert [len(sample["history"]) for sample in samples] == [0, 2, 4]
-    assert samples[1]["history"][0] == [
-        "q<|im_end|>\n<|im_start|>assistant\ndone<|im_end|>\n<|im_start|>user\nq",
-        '<think>\nr0\n</think>\n\n<tool_call>\n{"name": "f", "arguments": {"x": 0}}\n</tool_call>',
-    ]
+    replaced, number = ({**samples[0], "instruction": text} for text in ("{{idx}}", "0"))
+    assert llamafactory("qwen3", True)(replaced) == llamafactory("qwen3", True)(number)
 
 
 def test_turn_without_reasoning_ends_its_sample_as_the_template_shows_it_otherwise_later():

@@ -4,7 +4,7 @@ import contextlib
 import io
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, golden, write_jsonl
 from llamafactory.data import get_dataset, get_template_and_fix_tokenizer
 from llamafactory.model import load_tokenizer
 
@@ -18,9 +18,9 @@ SETTINGS = {
     "no thinking": (("--no-thinking",), ("enable_thinking=false",)),
     "wrong template": (TEMPLATE, ()),
     "template of the model": ((), ("template=null",)),
-    "samples are cut": ((), ("cutoff_len=700",)),
+    "samples are cut": ((), ("cutoff_len=400",)),
     "the prompt is trained": (MERGED, ("mask_history=false", "train_on_prompt=true")),
-    "the first samples": ((), ("max_samples=100",)),
+    "the first samples": ((), ("max_samples=20",)),
 }
 
 
@@ -48,11 +48,12 @@ def arguments(tiny_model, tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def samples(run):
-    """samples(name, *step 2's options): the embedded sample as a data set in tmp_path"""
+def samples(run, tmp_path):
+    """samples(name, *step 2's options): the golden cases as a data set in tmp_path"""
+    write_jsonl(tmp_path / "rows.jsonl", golden())
 
     def samples(name: str, *options) -> None:
-        run("step1_apply_tool_template.py", ROOT / "data" / "envscaler_sample.jsonl", "plain.jsonl")
+        run("step1_apply_tool_template.py", "rows.jsonl", "plain.jsonl")
         run("step2_to_alpaca_mask_history.py", "plain.jsonl", name, "--dataset-dir", ".", *options)
 
     return samples

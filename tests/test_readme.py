@@ -43,7 +43,7 @@ def test_commands_of_the_readme_run_as_they_stand(copy_of_repo):
     assert [line.split()[1].split("_")[0] for line in steps] == ["step1", "step2", "check", "check"]
     for step in steps:
         process = subprocess.run(
-            step, shell=True, cwd=folder, env=environment, capture_output=True, text=True, timeout=300
+            step, shell=True, cwd=folder, env=environment, capture_output=True, text=True, timeout=3600
         )
         assert process.returncode == 0, step + process.stdout + process.stderr
     assert "PASSED: " in process.stdout and "token trees" in process.stdout

@@ -20,26 +20,6 @@ from step1_apply_tool_template import default_output
 STEP1 = "step1_apply_tool_template.py"
 RENDER = load_chat_template(read_chat_template(str(QWEN3)))
 ROW = {"id": 7, "tools": None, "messages": [user("q"), assistant("a", "r")]}
-EMPTY_THINK = "<think>\n\n</think>\n\n"
-
-
-@pytest.mark.parametrize(
-    "message, target",
-    [
-        ({**assistant("a"), "reasoning": "r"}, "<think>\nr\n</think>\n\na"),
-        (assistant("r\n</think>\n\na"), "<think>\nr\n</think>\n\na"),
-        (assistant("<think>\nr\n</think>\n\na", "r"), "<think>\nr\n</think>\n\na"),
-        (assistant("  a \n", " r "), "<think>\n r \n</think>\n\n  a \n"),
-        (assistant([{"type": "text", "text": "a"}, {"type": "text", "text": " b"}]), EMPTY_THINK + "a\n b"),
-        (
-            assistant("", "r", [call("f", '{"x":1.50,"y":"\\u00e9"}')]),
-            '<think>\nr\n</think>\n\n<tool_call>\n{"name": "f", "arguments": {"x": 1.5, "y": "é"}}\n</tool_call>',
-        ),
-    ],
-)
-def test_a_turn_becomes_its_target_and_other_messages_stay(message, target):
-    plain, _ = apply_chat_template(*served_trajectory({"messages": [user("q"), message, user("bye")]}), RENDER)
-    assert [message["content"] for message in plain] == ["q", target, "bye"]
 
 
 # ---------------------------------------------------------------- what it refuses

@@ -93,14 +93,7 @@ def test_without_tools_in_the_request_a_call_is_text():
 
 MARKS = ["<think>", "</think>", "<tool_call>", "</tool_call>", "<tool", "<", "\n", " ", "a", "|", "é", '{"name": "f"}']
 JSONS = ['{"name": "f", "arguments": {"a": 1}}', '{"name": "f", "arguments": "s"}', '{"name": "", "arguments": []}']
-LOOSE = [
-    '{"arguments": {"b": [1]}, "name" : "h"}',
-    '{"name": "a"b", "arguments": {"a": 1}}',
-    "42",
-    "{",
-    "}",
-    '"name": ',
-]
+LOOSE = ['{"arguments": {"b": [1]}, "name" : "h"}', '{"name": "a"b", "arguments": {"a": 1}}', "42", "{", '"name": ']
 WHOLE = ['\n<tool_call>\n{"name": "f", "arguments": {"x": "<é\\n"}}\n</tool_call>', "<think>\nr\n</think>\n\n"]
 
 

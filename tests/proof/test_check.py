@@ -79,16 +79,10 @@ def test_thinking_mode_that_is_wrong_for_the_targets_is_caught(pipeline, check):
     assert "the loss mask differs" in check(pipeline(golden(), "--no-thinking"), expect=1)
 
 
-@pytest.mark.parametrize(
-    "override",
-    [
-        "preserve_thinking=true",
-        "mask_history=false",
-        "default_system=hi",
-        "template=default",
-        "split_special_tokens=true",
-    ],
-)
+CHANGES = "preserve_thinking=true mask_history=false default_system=hi template=default split_special_tokens=true"
+
+
+@pytest.mark.parametrize("override", CHANGES.split())
 def test_setting_that_changes_the_tokens_or_the_mask_is_caught(pipeline, check, override):
     assert mismatched(check(pipeline(golden()), override, expect=1)) > 0
 
@@ -232,7 +226,6 @@ NOT_TOLD = "its samples do not say how step 1 read it, or another version wrote 
     [
         ({"turns": []}, "sample 0 does not say which turns of which trajectory it is"),
         ({"reading": "{"}, NOT_TOLD),
-        ({"reading": "[]"}, NOT_TOLD),
         ({"reading": '{"xq7": 1}'}, NOT_TOLD),
     ],
 )

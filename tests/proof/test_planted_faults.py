@@ -17,7 +17,7 @@ from served_tokens.files import processes
 from served_tokens.prompts import turns
 from served_tokens.proof import compare
 from served_tokens.rows import trajectory as reading
-from served_tokens.samples import alpaca, select
+from served_tokens.samples import select
 
 SCHEMA = {"type": "object", "properties": {"zip": {"type": "string"}, "all": {"type": "boolean"}}}
 TOOLS = [
@@ -42,15 +42,10 @@ PLAIN = [
     user("Thanks."),
     assistant("You are welcome.", "end it"),
 ]
+USE = {"type": "tool_use", "id": "t1", "name": "find", "input": {"zip": "C45"}}
 IN_BLOCKS = [
     user("Where is parcel C?"),
-    {
-        "role": "assistant",
-        "content": [
-            {"type": "thinking", "thinking": "look for C"},
-            {"type": "tool_use", "id": "t1", "name": "find", "input": {"zip": "C45"}},
-        ],
-    },
+    assistant([{"type": "thinking", "thinking": "look for C"}, USE]),
     user([{"type": "tool_result", "tool_use_id": "t1", "content": "C lies in Oslo"}]),
     assistant([{"type": "thinking", "thinking": "found C"}, {"type": "text", "text": "In Oslo."}]),
 ]
@@ -59,15 +54,15 @@ HISTORIES = {"drop": ([], []), "template": (["--history-thinking", "template"], 
 
 
 def plant(fault: tuple, monkeypatch) -> None:
-    """A fault: (module, name of a function in it, change of what that returns, in place or returned)."""
+    """A fault: (module, name of a function in it, change of what that returns, in place)."""
     module, name, change = fault
     function = getattr(module, name)
 
     @functools.wraps(function)
     def faulty(*args, **options):
         result = copy.deepcopy(function(*args, **options))
-        changed = change(result)
-        return result if changed is None else changed
+        change(result)
+        return result
 
     monkeypatch.setattr(module, name, faulty)
 
@@ -77,61 +72,25 @@ def swap(dicts: list[dict], key: str) -> None:
         dicts[0][key], dicts[1][key] = dicts[1][key], dicts[0][key]
 
 
-def of_messages(change, key: str = "role", value: str | None = None):
-    """A change of the list of a row's messages that have this key (with this value)."""
-
-    def of_row(given) -> None:
-        change([message for message in given.messages if key in message and value in (None, message[key])])
-
-    return of_row
+def change_text(its: dict, key: str, change) -> None:
+    if key in its:
+        its[key] = change(its[key])
 
 
-def of_content(change):
-    return lambda message: {**message, "content": change(message["content"])}
+def reverse(its: dict) -> None:
+    pairs = [*its.items()]
+    its.clear()
+    its.update(reversed(pairs))
 
 
-def of_arguments(change):
-    return lambda one: {**one, "function": {**one["function"], "arguments": change(one["function"]["arguments"])}}
-
-
-def of_reasoning(change):
-    return lambda its: {key: change(its[key]) if key == "reasoning_content" else its[key] for key in its}
-
-
-def of_function(change):
-    return lambda one: {"type": one["type"], "function": change(one["function"])}
-
-
-def emptied(messages: list[dict]) -> None:
-    for message in messages:
-        message["content"] = ""
-
-
-def of_one_call(messages: list[dict]) -> None:
-    for message in messages:
-        message["tool_calls"] = message["tool_calls"][:1]
-
-
-def without_system(given) -> None:
-    given.messages = [message for message in given.messages if message["role"] != "system"]
-
-
-def train_all(given) -> None:
-    given.not_trained = {}
+def of_messages(key: str, change):
+    """A change of the list of a row's messages that have this key."""
+    return lambda given: change([message for message in given.messages if key in message])
 
 
 def leave_out_the_next(given) -> None:
     turns = [k for k, message in enumerate(given.messages) if message["role"] == "assistant"]
     given.not_trained = {turns[turns.index(turn) + 1]: why for turn, why in given.not_trained.items()}
-
-
-def without_a_tool(given) -> None:
-    given.tools = given.tools[:-1]
-
-
-def forget_an_edit(result) -> None:
-    for mode in ("drop", "template"):
-        result[1][mode] = result[1][mode][:-1]
 
 
 def edit_too_late(result) -> None:
@@ -144,33 +103,23 @@ def edit_too_late(result) -> None:
 
 def of_column(name: str, change):
     """A change of a column of each sample."""
-
-    def of_result(result) -> None:
-        for sample in result[0]:
-            sample[name] = change(sample[name])
-
-    return of_result
-
-
-def escape_a_character(result) -> None:
-    for row in made_samples(result):
-        row["output"] = row["output"].replace("å", "\\u00e5")
+    return lambda result: [change_text(sample, name, change) for sample in result[0]]
 
 
 def exchange_turns(result) -> None:
-    samples = made_samples(result)
+    samples = [row for _, row in result[1] if "output" in row]
     for row, turns_of_another in zip(samples, [row["turns"] for row in reversed(samples)]):
         row["turns"] = turns_of_another
 
 
-def made_samples(result) -> list[dict]:
-    return [row for _, row in result[1] if "output" in row]
-
-
-def shift_the_mask(result):
+def shift_the_mask(result) -> None:
     input_ids, labels = result
-    start = next(k for k, label in enumerate(labels) if label >= 0)
-    return input_ids, [*labels[: start - 1], input_ids[start - 1], *labels[start:]]
+    last = next(k for k, label in enumerate(labels) if label >= 0) - 1  # of the prompt
+    labels[last] = input_ids[last]
+
+
+def cut_newlines(blocks: list) -> None:
+    blocks[:] = [(role, text.rstrip("\n")) for role, text in blocks]
 
 
 MESSAGE, CALL, ROW, TOOL = (
@@ -179,48 +128,37 @@ MESSAGE, CALL, ROW, TOOL = (
 RENDERED, SAMPLES, WRITTEN = (step1, "apply_chat_template"), (select, "to_samples"), (step2, "samples_of_row")
 FAULTS = {
     # in the reading
-    "every content stripped": (*MESSAGE, of_content(str.strip)),
-    "last line of a text lost": (*MESSAGE, of_content(lambda text: text.rpartition("\n")[0] or text)),
-    "accents lost": (*MESSAGE, of_content(lambda text: text.replace("å", "a"))),
-    "outputs as user messages": (*MESSAGE, lambda its: {**its, "role": its["role"].replace("tool", "user")}),
-    "reasoning stripped": (*MESSAGE, of_reasoning(str.strip)),
-    "reasoning lost": (*MESSAGE, of_reasoning(lambda text: "")),
-    "arguments sorted": (*CALL, of_arguments(lambda its: dict(sorted(its.items())))),
-    "numbers of arguments as texts": (
-        *CALL,
-        of_arguments(lambda its: {key: str(its[key]) if isinstance(its[key], int) else its[key] for key in its}),
-    ),
-    "an argument lost": (*CALL, of_arguments(lambda its: dict([*its.items()][:-1]))),
-    "keys of tools in another order": (*TOOL, of_function(lambda its: dict(reversed(its.items())))),
+    "every content stripped": (*MESSAGE, lambda its: change_text(its, "content", str.strip)),
+    "accents lost": (*MESSAGE, lambda its: change_text(its, "content", lambda text: text.replace("å", "a"))),
+    "outputs as user messages": (*MESSAGE, lambda its: its.update(role=its["role"].replace("tool", "user"))),
+    "reasoning stripped": (*MESSAGE, lambda its: change_text(its, "reasoning_content", str.strip)),
+    "reasoning lost": (*MESSAGE, lambda its: its.pop("reasoning_content", None)),
+    "arguments in another order": (*CALL, lambda its: reverse(its["function"]["arguments"])),
+    "an argument lost": (*CALL, lambda its: its["function"]["arguments"].popitem()),
+    "keys of tools in another order": (*TOOL, lambda its: reverse(its["function"])),
     "descriptions of tools cut": (
         *TOOL,
-        of_function(lambda its: {**its, "description": its["description"].partition("\n")[0]}),
+        lambda its: change_text(its["function"], "description", lambda it: it[:4]),
     ),
-    "two tool outputs swapped": (*ROW, of_messages(lambda outputs: swap(outputs, "content"), "role", "tool")),
-    "a tool lost": (*ROW, without_a_tool),
-    "system message lost": (*ROW, without_system),
-    "the second call of a turn lost": (*ROW, of_messages(of_one_call, "tool_calls")),
-    "thoughts of two turns swapped": (
-        *ROW,
-        of_messages(lambda turns: swap(turns, "reasoning_content"), "reasoning_content"),
-    ),
-    "outputs of blocks lost": (*ROW, of_messages(emptied, "tool_call_id")),
-    "turns that are switched off trained": (*ROW, train_all),
+    "a tool lost": (*ROW, lambda given: given.tools.pop()),
+    "the first message lost": (*ROW, lambda given: given.messages.pop(0)),
+    "the last call of a turn lost": (*ROW, of_messages("tool_calls", lambda its: its[0]["tool_calls"].pop())),
+    "two thoughts swapped": (*ROW, of_messages("reasoning_content", lambda its: swap(its, "reasoning_content"))),
+    "outputs of blocks lost": (*ROW, of_messages("tool_call_id", lambda its: [one.update(content="") for one in its])),
+    "turns that are switched off trained": (*ROW, lambda given: given.not_trained.clear()),
     "the turn after one that is switched off left out": (*ROW, leave_out_the_next),
     # in the rendering
-    "a forgotten edit": (*RENDERED, forget_an_edit),
+    "a forgotten edit": (*RENDERED, lambda result: [result[1][mode] and result[1][mode].pop() for mode in HISTORIES]),
     "an edit of one turn too late": (*RENDERED, edit_too_late),
-    "newlines of blocks cut": (turns, "split_blocks", lambda its: [(role, text.rstrip("\n")) for role, text in its]),
+    "newlines of blocks cut": (turns, "split_blocks", cut_newlines),
     # in the columns
     "a pair of the history lost": (*SAMPLES, of_column("history", lambda pairs: pairs[1:])),
     "targets stripped": (*SAMPLES, of_column("output", str.strip)),
     "targets of two turns swapped": (*SAMPLES, lambda result: swap(result[0], "output")),
     "the first character of the prompt lost": (*SAMPLES, of_column("instruction", lambda text: text[1:])),
-    "role marks of what is written out lost": (alpaca, "_written_out", lambda text: text.rpartition("\n")[2]),
     # in the writing
-    "a sample written twice": (*WRITTEN, lambda result: (result[0], [result[1][0], *result[1]])),
-    "a sample lost": (*WRITTEN, lambda result: (result[0], result[1][1:])),
-    "an escaped character": (*WRITTEN, escape_a_character),
+    "a sample written twice": (*WRITTEN, lambda result: result[1].append(result[1][0])),
+    "a sample lost": (*WRITTEN, lambda result: result[1].pop(0)),
     "samples under the wrong turn": (*WRITTEN, exchange_turns),
     "a shifted mask": (SupervisedDatasetProcessor, "_encode_data_example", shift_the_mask),
 }

@@ -4,7 +4,7 @@ import json
 import time
 
 import pytest
-from conftest import GOLDEN, ROOT, assistant, call, tool, user, write_jsonl
+from conftest import assistant, call, tool, user, write_jsonl
 from small_server import MODELS, a_server, serving
 
 from served_tokens.marks import Tokens
@@ -13,7 +13,6 @@ from served_tokens.proof.compare import Truth
 from served_tokens.proof.server import CHAT, Question, connect, prompt_ids, request_for
 from served_tokens.rows.trajectory import Reading
 
-RECORDED = json.loads((ROOT / "tests" / "server" / "vllm_render.json").read_text(encoding="utf-8"))
 TOOL = {"type": "function", "function": {"name": "f", "description": "d", "parameters": {}}}
 CALLS = [{"function": {"name": "f", "arguments": {"x": "é"}}}, call("f", None), call("f", '{"a":1}', id="own")]
 MESSAGES = [
@@ -74,37 +73,6 @@ def test_reasoning_is_sent_as_the_history_of_the_sample_or_the_user_says(truth, 
     assert body == {"messages": [user("q"), {**assistant("a"), **sent}], **more}
 
 
-@pytest.mark.parametrize("echo, content", [("vllm", ""), ("vllm-stream", "\n\n")])
-def test_turns_of_an_echoing_agent_are_sent_as_their_answers_came_back(truth, echo, content):
-    messages = [user("q"), assistant("", "why", [call("f", "{}")]), tool("o"), assistant("done", "so"), user("bye")]
-    sent = request_for(question(messages, 4, echo=echo), None, truth)["messages"]
-    calls = [{"id": "call_0", "type": "function", "function": {"name": "f", "arguments": "{}"}}]
-    assert sent[1] == assistant(content, "\nwhy\n", calls)
-    assert sent[3] == assistant("\n\ndone", "\nso\n")
-
-
-def without_spelling(messages: list) -> list:
-    """A request less what no prompt shows: the names of messages and the spaces of arguments."""
-    calls = [[json.loads(one["function"]["arguments"]) for one in its.get("tool_calls", ())] for its in messages]
-    fields = ("role", "content", "reasoning", "reasoning_content")
-    return [({key: its[key] for key in fields if key in its}, its_calls) for its, its_calls in zip(messages, calls)]
-
-
-@pytest.mark.parametrize("name", ["two_queries_tool_chains", "parallel_calls", "arguments_as_strings"])
-def test_what_is_sent_is_what_vllm_made_the_trained_prompt_of(truth, name):
-    case = next(case for case in GOLDEN if case["name"] == name)
-    prompts = {f"{name}, turn {turn['turn']}": turn for turn in case["turns"]}
-    recorded = [request for request in RECORDED if request["name"] in prompts]
-    for request in recorded:
-        field, turn = request["reasoning_sent_as"], prompts[request["name"]]
-        served_as = "template" if field else "drop"
-        asked = question(case["messages"], turn["turn"], served_as, case["tools"] or ())
-        body = request_for(asked, field, truth)
-        assert without_spelling(body["messages"]) == without_spelling(request["messages"])
-        assert body.get("tools") == request["tools"] and request["prompt"] == turn[f"prompt_{served_as}"]
-    assert recorded
-
-
 def test_a_trained_prompt_is_what_stands_before_the_supervised_run_of_its_turn(truth, tmp_path):
     row = {"messages": [user("q"), assistant("a"), user("r"), assistant("b"), user("s"), assistant("c")]}
     path = str(write_jsonl(tmp_path / "rows.jsonl", [{"messages": []}, row]))
@@ -157,19 +125,21 @@ def test_the_key_is_that_of_the_environment(monkeypatch):
     [
         ({}, "lists no model at /v1/models; is it an OpenAI-compatible server"),
         ({"/v1/models": lambda *_: (200, b"<html>")}, "lists no model at /v1/models"),
-        (
-            {"/v1/models": lambda *_: (401, {})},
-            "lists no model .*, with its API key, if it wants one, in SERVER_API_KEY",
-        ),
+        ({"/v1/models": lambda *_: (401, {})}, "lists no model .*, with its API key, if it wants one, in SERVER_API_K"),
         (a_server(lambda *_: (200, {"choices": []})), "answers without the ids of the prompt"),
         (a_server(lambda *_: (200, b"<html>")), "answers without the ids of the prompt"),
-        (a_server(lambda body, _: time.sleep(0.5 * len(body["messages"])) or (400, {})), "ReadTimeout: timed out"),
     ],
 )
 def test_what_is_no_such_server_ends_it_with_one_line(paths, said):
     with serving(paths) as url, pytest.raises(SystemExit, match=said) as end:
-        prompt_ids(connect(url, timeout=0.25), {"messages": [user("q")]})
+        prompt_ids(connect(url), {"messages": [user("q")]})
     assert str(end.value).startswith(f"{url}: ") and "\n" not in str(end.value)
+
+
+def test_a_server_that_does_not_answer_in_time_ends_it_with_one_line():
+    late = a_server(lambda *_: time.sleep(0.5) or (400, {}))
+    with serving(late) as url, pytest.raises(SystemExit, match=f"{url}: .*ReadTimeout: timed out.*; is the server up"):
+        prompt_ids(connect(url, timeout=0.25), {"messages": [user("q")]})
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:9", "localhost:8000", "http://127.0.0.1:port"])

@@ -82,11 +82,6 @@ def test_histogram_counts_each_value_in_bars_of_one_round_width(values, bars):
     assert histogram("t", "x", "y", values).bars == [Bar(*bar) for bar in bars]
 
 
-def test_mark_is_drawn_where_a_bar_holds_it():
-    assert histogram("t", "x", "y", [10, 100], mark=101).mark == 101  # a bar is 5 wide
-    assert histogram("t", "x", "y", [10, 100], mark=32768).mark is None
-
-
 def test_lengths_have_a_mean_a_median_and_a_95th_percentile_between_their_ends():
     found = length_statistics(array("q", [7, 3, 3, 30]))
     assert found == {"shortest": 3, "mean": 10.8, "median": 5, "95th percentile": 30, "longest": 30}

@@ -17,8 +17,7 @@ from served_tokens.files.read import Place
 from served_tokens.marks import IGNORE_INDEX, TrajectoryError
 from served_tokens.prompts.chat_template import QWEN3, load_chat_template, read_chat_template
 from served_tokens.proof.turn import served_turn
-from served_tokens.rows import notes
-from served_tokens.rows.trajectory import CONTROL_TOKENS, EMPTY, Reading
+from served_tokens.rows.trajectory import CONTROL_TOKENS, Reading
 from served_tokens.samples.alpaca import to_samples
 from step1_apply_tool_template import plain_row
 
@@ -29,11 +28,11 @@ SCHEMA = {"type": "object", "properties": {"x": {"type": "integer"}}, "required"
 TOOLS = [{"type": "function", "function": {"name": "f", "parameters": SCHEMA}}]
 
 
-def converted(*messages, tools=None, **options) -> tuple[dict, dict]:
-    """(the row of step 1, what may be a mistake in it); calls may lack their tools"""
+def converted(*messages, tools=None, **options) -> dict:
+    """The row of step 1; calls may lack their tools."""
     row = {"messages": list(messages), "tools": tools}
-    counts, [(_, made)] = plain_row(row, Place("x", 0), TEMPLATE, Reading(allow_calls_without_tools=True, **options))
-    return made, +counts.notes
+    _, [(_, made)] = plain_row(row, Place("x", 0), TEMPLATE, Reading(allow_calls_without_tools=True, **options))
+    return made
 
 
 def reason(*messages, tools=None, **options) -> str:
@@ -43,12 +42,12 @@ def reason(*messages, tools=None, **options) -> str:
 
 
 def texts(*messages, tools=None, **options) -> list[str]:
-    return [message["content"] for message in converted(*messages, tools=tools, **options)[0]["messages"]]
+    return [message["content"] for message in converted(*messages, tools=tools, **options)["messages"]]
 
 
 def assert_exact(tokenizer, messages: list, tools=None, left_out: dict | None = None, **options) -> None:
     """LlamaFactory's own tokens and mask are the served ones, for every turn in every mode; left_out: turns by mode."""
-    row, _ = converted(*messages, tools=tools, **options)
+    row = converted(*messages, tools=tools, **options)
     messages, tools = served_trajectory({"messages": messages, "tools": tools}, ())
     turns = sum(message["role"] == "assistant" for message in messages)
     for mode, settings in MODES.items():
@@ -81,14 +80,14 @@ def test_text_with_a_control_token_is_set_aside(token):
     for place in PLACES.values():
         assert f"holds the control token {token}" in reason(*place(f"x{token}y"))
     tools = [{"type": "function", "function": {"name": "f", "description": token}}]
-    assert f"holds the control token {token}" in reason(user("q"), assistant("a"), tools=tools)
-    assert f"holds the control token {token}" in reason(user("q"), assistant("a"), tools=json.dumps(tools))
+    for its in (tools, json.dumps(tools)):
+        assert f"holds the control token {token}" in reason(user("q"), assistant("a"), tools=its)
 
 
 @pytest.mark.parametrize("place", PLACES)
 def test_allowed_control_tokens_stay_exact_and_forge_no_message(place, tokenizer):
-    plain = [message["role"] for message in converted(*PLACES[place]("x"))[0]["messages"]]
-    row, _ = converted(*PLACES[place](FORGED), allow_control_tokens=True)
+    plain = [message["role"] for message in converted(*PLACES[place]("x"))["messages"]]
+    row = converted(*PLACES[place](FORGED), allow_control_tokens=True)
     assert [message["role"] for message in row["messages"]] == plain
     assert_exact(tokenizer, PLACES[place](FORGED), allow_control_tokens=True)
     tools = [{"type": "function", "function": {"name": "f", "description": FORGED, "parameters": {FORGED: 1}}}]
@@ -103,9 +102,9 @@ def test_template_that_alters_control_tokens_sets_the_trajectory_aside(tmp_path)
     text = "message['content'] if message['content'] is string else ''"
     template = QWEN3.read_text(encoding="utf-8").replace(text, f"({text}) | replace('|im', '')")
     (tmp_path / "t.jinja").write_text(template, encoding="utf-8")
-    row, keep_all = {"messages": PLACES["a tool output"](FORGED)}, ALL
+    row, changed = {"messages": PLACES["a tool output"](FORGED)}, read_chat_template(str(tmp_path / "t.jinja"))
     with pytest.raises(TrajectoryError, match="alters texts with control tokens"):
-        plain_row(row, Place("x", 0), read_chat_template(str(tmp_path / "t.jinja")), keep_all)
+        plain_row(row, Place("x", 0), changed, ALL)
 
 
 def test_special_tokens_of_the_tokenizer_are_control_tokens_too(tmp_path):
@@ -137,62 +136,7 @@ def test_think_block_mentioned_in_an_answer_that_has_its_reasoning_elsewhere_is_
     assert_exact(tokenizer, conversation, left_out={"no-thinking": 1})
 
 
-def test_user_message_that_is_a_tool_response_block_is_no_query(tokenizer):
-    block = "<tool_response>\nt\n</tool_response>"
-    chain = [user("q"), assistant("a", "r"), user(block), assistant("b", "s"), user(block + "."), assistant("c", "s")]
-    row, _ = converted(*chain)
-    samples, _ = to_samples(row["messages"], row["served"], "template")
-    assert samples[1]["history"] == [["q", "<think>\nr\n</think>\n\na"]]  # its reasoning is kept: no query came since
-    assert_exact(tokenizer, chain)
-
-
-# ---------------------------------------------------------------- arguments
-
-
-@pytest.mark.parametrize(
-    "arguments, rendered",
-    [
-        ({"x": 1}, '{"x": 1}'),
-        ('{"x":1}', '{"x": 1}'),
-        ('{"x":1,"x":2}', '{"x": 2}'),
-        ("", "{}"),
-        (None, "{}"),
-        ("{}", "{}"),
-        ("null", "{}"),
-        ([], "{}"),
-        ('{"x":1e400,"y":1e-400,"z":NaN}', '{"x": Infinity, "y": 0.0, "z": NaN}'),
-        ('{"x":1234567890123456789012345678901234567890}', '{"x": 1234567890123456789012345678901234567890}'),
-        ('{"x":1.0,"y":1E5,"z":0.1000}', '{"x": 1.0, "y": 100000.0, "z": 0.1}'),
-        ('{"x":"\\u0000{{idx}}"}', '{"x": "\\u0000{{idx}}"}'),
-        ({1: 2, None: 3}, '{"1": 2, "null": 3}'),
-    ],
-)
-def test_arguments_are_what_a_server_reads_and_prints(arguments, rendered):
-    [_, turn] = texts(user("q"), assistant("", "r", [call("f", arguments)]))
-    assert turn.split("arguments")[1] == f'": {rendered}}}\n</tool_call>'
-
-
-def test_arguments_with_a_lone_surrogate_or_in_python_set_the_trajectory_aside():
-    for arguments, why in (({"\udfff": 1}, "the text holds a lone surrogate"), ("{'x': 1}", "are not valid JSON")):
-        assert why in reason(user("q"), assistant("", "r", [call("f", arguments)]))
-
-
 # ---------------------------------------------------------------- calls, tools and their outputs
-
-
-@pytest.mark.parametrize(
-    "calls, outputs, note",
-    [
-        ([call("g", {})], [tool("t")], {notes.UNKNOWN_TOOL: 1}),
-        ([], [tool("t")], {notes.NO_CALL: 1}),
-        ([call("f", {"x": 1})], [tool("t"), tool("t")], {notes.NO_CALL: 1}),
-        ([call("f", {"x": 1})] * 2, [tool("t")], {}),
-    ],
-)
-def test_call_that_may_be_a_mistake_is_counted_and_served_as_it_is(calls, outputs, note, tokenizer):
-    conversation = [user("q"), assistant("w", "r", calls), *outputs, user("q2"), assistant("a", "r")]
-    assert converted(*conversation, tools=TOOLS)[1] == note
-    assert_exact(tokenizer, conversation, TOOLS)
 
 
 def test_tool_output_that_is_an_object_or_a_list_is_rendered_as_json():
@@ -202,25 +146,6 @@ def test_tool_output_that_is_an_object_or_a_list_is_rendered_as_json():
     )
     parts = [{"type": "text", "text": "t"}]
     assert texts(user("q"), tool(parts), assistant("a"))[1] == "<tool_response>\nt\n</tool_response>"
-
-
-@pytest.mark.parametrize(
-    "message",
-    [
-        {"role": "assistant"},
-        assistant(None),
-        assistant(""),
-        assistant([]),
-        {**assistant(""), "tool_calls": None, "reasoning_content": None},
-        {**assistant(""), "tool_calls": [], "reasoning_content": "", "name": None},
-    ],
-)
-def test_missing_null_and_empty_fields_are_empty_texts_and_no_targets(message, tokenizer):
-    assert texts({"role": "user"}, message) == ["", "<think>\n\n</think>\n\n"]
-    conversation = [{"role": "user", "content": None}, message, user(""), message, user("q"), assistant("a")]
-    row, _ = converted(*conversation)
-    assert [turn["left_out"] for turn in row["served"]["turns"]] == [EMPTY, EMPTY, None]
-    assert_exact(tokenizer, conversation, left_out=dict.fromkeys(MODES, 2))
 
 
 # ---------------------------------------------------------------- sizes
@@ -233,7 +158,7 @@ def test_huge_trajectories_are_converted():
     many = [{"type": "function", "function": {"name": f"f{number}", "parameters": SCHEMA}} for number in range(500)]
     assert texts(user("q"), assistant("", "r", [call("f499", {"x": 1})]), tools=many)[0].count('"required"') == 500
     chain = [message for turn in range(600) for message in (assistant("", "r", [call("f", {"x": turn})]), tool("t"))]
-    row, _ = converted(user("q"), *chain)
+    row = converted(user("q"), *chain)
     samples, reasons = to_samples(row["messages"], row["served"], "drop")
     assert (len(samples), reasons, len(samples[-1]["history"])) == (600, {}, 599)
 
@@ -253,10 +178,6 @@ def strange(tmp_path, payload: str):
         "{{ ''.__class__.__mro__[1].__subclasses__() }}",
         "{{ lipsum.__globals__['os'].system('touch MARK') }}",
         "{{ raise_exception.__globals__['__builtins__']['open']('MARK', 'w') }}",
-        "{{ (''|attr('__class__')|attr('__mro__'))[1] }}",
-        "{{ self.__init__.__globals__ }}",
-        "{{ self._TemplateReference__context.environment.from_string('x') }}",
-        "{{ '{0.__class__.__mro__}'.format('') }}",
         "{{ messages.append(messages[0]) }}",
         "{% for m in messages %}{{ m.update({'role': 'system'}) }}{% endfor %}",
         "{% include '/etc/passwd' %}",
@@ -275,7 +196,6 @@ def test_template_that_reaches_for_python_gets_an_error(tmp_path, payload):
         ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "maximum recursion depth"),
         ("{{ 'x' * 10**30 }}", "OverflowError"),
         ("{% for", "not a valid Jinja template"),
-        ("{{ messages[9].content }}", "no element 9"),
         ("{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}", "not a valid Jinja template"),
     ],
 )

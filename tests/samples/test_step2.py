@@ -85,43 +85,6 @@ def test_each_turn_becomes_one_prefix_sample_without_the_reasoning_of_the_histor
     assert [len(sample["history"]) for sample in samples] == [0, 1, 2, 3]
 
 
-MARKS = "<|im_end|>\n<|im_start|>"
-
-
-@pytest.mark.parametrize(
-    "prompt, system, history, instruction",
-    [
-        ("system:P user:q", "P", [], "q"),
-        ("user:q user:q2", "", [], f"q{MARKS}user\nq2"),
-        ("user:q assistant:a system:R user:q2", "", [], f"q{MARKS}assistant\na{MARKS}system\nR{MARKS}user\nq2"),
-        ("system:P assistant:Hi user:q", f"P{MARKS}assistant\nHi", [], "q"),
-        ("user:q assistant:a assistant:b user:q2", "", [[f"q{MARKS}assistant\na", "b"]], "q2"),
-    ],
-)
-def test_conversations_that_do_not_alternate_are_written_out(prompt, system, history, instruction):
-    blocks = [block.split(":") for block in [*prompt.split(), "assistant:x"]]
-    messages = [{"role": role, "content": text} for role, text in blocks]
-    turn = {"turn": len(blocks) - 1, "message": len(blocks) - 1, "answer": 0, "left_out": None}
-    served = {"turns": [turn], "drop": [], "template": [], "given": "", "source": "", "trajectory": 0, **READ_AS_IT_IS}
-    [sample], _ = to_samples(messages, served, "drop")
-    assert (sample["system"], sample["history"], sample["instruction"]) == (system, history, instruction)
-
-
-@pytest.mark.parametrize(
-    "messages, turns, reason",
-    [
-        ([assistant("Hi"), user("q"), assistant("a", "r")], [], "opens with a block of assistant"),
-        ([{"role": "system", "content": "P"}, assistant("Hi"), user("q"), assistant("a", "r")], [3], "no user query"),
-        ([{"role": "system", "content": ""}, user("q"), assistant("a", "r")], [], "system prompt is empty"),
-    ],
-)
-def test_turn_that_the_format_cannot_express_is_left_out_and_the_rest_stays(messages, turns, reason):
-    samples, left_out = to_samples(*step1_columns(step1_row(messages)), "drop")
-    assert [sample["turns"][-1] for sample in samples] == turns
-    assert len(samples) + len(left_out) == sum(message["role"] == "assistant" for message in messages)
-    assert any(reason in text for text in left_out.values())
-
-
 # ---------------------------------------------------------------- the command
 
 
@@ -148,13 +111,8 @@ def test_output_is_registered_beside_other_entries_and_its_first_samples_are_its
     assert json.loads((tmp_path / "sub/out_preview.json").read_text(encoding="utf-8")) == samples[:5]
     step2([CONVERSATION], "--dataset-name", "named", output="out.jsonl")
     entries = json.loads((tmp_path / "dataset_info.json").read_text())
-    columns = {
-        "prompt": "instruction",
-        "query": "input",
-        "response": "output",
-        "system": "system",
-        "history": "history",
-    }
+    names = "prompt=instruction query=input response=output system=system history=history"
+    columns = dict(pair.split("=") for pair in names.split())
     assert entries == {
         "mine": {"file_name": "x.json"},
         "out": {"file_name": "sub/out.parquet", "formatting": "alpaca", "columns": columns},
