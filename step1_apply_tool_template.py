@@ -29,11 +29,11 @@ from pathlib import Path
 from served_tokens.files import hub, read, write
 from served_tokens.files.command_line import CommandLine, exit_on_signals, positive_count, run
 from served_tokens.files.processes import Totals, Work, convert_files, print_reasons
-from served_tokens.marks import TrajectoryError, in_json
+from served_tokens.marks import TrajectoryError, decoded
 from served_tokens.prompts.chat_template import QWEN3, ChatTemplate, load_chat_template, read_chat_template
 from served_tokens.prompts.echo import ECHOES
 from served_tokens.prompts.turns import apply_chat_template, apply_despite_control_tokens
-from served_tokens.rows.keys import FIELDS, NO_KWARGS
+from served_tokens.rows.keys import FIELDS
 from served_tokens.rows.notes import Noted, digest, noted
 from served_tokens.rows.other import holds_conversation
 from served_tokens.rows.servers import STYLES
@@ -119,7 +119,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     echo = "past turns as an agent sends the server's answers back, streamed or not (default: as the rows have them)"
     add("--echo", choices=ECHOES, default="none", help=echo)
     kwargs = "what the chat template gets in each row, such as '{\"enable_thinking\": true}'; the row's own win"
-    add("--template-kwargs", type=template_kwargs, default={}, metavar="JSON", help=kwargs)
+    add("--template-kwargs", type=json_object, default={}, metavar="JSON", help=kwargs)
     field = f"read what stands under KEY as {', '.join(FIELDS)}; repeatable"
     add("--read-as", action="append", default=[], type=key_and_field, metavar="KEY=FIELD", help=field)
     ignored = "a key that is no part of the conversation: `note`, or `message.note`, then not read either; repeatable"
@@ -138,12 +138,9 @@ def key_and_field(text: str) -> tuple[str, str]:
     return key, field
 
 
-def template_kwargs(text: str) -> dict:
+def json_object(text: str) -> dict:
     """An object out of its JSON, for argparse."""
-    kwargs = in_json(text)
-    if not isinstance(kwargs, dict) or kwargs.keys() & NO_KWARGS:
-        raise argparse.ArgumentTypeError(f"{text!r} is no JSON object of what a chat template reads of a request")
-    return kwargs
+    return decoded(text, "it is", dict)
 
 
 def reading_of(args: argparse.Namespace) -> Reading:

@@ -36,10 +36,10 @@ from served_tokens.files.command_line import CommandLine, exit_on_signals, posit
 from served_tokens.files.processes import Totals, Work, convert_files, print_reasons
 from served_tokens.files.read import LEFT_OUT, PREVIEW, REJECTS
 from served_tokens.files.write import accounted, shown
-from served_tokens.samples.alpaca import training_settings
+from served_tokens.samples.alpaca import sample_schema, training_settings
 from served_tokens.samples.dataset_info import name_of, read_dataset_info, register
 from served_tokens.samples.lengths import load_tokenizer
-from served_tokens.samples.select import VALIDATION, Options, Selected, load_text, samples_of_row, schema_of
+from served_tokens.samples.select import VALIDATION, Options, Selected, load_text, samples_of_row
 from served_tokens.samples.tokens import EVALUATED, HELD, TRAIN, save_tokens
 
 ROOT = Path(__file__).resolve().parent
@@ -93,8 +93,8 @@ def settings_of(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Se
         )
     if args.tokens and (args.tokenizer or args.dataset_name or args.dataset_dir):
         parser.error("--tokens counts by itself, and is found by its folder; drop --tokenizer and --dataset-…")
-    if args.tokens and args.output.resolve() == DEFAULT_OUTPUT:
-        parser.error("--tokens writes no alpaca samples; name an OUTPUT for them")
+    if args.tokens and (args.output.resolve() == DEFAULT_OUTPUT or name_of(args.output) != args.output.name):
+        parser.error("--tokens writes a folder, and no alpaca samples; name an OUTPUT without a file type")
     if (args.cutoff_len is None) != (args.tokenizer is None) and not args.tokens:
         parser.error("--cutoff-len and --tokenizer go together: tokens are counted to see what would be cut")
     if not 0 <= args.val_ratio < 1:
@@ -119,17 +119,10 @@ def outputs_of(output: Path, inputs: list[str], settings: Settings) -> dict[str,
     if settings.options.val_ratio:
         name = name_of(output)
         samples[VALIDATION] = output.with_name(name + VALIDATION + output.name.removeprefix(name))
+    for its in samples.values():
+        write.check_output(its, HELD if settings.options.tokens else write.CHUNKS)
     outputs = samples | {stream: output.with_name(output.name + stream) for stream in (REJECTS, LEFT_OUT)}
-    beside = [*map(preview_of, samples.values()), settings.dataset_info]
-    if settings.options.tokens:
-        if name_of(output) != output.name:
-            raise SystemExit(f"{output}: token ids are written into a folder; name one")
-        write.check_output(output, HELD)
-        beside = []
-    else:
-        for its in samples.values():
-            write.check_output(its)
-    write.refuse_inputs(inputs, *outputs.values(), *beside)
+    write.refuse_inputs(inputs, *outputs.values(), *map(preview_of, samples.values()), settings.dataset_info)
     return outputs
 
 
@@ -234,7 +227,7 @@ def main() -> None:
     convert = functools.partial(samples_of_row, options=settings.options)
     with write.work_folder(args.output) as folder:
         work = Work(
-            convert, Selected, outputs, folder, schema_of(settings.options), strict=args.strict, loads=load_text
+            convert, Selected, outputs, folder, sample_schema(bool(args.tokens)), strict=args.strict, loads=load_text
         )
         totals = convert_files(files, work, args.num_proc, "step 2")
         print_reasons(work.finish(REJECTS), totals.set_aside, len(files) > 1)

@@ -30,6 +30,7 @@ from served_tokens.prompts.chat_template import ChatTemplate, load_chat_template
 from served_tokens.rows.notes import Noted
 from served_tokens.rows.trajectory import Reading
 from served_tokens.samples import select
+from served_tokens.samples.alpaca import sample_schema
 
 ROOT = Path(__file__).resolve().parent
 
@@ -110,7 +111,7 @@ def main() -> None:
     outputs = step2.outputs_of(args.output, [args.input, *paths], settings)
     convert = functools.partial(both_steps, options=settings.options, chat_template=chat_template, reading=reading)
     with write.work_folder(args.output) as folder:
-        work = Work(convert, BothCounted, outputs, folder, select.schema_of(settings.options))
+        work = Work(convert, BothCounted, outputs, folder, sample_schema(bool(args.tokens)))
         with tqdm(desc="both steps", unit="B", unit_scale=True) as bar:
             totals = collect(results_of(paths, system, work), work, bar)
         print_reasons(work.finish(read.REJECTS), totals.set_aside, len(paths) > 1)

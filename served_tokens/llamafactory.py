@@ -25,7 +25,7 @@ from tqdm import tqdm
 from served_tokens.files.processes import in_processes
 from served_tokens.marks import Tokens, remembering
 from served_tokens.samples.alpaca import COLUMNS, PROVENANCE
-from served_tokens.samples.tokens import PROVENANCE_FILE, TRAIN
+from served_tokens.samples.tokens import TRAIN, TokenIds, read_tokens
 
 COMPARED = 64  # samples of each data set that are made by LlamaFactory's loader too
 OUT_OF_REACH = (
@@ -181,36 +181,13 @@ def training_sets(model_args, data_args, training_args) -> tuple[list[TrainingSe
 
 
 def tokenized_sets(folder: Path, max_samples: int | None) -> list[TrainingSet]:
-    """The splits of samples that are token ids, see `save_tokens`; raises ValueError where they are not step 2's."""
-    from datasets import load_from_disk
-
-    if not (folder / PROVENANCE_FILE.format(TRAIN)).exists():
-        raise ValueError(
-            f"tokenized_path: {folder} does not say which turns its samples are of; write it with step 2 --tokens, or "
-            "remove it where LlamaFactory tokenized it earlier"
-        )
+    """The splits of samples that are token ids, see `save_tokens`."""
     sets = []
-    for split, rows in load_from_disk(str(folder)).items():
-        provenance = _parquet_table(folder / PROVENANCE_FILE.format(split))
-        if len(provenance) != len(rows):
-            raise ValueError(f"tokenized_path: {folder} was changed; run step 2 again")
-        kept = range(len(rows) if max_samples is None else min(max_samples, len(rows)))
-        built = TokenIds(rows)
-        sets.append(TrainingSet(split, folder, provenance.select(kept), built, len(rows), split == TRAIN))
+    for split, (provenance, built) in read_tokens(folder).items():
+        total = len(provenance)
+        provenance = provenance.select(range(total if max_samples is None else min(max_samples, total)))
+        sets.append(TrainingSet(split, folder, provenance, built, total, split == TRAIN))
     return sets
-
-
-class TokenIds:
-    """Samples that are token ids already, each as LlamaFactory takes it: {"input_ids", "labels"}."""
-
-    def __init__(self, rows):
-        self.rows = rows
-
-    def __getitem__(self, position: int) -> dict[str, list[int]]:
-        row = self.rows[position]
-        if row.pop("attention_mask") != [1] * len(row["input_ids"]):
-            raise ValueError(f"sample {position} hides tokens by its attention_mask; run step 2 again")
-        return row
 
 
 def _training_set(name: str, attributes, parts: dict, model_args, data_args, trains: bool) -> TrainingSet:
@@ -262,15 +239,10 @@ class ParquetRows:
         return self.held[1].slice(position - first, 1).to_pylist()[0]
 
     def select_columns(self, names: list[str]):
-        return _parquet_table(self.files, names)
+        import pyarrow.parquet as pq
+        from datasets import Dataset
 
-
-def _parquet_table(files, columns: list[str] | None = None):
-    """Parquet files as a data set in memory."""
-    import pyarrow.parquet as pq
-    from datasets import Dataset
-
-    return Dataset(pq.read_table(files, columns=columns))
+        return Dataset(pq.read_table(self.files, columns=names))
 
 
 class Built:

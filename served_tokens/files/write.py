@@ -16,6 +16,7 @@ ROW_GROUP = 512  # rows
 # Most text of a sample is that of the samples before it too: as a dictionary, a row group holds each text once.
 PARQUET = {"compression": "zstd", "dictionary_pagesize_limit": 1 << 25}
 TEXTS = ("messages", "served")  # columns of step 1: texts, small integers and null, which orjson writes too, but faster
+CHUNKS = r"\d+-of-\d+\.parquet"  # the files of a folder of rows
 FILES = (".json", ".jsonl", ".parquet")  # that are written; a name without an extension is a folder
 
 
@@ -36,7 +37,7 @@ def still_there(path: Path) -> str:
     return "; the one of an earlier run is still there" if path.exists() else ""
 
 
-def check_output(output: Path, holds: str = r"\d+-of-\d+\.parquet") -> None:
+def check_output(output: Path, holds: str = CHUNKS) -> None:
     """Whether something can be written under this name, a file or a folder; before the work.
 
     holds: what the names of the files match that a folder of these scripts has.
@@ -121,23 +122,18 @@ def finish(part: Path, output: Path) -> None:
         elif format_of(output) == ".parquet":
             part = _joined(sorted(part.iterdir()), part / "whole")
         elif not is_text(output):
-            files = sorted(part.iterdir())
+            files = sorted(part.glob("[0-9]*.parquet"))
             for number, file in enumerate(files):
                 file.rename(part / f"{number:05}-of-{len(files):05}.parquet")
-        replace(part, output)
-
-
-def replace(part: Path, output: Path) -> None:
-    """Give what is in a work folder the name of the output, in place of an earlier one."""
-    earlier = part.with_name(f"{part.name}.earlier")
-    try:
-        if output.is_dir():  # which cannot be replaced at once
-            os.replace(output, earlier)
-        os.replace(part, output)
-    except BaseException:
-        if earlier.exists() and not output.exists():
-            os.replace(earlier, output)
-        raise
+        earlier = part.with_name(f"{part.name}.earlier")
+        try:
+            if output.is_dir():  # which cannot be replaced at once
+                os.replace(output, earlier)
+            os.replace(part, output)
+        except BaseException:
+            if earlier.exists() and not output.exists():
+                os.replace(earlier, output)
+            raise
 
 
 def _joined(files: list[Path], whole: Path) -> Path:

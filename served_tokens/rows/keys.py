@@ -246,10 +246,6 @@ WORDS = {
 }
 KWARGS = "chat_template_kwargs"
 PLACES = ("metadata", "extra_body", KWARGS)  # where they stand, beside the row
-NO_KWARGS = frozenset(  # what transformers' apply_chat_template takes itself
-    "messages conversation tools documents chat_template add_generation_prompt continue_final_message tokenize padding "
-    "truncation max_length return_tensors return_dict return_assistant_tokens_mask tokenizer_kwargs".split()
-)
 
 
 def thinking_of(left: dict) -> bool | None:
@@ -270,17 +266,12 @@ def thinking_of(left: dict) -> bool | None:
 
 
 def template_kwargs_of(left: dict) -> dict:
-    """What the request of a row hands to the chat template: chat_template_kwargs, and reasoning_effort, as vLLM does.
-
-    Raises TrajectoryError where there is something that no template gets so.
-    """
+    """What a row hands to the chat template: its chat_template_kwargs, and reasoning_effort, as vLLM does."""
     objects = [left, *objects_in([left.get(place) for place in PLACES[:2]])]
     given = [in_json(its.get(KWARGS)) for its in objects]
     kwargs = {"reasoning_effort": left.get("reasoning_effort")}
     for its in (its for its in given if isinstance(its, dict)):
         kwargs |= its
-    if taken := sorted(kwargs.keys() & NO_KWARGS):
-        raise TrajectoryError(f"{KWARGS} has {taken[0]}, which no request can hand to a chat template")
     return {key: value for key, value in kwargs.items() if value is not None}  # Arrow fills rows up with null
 
 

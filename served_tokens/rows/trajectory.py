@@ -11,6 +11,9 @@ from served_tokens.rows.other import Shaped, in_one_shape
 from served_tokens.rows.servers import STYLES, Style, served_tool
 
 ROLES = ("system", "user", "assistant", "tool")
+NO_KWARGS = frozenset(  # what renders a chat template takes itself
+    "messages conversation tools documents chat_template tokenize add_generation_prompt continue_final_message".split()
+)
 CALL_TEXT = re.compile("<tool_call>(.*?)</tool_call>", re.DOTALL)
 OTHER_THINKING = re.compile(  # reasoning at the start of an answer under marks that are not Qwen's
     r"\s*(?:(?:<|&lt;)\|?[a-z_:]*(?:think|thought|reason|reflect|scratchpad|analys|rationale|monolog|cot\b)[a-z_:]*[^>]*?"
@@ -94,6 +97,8 @@ def read_trajectory(row: dict, reading: Reading = AS_IT_IS, control_tokens: tupl
             not_trained[position] = why
     tools = [served_tool(tool, reading.server_style) for tool in given.tools or ()] or None
     kwargs = reading.template_kwargs | given.template_kwargs
+    if taken := sorted(kwargs.keys() & NO_KWARGS):
+        raise TrajectoryError(f"chat_template_kwargs has {taken[0]}, which no request can hand to a chat template")
     if given.thinking is None:
         given.thinking = kwargs.get("enable_thinking")
     elif "enable_thinking" in kwargs:

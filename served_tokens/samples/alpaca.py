@@ -11,6 +11,7 @@ from collections import defaultdict
 from served_tokens.marks import BLOCK_END, BLOCK_START, TrajectoryError, in_json
 
 OF_STEP_1 = {"source", "trajectory", "reading", "enable_thinking", "turns", "drop", "template", "given"}
+IDS = ("input_ids", "attention_mask", "labels")  # of samples that are token ids; axolotl takes these and no others
 PROVENANCE = ("source", "trajectory", "turns", "served_as", "reading")
 COLUMNS = {"prompt": "instruction", "query": "input", "response": "output", "system": "system", "history": "history"}
 
@@ -19,21 +20,14 @@ class NoSample(Exception):
     """Why a turn cannot become a sample, or is not to become one."""
 
 
-def sample_schema():
+def sample_schema(of_tokens: bool):
     """The columns of a sample, for pyarrow."""
     import pyarrow as pa
 
-    texts = dict.fromkeys(("instruction", "input", "output", "system"), pa.string())
-    own = pa.schema({**texts, "history": pa.list_(pa.list_(pa.string()))})
-    return pa.unify_schemas([own, provenance_schema()])
-
-
-def provenance_schema():
-    """The columns that say where a sample comes from, for pyarrow."""
-    import pyarrow as pa
-
-    kinds = {"trajectory": pa.int64(), "turns": pa.list_(pa.int64())}
-    return pa.schema({column: kinds.get(column, pa.string()) for column in PROVENANCE})
+    kinds = {"trajectory": pa.int64(), "turns": pa.list_(pa.int64()), "history": pa.list_(pa.list_(pa.string()))}
+    kinds |= dict.fromkeys(IDS, pa.list_(pa.int32())) | {"attention_mask": pa.list_(pa.int8())}
+    columns = IDS if of_tokens else ("instruction", "input", "output", "system", "history")
+    return pa.schema({column: kinds.get(column, pa.string()) for column in (*columns, *PROVENANCE)})
 
 
 def told_of(served: dict, turns: list[int], served_as: str) -> dict:

@@ -8,10 +8,10 @@ import orjson
 
 from served_tokens.files.read import LEFT_OUT, Place
 from served_tokens.marks import Counts, TrajectoryError
-from served_tokens.samples.alpaca import NoSample, reasoning_of, sample_schema, step1_columns, to_samples
+from served_tokens.samples.alpaca import NoSample, reasoning_of, step1_columns, to_samples
 from served_tokens.samples.dataset_info import is_held_out
 from served_tokens.samples.lengths import load_tokenizer, token_counter
-from served_tokens.samples.tokens import load_encoder, to_token_samples, token_schema
+from served_tokens.samples.tokens import load_encoder, to_token_samples
 
 VALIDATION = "_val"
 # Why turns are left out.
@@ -56,11 +56,6 @@ class Selected(Counts):
     validation: int = 0
     given: Counter = field(default_factory=Counter)
     left_out: Counter = field(default_factory=Counter)
-
-
-def schema_of(options: Options):
-    """The columns of the samples, for pyarrow."""
-    return token_schema() if options.tokens else sample_schema()
 
 
 def samples_of_row(row: dict, place: Place, options: Options) -> tuple[Selected, list]:

@@ -5,23 +5,12 @@ from pathlib import Path
 
 from served_tokens.files import write
 from served_tokens.marks import BLOCK_END, BLOCK_START, IGNORE_INDEX, Tokens
-from served_tokens.samples.alpaca import PROVENANCE, NoSample, provenance_schema, served_prompts, told_of
+from served_tokens.samples.alpaca import IDS, PROVENANCE, NoSample, served_prompts, told_of
 from served_tokens.samples.lengths import load_tokenizer
 
-IDS = ("input_ids", "attention_mask", "labels")  # exactly these columns, as axolotl asks for
 TRAIN, EVALUATED = "train", "validation"  # splits, as LlamaFactory names them
 PROVENANCE_FILE = "provenance_{}.parquet"  # of a split
 HELD = f"dataset_dict.json|{TRAIN}|{EVALUATED}|{PROVENANCE_FILE.format('.*')}"  # by a folder of samples
-
-
-def token_schema():
-    """The columns of a sample, for pyarrow."""
-    import pyarrow as pa
-
-    schema = provenance_schema()
-    for column in IDS:
-        schema = schema.append(pa.field(column, pa.list_(pa.int8() if column == "attention_mask" else pa.int32())))
-    return schema
 
 
 @functools.cache
@@ -85,34 +74,51 @@ def _merged(samples: list[dict]) -> list[dict]:
 
 
 def save_tokens(parts: dict[str, Path], output: Path) -> None:
-    """Make of samples what `datasets.load_from_disk` reads as a DatasetDict, in place of an earlier one.
+    """Make of samples a folder that `datasets.load_from_disk` reads as a DatasetDict, in place of an earlier one.
 
-    In the folder is a Parquet file for each split too, which says where its samples come from, row by row.
+    In it is a Parquet file for each split too, which says where its samples come from, row by row.
 
     Args:
         parts: {split: a folder of Parquet files, see `write.append`}, in a work folder.
     """
-    import pyarrow.parquet as pq
-    from datasets import Dataset, DatasetDict, disable_progress_bars
-    from datasets.arrow_writer import ArrowWriter
+    from datasets import disable_progress_bars, load_dataset
 
     disable_progress_bars()
-    made, schema = DatasetDict(), token_schema()
-    whole = next(iter(parts.values())).with_name("whole")
-    whole.mkdir()
+    work_folder = next(iter(parts.values())).parent
+    whole, files = work_folder / "whole", {split: sorted(map(str, part.iterdir())) for split, part in parts.items()}
     with write.written(output):
-        for split, part in parts.items():
-            ids, its = part.with_name(f"{split}.arrow"), provenance_schema()
-            of_ids = schema.empty_table().select(IDS).schema
-            with (
-                ArrowWriter(path=str(ids), schema=of_ids) as rows,
-                pq.ParquetWriter(whole / PROVENANCE_FILE.format(split), its) as told,
-            ):
-                for file in sorted(part.iterdir()):
-                    table = pq.read_table(file, schema=schema)
-                    rows.write_table(table.select(IDS))
-                    told.write_table(table.select(PROVENANCE))
-                rows.finalize()
-            made[split] = Dataset.from_file(str(ids))
-        made.save_to_disk(str(whole))
-        write.replace(whole, output)
+        made = load_dataset("parquet", data_files=files, cache_dir=str(work_folder / "cache"))
+        made.select_columns([*IDS]).save_to_disk(str(whole))
+        for split, rows in made.items():
+            rows.select_columns([*PROVENANCE]).to_parquet(whole / PROVENANCE_FILE.format(split))
+    write.finish(whole, output)
+
+
+def read_tokens(folder: Path) -> dict[str, tuple]:
+    """Of such a folder {split: (what step 2 says of each sample, the samples)}; raises ValueError where it is none."""
+    import pyarrow.parquet as pq
+    from datasets import Dataset, load_from_disk
+
+    read = {}
+    for split, rows in load_from_disk(str(folder)).items():
+        provenance = folder / PROVENANCE_FILE.format(split)
+        if not provenance.exists():
+            raise ValueError(
+                f"tokenized_path: {folder} does not say which turns its samples are of; write it with step 2 --tokens, "
+                "or remove it where LlamaFactory tokenized it earlier"
+            )
+        read[split] = Dataset(pq.read_table(provenance)), TokenIds(rows)
+    return read
+
+
+class TokenIds:
+    """Samples that are token ids already, each as LlamaFactory takes it: {"input_ids", "labels"}."""
+
+    def __init__(self, rows):
+        self.rows = rows
+
+    def __getitem__(self, position: int) -> dict[str, list[int]]:
+        row = self.rows[position]
+        if row.pop("attention_mask") != [1] * len(row["input_ids"]):
+            raise ValueError(f"sample {position} hides tokens by its attention_mask; run step 2 again")
+        return row
