@@ -120,5 +120,5 @@ class TokenIds:
     def __getitem__(self, position: int) -> dict[str, list[int]]:
         row = self.rows[position]
         if row.pop("attention_mask") != [1] * len(row["input_ids"]):
-            raise ValueError(f"sample {position} hides tokens by its attention_mask; run step 2 again")
+            raise SystemExit(f"sample {position} hides tokens by its attention_mask; run step 2 again")
         return row
