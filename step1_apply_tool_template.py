@@ -9,7 +9,7 @@ INPUT   a .json, .jsonl, .jsonl.gz or .parquet file, a folder of them, or a Hugg
                            {"role": "assistant", "reasoning_content": "…", "content": "…", "tool_calls": […]},
                            {"role": "tool", "content": "…"}, …],
               "tools": […] or null, any other columns}
-OUTPUT  a .jsonl, .json or .parquet file, or a folder of Parquet files: the same row with
+OUTPUT  a .jsonl or .json file: the same row with
         "messages": [{"role": "system" | "user" | "assistant", "content": "…"}, …]   (the blocks of the rendering)
         "served":   what each turn's prompt looks like when the model is served (see `apply_chat_template`)
 
@@ -28,7 +28,7 @@ from pathlib import Path
 
 from served_tokens.files import hub, read, write
 from served_tokens.files.command_line import CommandLine, exit_on_signals, positive_count, run
-from served_tokens.files.processes import Totals, Work, convert_files, print_reasons
+from served_tokens.files.processes import Totals, Work, convert_files, finish_rejects
 from served_tokens.marks import TrajectoryError, decoded
 from served_tokens.prompts.chat_template import QWEN3, ChatTemplate, load_chat_template, read_chat_template
 from served_tokens.prompts.echo import ECHOES
@@ -79,28 +79,20 @@ def is_on_hub(source: str) -> bool:
 def input_files(source: str, pattern: str | None) -> list[str]:
     """The files behind INPUT, or the addresses of those that hold trajectories in a data set of the Hub."""
     if is_on_hub(source):
-        return hub.download_trajectories(source, pattern, read.FORMATS, why_no_trajectories)
+        return hub.download_trajectories(source, pattern, holds_conversation)
     if pattern:
         raise SystemExit(f"{source}: is no Hugging Face data set id; --file chooses among the files of one")
     return read.find_files(source)
 
 
-def why_no_trajectories(file, name: str) -> str | None:
-    """Why an open file holds no trajectories, by the columns of its first row; None where it does."""
-    columns = read.first_columns(file, name)
-    if holds_conversation(columns):
-        return None
-    return f"its rows have no column messages, but {', '.join(columns) or 'none at all'}"
-
-
 def default_output(source: str) -> Path:
-    """INPUT's name with SUFFIX, in its format, beside it; of a data set in ./data."""
+    """INPUT's name with SUFFIX, beside it, a .json file where it is one, else .jsonl; of a data set in ./data."""
     path, kind = Path(source), read.format_of(source) or ""
     if is_on_hub(source):
-        path = ROOT / "data" / hub.name_of(source)
+        path = ROOT / "data" / source.partition("@")[0].rpartition("/")[2]
     elif path.is_dir():
         path, kind = path if path.name.strip(".") else path.resolve(), ""
-    return path.with_name(path.name.removesuffix(kind) + SUFFIX + (kind.removesuffix(".gz") or ".jsonl"))
+    return path.with_name(path.name.removesuffix(kind) + SUFFIX + (kind if kind == ".json" else ".jsonl"))
 
 
 def output_of_step2(output: Path) -> list[str]:
@@ -144,7 +136,9 @@ def json_object(text: str) -> dict:
 
 
 def reading_of(args: argparse.Namespace) -> Reading:
-    """How rows are to be read."""
+    """How rows are to be read; ends with one line where the options are of two servers."""
+    if args.echo == "sglang" and args.server_style != "sglang":
+        raise SystemExit("--echo sglang: the prompts are those of SGLang then; add --server-style sglang")
     return Reading(**{its.name: getattr(args, its.name) for its in fields(Reading)})
 
 
@@ -186,7 +180,7 @@ def main() -> None:
     exit_on_signals()
     args = parsed_arguments()
     output = args.output or default_output(args.input)
-    write.check_output(output)
+    write.check_output(output, write.TEXT)
     chat_template = read_chat_template(args.chat_template)
     load_chat_template(chat_template)  # before the work, so that a bad one costs nothing
     files = input_files(args.input, args.file)
@@ -197,11 +191,10 @@ def main() -> None:
     with write.work_folder(output) as folder:
         work = Work(convert, Noted, outputs, folder, strict=args.strict)
         totals = convert_files(files, work, args.num_proc, "step 1")
-        print_reasons(work.finish(read.REJECTS), totals.set_aside, len(files) > 1)
+        finish_rejects(work, totals)
         print_unread(totals)
         if not totals.counts.trajectories:
-            not_written = f"{write.shown(output)} is not written{write.still_there(output)}"
-            sys.exit(f"{args.input}: no trajectory is left; {not_written}")
+            sys.exit(f"{args.input}: no trajectory is left; {write.shown(output)} is not written")
         work.finish("")
     print_counts(totals, f"{write.shown(output)}{replaced}")
     command = ["next:", "python", "step2_to_alpaca_mask_history.py", write.shown(output), *output_of_step2(output)]

@@ -33,7 +33,7 @@ import orjson
 
 from served_tokens.files import read, write
 from served_tokens.files.command_line import CommandLine, exit_on_signals, positive_count, run
-from served_tokens.files.processes import Totals, Work, convert_files, print_reasons
+from served_tokens.files.processes import Totals, Work, convert_files, finish_rejects
 from served_tokens.files.read import LEFT_OUT, PREVIEW, REJECTS
 from served_tokens.files.write import accounted, shown
 from served_tokens.samples.alpaca import sample_schema, training_settings
@@ -93,8 +93,8 @@ def settings_of(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Se
         )
     if args.tokens and (args.tokenizer or args.dataset_name or args.dataset_dir):
         parser.error("--tokens counts by itself, and is found by its folder; drop --tokenizer and --dataset-…")
-    if args.tokens and (args.output.resolve() == DEFAULT_OUTPUT or name_of(args.output) != args.output.name):
-        parser.error("--tokens writes a folder, and no alpaca samples; name an OUTPUT without a file type")
+    if args.tokens and args.output.resolve() == DEFAULT_OUTPUT:
+        parser.error("--tokens writes no alpaca samples; name an OUTPUT for them")
     if (args.cutoff_len is None) != (args.tokenizer is None) and not args.tokens:
         parser.error("--cutoff-len and --tokenizer go together: tokens are counted to see what would be cut")
     if not 0 <= args.val_ratio < 1:
@@ -120,7 +120,10 @@ def outputs_of(output: Path, inputs: list[str], settings: Settings) -> dict[str,
         name = name_of(output)
         samples[VALIDATION] = output.with_name(name + VALIDATION + output.name.removeprefix(name))
     for its in samples.values():
-        write.check_output(its, HELD if settings.options.tokens else write.CHUNKS)
+        if settings.options.tokens:
+            write.check_output(its, ("",), HELD)
+        else:
+            write.check_output(its)
     outputs = samples | {stream: output.with_name(output.name + stream) for stream in (REJECTS, LEFT_OUT)}
     write.refuse_inputs(inputs, *outputs.values(), *map(preview_of, samples.values()), settings.dataset_info)
     return outputs
@@ -169,7 +172,7 @@ def refuse_nothing(args: argparse.Namespace, totals: Totals) -> None:
         reason = f"{none}; raise it, or take another --seed"
     else:
         return
-    sys.exit(f"{args.input}: {reason}; {shown(args.output)} is not written{write.still_there(args.output)}")
+    sys.exit(f"{args.input}: {reason}; {shown(args.output)} is not written")
 
 
 def save(work: Work, stream: str, settings: Settings) -> str:
@@ -181,11 +184,11 @@ def save(work: Work, stream: str, settings: Settings) -> str:
     replaced = ", in place of an earlier one" if output.exists() else ""
     if settings.options.tokens:
         streams = {TRAIN: "", EVALUATED: VALIDATION}
-        parts = {split: work.part(its) for split, its in streams.items() if its in work.outputs}
+        parts = {split: work.folder / work.outputs[its].name for split, its in streams.items() if its in work.outputs}
         save_tokens({split: part for split, part in parts.items() if part.exists()}, output)
         return f"{shown(output)}{replaced}, the token ids of {settings.options.tokens}"
     work.finish(stream)
-    rows = (row for file in read.find_files(str(output)) for _, row, _ in read.read_rows(file))
+    rows = (row for file in read.find_files(str(output)) for _, row in read.read_rows(file))
     first = [*itertools.islice(rows, SHOWN_SAMPLES)]
     with write.whole_file(preview_of(output)) as part:
         part.write_bytes(orjson.dumps(first, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
@@ -230,7 +233,7 @@ def main() -> None:
             convert, Selected, outputs, folder, sample_schema(bool(args.tokens)), strict=args.strict, loads=load_text
         )
         totals = convert_files(files, work, args.num_proc, "step 2")
-        print_reasons(work.finish(REJECTS), totals.set_aside, len(files) > 1)
+        finish_rejects(work, totals)
         finish(args, settings, work, totals)
 
 

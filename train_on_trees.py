@@ -1,17 +1,17 @@
 """Train on token trees: the same training as `llamafactory-cli train`, and each token of a trajectory once.
 
-    python train_on_trees.py qwen3_full_sft.yaml [key=value …] [row_tokens=N] [row_samples=N] [row_accumulation=N]
+    python train_on_trees.py qwen3_full_sft.yaml [key=value …] [row_tokens=N] [row_samples=N]
 
 Takes the YAML, the overrides and the environment of `llamafactory-cli train` (FORCE_TORCHRUN=1, NNODES, …). It
 tokenizes the samples of step 2 as it does; they become rows, in which what samples share is there once; it trains on
 these. Loss, optimizer, checkpoints, logs and resuming are its own, and so are the gradients. Before the
 first step attention is compared, on the device, with that on single samples: where it is wrong, nothing is trained.
 
-row_tokens: the longest row (default: cutoff_len; on a CPU, where attention takes row × row, one of each trajectory).
+row_tokens: the longest row (default: cutoff_len; on a CPU, where attention takes row × row, 8,192 if that is less).
     Where cutoff_len is near the longest sample, a longer row holds a trajectory whole.
 row_samples: the most samples of a row (default: no limit).
-row_accumulation: gradient_accumulation_steps, in rows. By default it is set so that a step holds as many supervised
-    tokens as one of the YAML's.
+
+gradient_accumulation_steps is set in rows, so that a step holds as many supervised tokens as one of the YAML's.
 
 The one idea: samples of a trajectory begin alike, so they are a tree; a mask shows each token the ones before it in its
 own sample, and no others.
@@ -58,6 +58,7 @@ SET = {
     "per_device_train_batch_size": (1, "a batch is one row; samples are counted by gradient_accumulation_steps"),
     "per_device_eval_batch_size": (1, "a batch is one row"),
 }
+ROW_ON_CPU = 8192  # tokens
 WHOLE_LOGITS = ("compute_accuracy", "use_dft_loss", "use_eaft_loss", "label_smoothing_factor")
 
 
@@ -112,11 +113,8 @@ def prepared(arguments: list[str]) -> list[str]:
     with llamafactory.refusals():
         check_model(model_args)
     on_gpu = torch.cuda.is_available() and not config.get("use_cpu")
-    limits = {
-        "row_tokens": own.get("row_tokens", data_args.cutoff_len),
-        "row_samples": own.get("row_samples"),
-        "apart": "row_tokens" not in own and not on_gpu,
-    }
+    longest = data_args.cutoff_len if on_gpu else min(data_args.cutoff_len, ROW_ON_CPU)
+    limits = {"row_tokens": own.get("row_tokens", longest), "row_samples": own.get("row_samples")}
     took.done("loading")
     place, counts = rows_in_folder(config, model_args, data_args, training_args, limits)
     took.done("rows")
@@ -130,7 +128,7 @@ def prepared(arguments: list[str]) -> list[str]:
     samples = batch * training_args.gradient_accumulation_steps * devices
     count = counts.get("train", Written())
     samples_of_row = max(1, count.samples / max(1, count.rows))
-    accumulation = own.get("row_accumulation") or rows_of_step(samples, samples_of_row, devices)
+    accumulation = rows_of_step(samples, samples_of_row, devices)
     print(
         f"gradient_accumulation_steps: {accumulation} rows: a step holds "
         f"{accumulation * devices * samples_of_row / samples:.2f} times the supervised tokens that {samples} samples "

@@ -89,7 +89,7 @@ if python -c "import liger_kernel" 2>/dev/null; then
 else
     echo "liger_kernel is not installed, so enable_liger_kernel is left out"
 fi
-train long_rows python train_on_trees.py -- row_tokens=$long row_accumulation=1 max_steps=2
+train long_rows python train_on_trees.py -- row_tokens=$long gradient_accumulation_steps=1 max_steps=2
 
 python - "$folder" <<'EOF'
 import json, re, sys

@@ -99,7 +99,7 @@ def timed(part: str, *arguments: str) -> None:
 
 
 def digests(path: Path) -> list[str]:
-    rows = (row for file in find_files(str(path)) for _, row, _ in read_rows(file))
+    rows = (row for file in find_files(str(path)) for _, row in read_rows(file))
     return sorted(hashlib.sha256(json.dumps([row[name] for name in COLUMNS]).encode()).hexdigest() for row in rows)
 
 
@@ -118,7 +118,7 @@ def run(*command) -> tuple[float, float, str]:
 
 def both_steps(source: Path, target: Path) -> tuple[float, float, float]:
     """(seconds of step 1, of step 2, MB of the largest process)"""
-    plain = target.with_name(f"{target.stem}_plain{'.jsonl' if source.suffix == '.json' else source.suffix}")
+    plain = target.with_name(f"{target.stem}_plain.jsonl")
     one = run("step1_apply_tool_template.py", source, plain)
     two = run("step2_to_alpaca_mask_history.py", plain, target, "--dataset-dir", target.parent)
     return one[0], two[0], max(one[1], two[1])

@@ -1,4 +1,4 @@
-"""What a real vLLM made of requests, through step 1, step 2 and the check: the same, or set aside with a reason."""
+"""What real servers made of requests, through step 1, step 2 and the check: the same, or set aside with a reason."""
 
 import json
 import unicodedata
@@ -7,13 +7,11 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import GOLDEN, ROOT, assistant, call, golden, read_jsonl, tool, user, write_jsonl
 from reading_rows import served_text
+from recorded import ECHOED_BY_SGLANG, ECHOED_BY_VLLM, SGLANG, VLLM
 
 from served_tokens.marks import TrajectoryError
 from served_tokens.rows.trajectory import Reading, read_trajectory
 
-SERVER = ROOT / "tests" / "server"
-RECORDED = json.loads((SERVER / "vllm_render.json").read_text(encoding="utf-8"))
-ECHOED = json.loads((SERVER / "vllm_echo.json").read_text(encoding="utf-8"))["prompts"]
 KEEP_ALL = ("--allow-control-tokens", "--allow-calls-without-tools")
 SET_ASIDE = {  # by step 1, although the server answered
     "assistant part refusal": "message 1: content has a part of type refusal, which nobody reads",
@@ -27,6 +25,8 @@ SET_ASIDE = {  # by step 1, although the server answered
     "tool custom key beside function": "nobody reads its keys tool.x",
     "unknown keys in messages": "nobody reads its keys message.x",
     "call with extra key in function": "nobody reads its keys call.x",
+    "role function": "message 2: servers do not show the role function beside tool_calls; write the role tool",
+    "inline think + reasoning_content same": "message 1: has stray think marks in content beside its reasoning field",
 }
 LEFT_OUT = {  # by step 2, although the server answered
     "system content ''": "its system prompt is empty, and LlamaFactory writes no block for that",
@@ -37,10 +37,8 @@ LEFT_OUT = {  # by step 2, although the server answered
 }
 SENT_OTHERWISE = {  # no agent sends the message so: its reasoning goes back in one field, an output as a tool message
     "assistant part thinking + text",
-    "role function",
     "reasoning '' and reasoning_content",
     "reasoning_details (OpenRouter)",
-    "inline think + reasoning_content same",
 }
 REFUSED_AND_SET_ASIDE = {
     "user part of plain str": "message 0: content is not text but a list",
@@ -66,7 +64,8 @@ EXACT = "PASSED: {0} of {0} samples are exact\n".format
 def row_of(request: dict) -> dict:
     """A trajectory of which the last turn has the request's prompt."""
     messages = [*request["messages"], assistant("an answer")]
-    return {"messages": messages, "tools": request["tools"]} if request["tools"] is not None else {"messages": messages}
+    row = {"messages": messages, "tools": request["tools"], **request.get("more", {})}
+    return {key: value for key, value in row.items() if value is not None}
 
 
 @pytest.fixture
@@ -88,18 +87,21 @@ def steps(run, tmp_path):
 
 def reasons(folder) -> dict:
     """{row: why there is no sample of its last turn}, as both steps say it beside their output."""
-    left_out = read_jsonl(folder / "samples.parquet.left_out.jsonl")
-    rejected = read_jsonl(folder / "plain.jsonl.rejects.jsonl")
-    return {turn["trajectory"]: turn["reason"] for turn in left_out} | {row["row"]: row["reason"] for row in rejected}
+    whys = {its["row"]: its["reason"] for its in read_jsonl(folder / "plain.jsonl.rejects.jsonl")}
+    kept = [row for row in range(len(SGLANG)) if row not in whys]
+    whys |= {turn["trajectory"]: turn["reason"] for turn in read_jsonl(folder / "samples.parquet.left_out.jsonl")}
+    if (rejects := folder / "samples.parquet.rejects.jsonl").exists():
+        whys |= {kept[its["row"]]: its["reason"] for its in read_jsonl(rejects)}
+    return whys
 
 
 # ---------------------------------------------------------------- recorded prompts
 
 
 def test_a_recorded_prompt_comes_out_the_same_through_both_steps_and_the_check(steps, check, tmp_path):
-    prompts = steps([row_of(request) for request in RECORDED], *KEEP_ALL, turns="last")
+    prompts = steps([row_of(request) for request in VLLM], *KEEP_ALL, turns="last")
     differ, repaired, without, whys = set(), set(), set(), reasons(tmp_path)
-    for row, request in enumerate(RECORDED):
+    for row, request in enumerate(VLLM):
         name, prompt = request["name"], prompts.get((row, len(request["messages"])))
         if prompt is None:
             assert whys[row].startswith(NOT_THERE[name]), name
@@ -113,37 +115,62 @@ def test_a_recorded_prompt_comes_out_the_same_through_both_steps_and_the_check(s
 
 
 def test_a_recorded_prompt_without_reasoning_is_that_of_the_drop_history(steps, check):
-    prompts = steps([row_of(request) for request in RECORDED], *KEEP_ALL, history="drop", turns="last")
-    bare = {its["name"]: its["prompt"] for its in RECORDED if "prompt" in its and not its["reasoning_sent_as"]}
-    sent = [(row, its) for row, its in enumerate(RECORDED) if its["reasoning_sent_as"]]
+    prompts = steps([row_of(request) for request in VLLM], *KEEP_ALL, history="drop", turns="last")
+    bare = {its["name"]: its["prompt"] for its in VLLM if "prompt" in its and not its["reasoning_sent_as"]}
+    sent = [(row, its) for row, its in enumerate(VLLM) if its["reasoning_sent_as"]]
     differ = {its["name"] for row, its in sent if prompts.get((row, len(its["messages"]))) != bare[its["name"]]}
     assert differ == {
         "reasoning_content and reasoning differ",  # set aside
-        "inline think + reasoning_content same",  # the recorded prompt shows what is inline
+        "inline think + reasoning_content same",  # too
     }
     assert EXACT(len(prompts)) in check("samples", "template=qwen3_nothink")
 
 
+OF_SGLANG = ("--server-style", "sglang")
+
+
+def test_no_prompt_of_sglang_differs_from_the_recorded_one_in_silence(steps, check, tmp_path):
+    prompts = steps([row_of(request) for request in SGLANG], *KEEP_ALL, *OF_SGLANG, turns="last")
+    repaired, same, whys = 0, 0, reasons(tmp_path)
+    for row, request in enumerate(SGLANG):
+        prompt = prompts.get((row, len(request["messages"])))
+        if prompt is None:
+            assert whys[row], request["name"]
+        elif "refused" in request:
+            repaired += 1
+        else:
+            assert prompt == unicodedata.normalize("NFC", request["prompt"]), request["name"]
+            same += 1
+    assert (repaired, same) == (11, 208)
+    assert EXACT(len(prompts)) in check("samples", "template=qwen3_nothink")
+
+
 @pytest.mark.parametrize("history, field", [("drop", None), ("template", "reasoning_content")])
-@pytest.mark.parametrize("echo", ["vllm", "vllm-stream"])
-def test_a_recorded_prompt_of_an_echoing_agent_comes_out_the_same(steps, check, echo, history, field):
-    prompts = steps(golden(), "--echo", echo, history=history)
+@pytest.mark.parametrize("echo, style", [("vllm", "vllm"), ("vllm-stream", "vllm"), ("sglang", "sglang")])
+def test_a_recorded_prompt_of_an_echoing_agent_comes_out_the_same(steps, check, echo, style, history, field):
+    prompts = steps(golden(), "--echo", echo, "--server-style", style, history=history)
     names = [case["name"] for case in GOLDEN if case["messages"] in [row["messages"] for row in golden()]]
     expected = {
         (names.index(its["name"]), its["turn"]): its["prompt"]
-        for its in ECHOED
+        for its in ECHOED_BY_VLLM + ECHOED_BY_SGLANG
         if (its["echo"], its["reasoning_sent_as"]) == (echo, field) and its["name"] in names
     }
-    assert expected and expected.items() <= prompts.items()
-    assert EXACT(53) in check("samples", "template=qwen3_nothink")
+    left_out = expected.keys() - prompts.keys()
+    assert len(left_out) == (style == "sglang")  # right behind another turn
+    assert {key: its for key, its in expected.items() if key not in left_out}.items() <= prompts.items()
+    assert EXACT(53 - len(left_out)) in check("samples", "template=qwen3_nothink")
 
 
 # ---------------------------------------------------------------- --server-style
 
 
 PARTS = [{"type": "text", "text": text} for text in ("a", "", "b")]
-ODD_TOOL = {"function": {"parameters": {"b": 1}, "name": "f", "x": 1, "strict": None}, "type": "function", "y": 2}
-OF_SGLANG = ("--server-style", "sglang", "--ignore-key", "x", "--ignore-key", "y")  # keys that it does not show
+ODD_TOOL = {
+    "function": {"parameters": {"type": "dict"}, "name": "f", "x": 1, "strict": None},
+    "type": "function",
+    "y": 2,
+}
+IGNORED = ("--ignore-key", "x", "--ignore-key", "y")  # keys that SGLang does not show
 
 
 def odd_row() -> dict:
@@ -152,8 +179,8 @@ def odd_row() -> dict:
 
 
 def test_tools_parts_and_arguments_are_those_of_the_style_and_the_check_follows_it(steps, check, tmp_path):
-    [_, prompt] = steps([odd_row()], *OF_SGLANG).values()
-    function = '{"parameters": {"b": 1}, "name": "f", "description": null}'
+    [_, prompt] = steps([odd_row()], *OF_SGLANG, *IGNORED).values()
+    function = '{"parameters": {"type": "object"}, "name": "f", "description": null}'
     assert f'<tools>\n{{"type": "function", "function": {function}, "defer_loading": null}}\n</tools>' in prompt
     assert "<|im_start|>user\na  b<|im_end|>" in prompt
     assert '{"name": "f", "arguments": {"n": 18446744073709551615}}' in prompt
@@ -292,6 +319,12 @@ def test_broken_records_are_set_aside(columns, reason):
 
 
 # ---------------------------------------------------------------- --echo
+
+
+def test_echo_of_another_server_is_refused_in_one_line(run, tmp_path):
+    write_jsonl(tmp_path / "rows.jsonl", [chat()])
+    errors = run("step1_apply_tool_template.py", "rows.jsonl", "--echo", "sglang", expect=1).stderr
+    assert errors.strip() == "--echo sglang: the prompts are those of SGLang then; add --server-style sglang"
 
 
 def test_no_thinking_after_echo_is_refused_in_one_line(run, tmp_path):

@@ -56,7 +56,7 @@ def test_exit_code_says_when_nothing_is_left_and_an_earlier_output_stays(run, tm
     write_jsonl(tmp_path / "x.jsonl", [{"messages": []}])
     (tmp_path / "y.jsonl").write_text("earlier")
     process = run(STEP1, "x.jsonl", "y.jsonl", expect=1)
-    assert "no trajectory is left; y.jsonl is not written; the one of an earlier run is still there" in process.stderr
+    assert "no trajectory is left; y.jsonl is not written" in process.stderr
     assert (tmp_path / "y.jsonl").read_text() == "earlier"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["x.jsonl", "y.jsonl", "y.jsonl.rejects.jsonl"]
 
@@ -67,7 +67,7 @@ def test_exit_code_says_when_nothing_is_left_and_an_earlier_output_stays(run, tm
         (["missing.jsonl"], "missing.jsonl: no such file"),
         (["a.txt"], "a.txt: unknown file type '.txt'"),
         (["empty"], "empty: the folder holds no .json, .jsonl, .jsonl.gz, .parquet file"),
-        (["a.json"], "a.json: not an array; a .json file holds one array of rows"),
+        (["a.json"], "a.json: not valid JSON; a .json file holds one array of rows"),
         (["x.jsonl", "folder.jsonl"], "folder.jsonl: cannot be written"),
         (["x.jsonl", "x.jsonl/y.jsonl"], "x.jsonl/y.jsonl: cannot be written"),
         (["--chat-template", "none.jinja"], "cannot read the chat template"),
@@ -103,14 +103,11 @@ def parsed(value):
 
 
 def read_rows(path) -> list[dict]:
-    if path.suffix in (".parquet", ""):  # a folder of Parquet files
-        rows = pq.read_table(path).to_pylist()
-    else:
-        rows = read_jsonl(path) if path.suffix == ".jsonl" else json.loads(path.read_text(encoding="utf-8"))
+    rows = read_jsonl(path) if path.suffix == ".jsonl" else json.loads(path.read_text(encoding="utf-8"))
     return [{key: parsed(value) for key, value in row.items()} for row in rows]
 
 
-@pytest.mark.parametrize("output", ["y.json", "y.jsonl", "y.parquet", "y"])
+@pytest.mark.parametrize("output", ["y.json", "y.jsonl"])
 @pytest.mark.parametrize(
     "source, rows",
     [("x.jsonl", ROWS), ("x.json", ROWS), ("x.jsonl", STRINGS), ("x.json", STRINGS), ("x.parquet", STRINGS)],
@@ -133,16 +130,13 @@ def test_formats_give_the_same_rows_with_their_columns_and_no_key_reaches_anothe
             assert '{"name": "g", "arguments": {"y": {"z": null}}}' in plain[2]["content"]
 
 
-def test_values_of_parquet_columns_keep_their_types_and_lists_and_objects_become_json(run, tmp_path):
-    columns = {"score": pa.array([1.5]), "date": [datetime.date(2024, 1, 2)], "extra": [b"x"]}
-    mixed = {"task_info": pa.array([{"env_id": "e", "n": 1}]), "tags": pa.array([["a"]])}
-    pq.write_table(pa.table({**columns, **mixed, "messages": [json.dumps(ROW["messages"])]}), tmp_path / "x.parquet")
+def test_values_of_parquet_columns_become_json(run, tmp_path):
+    columns = {"score": [1.5], "date": [datetime.date(2024, 1, 2)], "task_info": [{"env_id": "e"}], "tags": [["a"]]}
+    pq.write_table(pa.table({**columns, "messages": [json.dumps(ROW["messages"])]}), tmp_path / "x.parquet")
     run(STEP1, "x.parquet")
-    out = pq.read_table(tmp_path / "x_apply_qwen3_template.parquet")
-    assert out.select(columns).equals(pa.table(columns))
-    assert out.select(mixed).to_pylist() == [{"task_info": '{"env_id": "e", "n": 1}', "tags": '["a"]'}]
-    run(STEP1, "x.parquet", "y.jsonl")
-    assert read_jsonl(tmp_path / "y.jsonl")[0]["date"] == "2024-01-02"
+    [row] = read_jsonl(tmp_path / "x_apply_qwen3_template.jsonl")
+    values = {"score": 1.5, "date": "2024-01-02", "task_info": {"env_id": "e"}, "tags": ["a"]}
+    assert {key: row[key] for key in columns} == values
 
 
 @pytest.mark.parametrize(
@@ -156,26 +150,6 @@ def test_parquet_that_mixed_the_keys_of_objects_already_is_refused(run, tmp_path
     pq.write_table(pa.Table.from_pylist([row]), tmp_path / "x.parquet")
     errors = run(STEP1, "x.parquet", expect=1).stderr
     assert f"column {column} holds objects as Arrow structs" in errors
-
-
-@pytest.mark.parametrize("values", [[1, "a"], [2**70]])
-def test_column_that_no_parquet_type_fits_is_a_clear_error(run, tmp_path, values):
-    write_jsonl(tmp_path / "x.jsonl", [{**ROW, "score": value} for value in values])
-    process = run(STEP1, "x.jsonl", "y.parquet", expect=1)
-    assert "column score does not fit one Parquet type (" in process.stderr and "write .jsonl instead" in process.stderr
-    assert [path.name for path in tmp_path.iterdir()] == ["x.jsonl"]
-
-
-def test_columns_that_some_files_lack_or_have_but_nulls_in_are_joined_in_one_parquet_file(run, tmp_path):
-    write_jsonl(tmp_path / "data" / "a.jsonl", [])
-    write_jsonl(tmp_path / "data" / "b.jsonl", [{"id": "x", "why": "bad"}, {**ROW, "id": None}])
-    write_jsonl(tmp_path / "data" / "c.jsonl", [{**ROW, "id": 2, "steps": 1.5}])
-    assert "3 rows in = 2 rows out + 1 set aside" in run(STEP1, "data", "y.parquet").stdout
-    rows = pq.read_table(tmp_path / "y.parquet", columns=["id", "tools", "steps"]).to_pylist()
-    assert rows == [{"id": None, "tools": None, "steps": None}, {"id": 2, "tools": None, "steps": 1.5}]
-    write_jsonl(tmp_path / "data" / "d.jsonl", [{**ROW, "id": "x"}])
-    errors = run(STEP1, "data", "y.parquet", expect=1).stderr
-    assert "a column holds values of several types (" in errors
 
 
 def test_default_output_stands_beside_the_input_or_is_named_after_the_data_set(tmp_path, monkeypatch):
@@ -221,10 +195,10 @@ def test_folder_is_read_in_the_order_of_its_names_but_not_what_scripts_leave_bes
     assert "6 rows in = 5 rows out + 1 set aside" in process.stdout
 
 
-def test_progress_in_a_log_file_is_short_lines(run, tmp_path):
+def test_progress_in_a_log_file_is_a_count_now_and_then(run, tmp_path):
     write_jsonl(tmp_path / "x.jsonl", [ROW] * 4000)
-    lines = run(STEP1, "x.jsonl", "y.jsonl").stderr.replace("\r", "").splitlines()
-    assert "step 1: 100 %" in lines[-1] + lines[-2] and len(lines) < 10 and max(map(len, lines)) < 40
+    counts = run(STEP1, "x.jsonl", "y.jsonl").stderr.split("\r")
+    assert "step 1: 4000 rows" in counts[-1] and len(counts) < 5
 
 
 # ---------------------------------------------------------------- the template, the start

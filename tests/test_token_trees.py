@@ -6,11 +6,10 @@ from collections import Counter
 import numpy as np
 import pytest
 from conftest import REFUND, assistant, user
-from hypothesis import given, settings
-from test_exactness import CONVERSATION, MODES, TEMPLATE, llamafactory
+from test_exactness import MODES, TEMPLATE, llamafactory
 
 from served_tokens.files.read import Place
-from served_tokens.marks import IGNORE_INDEX, TrajectoryError
+from served_tokens.marks import IGNORE_INDEX
 from served_tokens.rows.trajectory import Reading
 from served_tokens.samples.alpaca import step1_columns, to_samples
 from served_tokens.trees.check import AS_WRITTEN, TREES, check_rows, differing
@@ -71,7 +70,7 @@ def test_each_supervised_token_is_in_the_rows_with_what_is_before_it_in_its_samp
     draw, causal = random.Random(0), 0
     for _ in range(SETS):
         samples, row_samples = random_samples(draw), draw.choice([None, None, 3])
-        rows = list(rows_of(samples, draw.choice([1, 10, 30, 1000]), row_samples, draw.random() < 0.2))
+        rows = list(rows_of(samples, draw.choice([1, 10, 30, 1000]), row_samples))
         rows = [padded(row, draw.choice([1, 8]), 0) for row in rows]
         assert of_rows(rows) == of_samples(samples)
         causal += of_rows(rows, lambda row, at: np.arange(at + 1)) == of_samples(samples)
@@ -129,8 +128,6 @@ def test_a_row_ends_between_trajectories_and_in_one_only_where_it_is_too_long():
     assert len(list(rows_of(one + other, 40))) == 1
     split = list(rows_of(one, 16))  # each part with its prefix
     assert of_rows(split) == of_samples(one) and all(row.input_ids[:2].tolist() == [1, 2] for row in split)
-    apart = list(rows_of(one + other + one[:1], 1000, apart=True))
-    assert [row.input_ids[1] for row in apart] == [2, 3, 2] and of_rows(apart) == of_samples(one + other + one[:1])
 
 
 def test_rows_come_out_before_all_samples_are_in():
@@ -201,8 +198,8 @@ OTHER = [*WEATHER[:1], user("who are you?"), assistant("A clerk.", "say so")]
 
 
 def tokenized(conversations, mode) -> list:
-    """LlamaFactory's (ids, labels) of the samples of both steps; raises TrajectoryError."""
-    made, reading = [], Reading(allow_control_tokens=True, allow_calls_without_tools=True)
+    """LlamaFactory's (ids, labels) of the samples of both steps."""
+    made, reading = [], Reading(allow_calls_without_tools=True)
     for messages in conversations:
         _, [(_, row)] = plain_row({"messages": messages}, Place("x", 0), TEMPLATE, reading)
         made += to_samples(*step1_columns(row), mode)[0]
@@ -222,19 +219,6 @@ def test_losses_of_each_token_and_gradients_are_those_of_the_samples(mode, row_t
     if len(rows) == 1:  # the control
         causal, causal_gradients = losses(batches_of(rows, causal=True))
         assert causal != pytest.approx(expected, abs=1e-6) and difference(causal_gradients, gradients) > 1e-2
-
-
-@settings(max_examples=6)
-@given(conversation=CONVERSATION)
-@pytest.mark.parametrize("mode", MODES)
-def test_losses_are_the_same_whatever_is_in_the_messages(mode, conversation, losses):
-    try:
-        samples = tokenized([conversation, WEATHER], mode)
-    except TrajectoryError:
-        return
-    expected, _ = losses({"input_ids": ids, "labels": labels} for ids, labels in samples)
-    ours, _ = losses(batches_of(rows_of(samples, 400)))
-    assert ours == pytest.approx(expected, abs=1e-12)
 
 
 def test_logits_of_the_predicting_tokens_alone_give_the_same_loss(losses, tiny_model):

@@ -4,16 +4,14 @@ A file is named by its address, hf://datasets/ID@COMMIT/NAME, as huggingface_hub
 Hub's cache, and found there offline too.
 """
 
-import os
 import re
+from collections import defaultdict
 from pathlib import Path, PurePosixPath
 
-DATA_SET = re.compile(r"([\w.-]+/[\w.-]+?)(?:@([\w./-]+))?")
-ADDRESS = re.compile(r"hf://datasets/([\w.-]+/[\w.-]+)@([^/]+)/(.+)")
-LOOKED_AT = 1 << 14  # bytes of a file read at a time until its first row is whole
-SHOWN_FILES = 10  # on the screen
+from served_tokens.files.read import FORMATS, download, first_columns, format_of, one_line
 
-os.environ.setdefault("HF_HUB_DISABLE_XET", "1")  # a download by Xet that breaks off begins anew
+DATA_SET = re.compile(r"([\w.-]+/[\w.-]+?)(?:@([\w./-]+))?")
+LOOKED_AT = 1 << 14  # bytes of a file read at a time until its first row is whole
 
 
 def is_data_set(source: str) -> bool:
@@ -21,67 +19,34 @@ def is_data_set(source: str) -> bool:
     return DATA_SET.fullmatch(source) is not None
 
 
-def name_of(source: str) -> str:
-    """The name of a data set, without its owner and revision."""
-    return DATA_SET.fullmatch(source)[1].rpartition("/")[2]
-
-
-def download_trajectories(source: str, pattern: str | None, formats: tuple, why_no_trajectories) -> list[str]:
+def download_trajectories(source: str, pattern: str | None, is_of_trajectories) -> list[str]:
     """Download the files of a data set that hold trajectories; their addresses, in the order of their names.
 
     Args:
         source: ID, or ID@REVISION.
         pattern: only files whose name, with or without its folder, matches this glob. Without one, the files must be
             shards of one split: two splits, or the same rows under two names, are not read together unasked.
-        formats: what the names of data files end with.
-        why_no_trajectories: why_no_trajectories(file, name) -> why an open file holds no trajectories, or None. It
-            raises SystemExit or ValueError where it has no row.
+        is_of_trajectories: is_of_trajectories(columns) -> whether a row with these columns is one.
     """
     data_set, revision = DATA_SET.fullmatch(source).groups("main")
     commit, names = _commit_and_names(source)
-    names = sorted(name for name in names if name.endswith(formats))
-    matching = [name for name in names if pattern in (None, name) or PurePosixPath(name).match(pattern)]
-    if not matching:
-        raise SystemExit(f"{source}: no file matches {pattern or ', '.join(formats)}; there are\n{_listed(names)}")
-    splits, why_not = {name: re.sub(r"\d+-of-\d+", "*", name) for name in matching}, {}
-    for name, split in splits.items():
-        if split not in why_not:  # shards have one writer, so the first says it for all
-            why_not[split] = _why_not(data_set, commit, name, why_no_trajectories)
-    read = [name for name, split in splits.items() if not why_not[split]]
-    others = [f"{name}: {why_not[split]}" for name, split in splits.items() if why_not[split]]
+    splits = defaultdict(list)
+    for name in sorted(name for name in names if format_of(name)):
+        if pattern in (None, name) or PurePosixPath(name).match(pattern):
+            splits[re.sub(r"\d+-of-\d+", "*", name)].append(name)
+    # shards have one writer, so the first says it for all
+    why_not = {split: _why_not(data_set, commit, files[0], is_of_trajectories) for split, files in splits.items()}
+    read = [name for split, files in splits.items() if not why_not[split] for name in files]
+    listed = "\n".join(f"  {split}: {reason or 'holds trajectories'}" for split, reason in why_not.items())
     if not read:
-        raise SystemExit(f"{source}: none of its files holds trajectories:\n{_listed(others)}")
-    if not pattern and len({splits[name] for name in read}) > 1:
+        raise SystemExit(f"{source}: no {pattern or ', '.join(FORMATS)} file there holds trajectories\n{listed}")
+    if not pattern and [*why_not.values()].count(None) > 1:
         several = "several of its files hold trajectories, and they are not shards of one split"
-        raise SystemExit(f"{source}: {several}; say which to read by --file NAME_OR_GLOB:\n{_listed(read)}")
-    print(f"{data_set} at revision {commit[:12]}: reads\n{_listed(read)}")
-    if others:
-        print(f"and not\n{_listed(others)}")
+        raise SystemExit(f"{source}: {several}; say which to read by --file NAME_OR_GLOB:\n{listed}")
+    print(f"{data_set} at revision {commit[:12]}:\n{listed}")
     for name in read:
-        _download(data_set, name, revision)
+        download(data_set, name, revision)
     return [f"hf://datasets/{data_set}@{commit}/{name}" for name in read]
-
-
-def local_copy(address: str) -> Path | None:
-    """Where the file of an address is, downloaded unless it is in the Hub's cache; None for what is no address."""
-    parts = ADDRESS.fullmatch(address)
-    return parts and _download(parts[1], parts[3], parts[2])
-
-
-def _listed(files: list[str]) -> str:
-    more = [f"and {len(files) - SHOWN_FILES} more"] if len(files) > SHOWN_FILES else []
-    return "\n".join(f"  {line}" for line in files[:SHOWN_FILES] + more)
-
-
-def _download(data_set: str, name: str, revision: str) -> Path:
-    """A revision that is no commit is looked up on the Hub; the cache then knows which commit it is."""
-    from huggingface_hub import hf_hub_download
-
-    try:
-        return Path(hf_hub_download(data_set, name, repo_type="dataset", revision=revision))
-    except Exception as error:  # the Hub client raises many kinds; each means that the file is not whole
-        again = "run this again, and it goes on from where it ended"
-        raise SystemExit(f"{data_set}: {name}: the download failed ({_one_line(error)}); {again}") from None
 
 
 def _commit_and_names(source: str) -> tuple[str, list[str]]:
@@ -93,7 +58,7 @@ def _commit_and_names(source: str) -> tuple[str, list[str]]:
         info = HfApi().dataset_info(data_set, revision=revision)
         return info.sha, [file.rfilename for file in info.siblings]
     except Exception as error:  # many kinds again
-        reason = _one_line(error)
+        reason = one_line(error)
     try:
         folder = Path(snapshot_download(data_set, repo_type="dataset", revision=revision, local_files_only=True))
     except Exception:
@@ -101,7 +66,7 @@ def _commit_and_names(source: str) -> tuple[str, list[str]]:
     return folder.name, [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
 
 
-def _why_not(data_set: str, commit: str, name: str, why_no_trajectories) -> str | None:
+def _why_not(data_set: str, commit: str, name: str, is_of_trajectories) -> str | None:
     """Why a file is none of trajectories, by its first row; of one on the Hub only what is read is downloaded."""
     from huggingface_hub import HfFileSystem, try_to_load_from_cache
 
@@ -109,12 +74,9 @@ def _why_not(data_set: str, commit: str, name: str, why_no_trajectories) -> str 
         cached = try_to_load_from_cache(data_set, name, revision=commit, repo_type="dataset")
         address = f"datasets/{data_set}@{commit}/{name}"
         with open(cached, "rb") if cached else HfFileSystem().open(address, block_size=LOOKED_AT) as file:
-            return why_no_trajectories(file, name)
+            columns = first_columns(file, name)
     except (SystemExit, ValueError) as error:
         return str(error).removeprefix(f"{name}: ")
-    except Exception as error:  # many kinds again
-        raise SystemExit(f"{name}: cannot be read from the Hub ({_one_line(error)}); run this again") from None
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    except Exception as error:  # the Hub client raises many kinds
+        raise SystemExit(f"{name}: cannot be read from the Hub ({one_line(error)}); run this again") from None
+    return None if is_of_trajectories(columns) else f"its rows have no column messages, but {', '.join(columns)}"

@@ -1,7 +1,7 @@
 """Rows over processes: what a script does with a row, done with all rows of many files.
 
-The parent reads rows and hands them out in chunks; a process converts those of a chunk and hands back bytes, which the
-parent writes in order. So the outputs are the same with any number of processes, and one of them that is
+The parent reads rows and hands them out in chunks; a process converts those of a chunk and writes them as a file, and
+the parent joins these in order. So the outputs are the same with any number of processes, and one of them that is
 killed leaves an error and not a gap.
 """
 
@@ -18,7 +18,6 @@ import signal
 import sys
 import tempfile
 import threading
-import uuid
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -26,8 +25,8 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from served_tokens.files.read import REJECTS, Chunk, Place, parse_row, progress, read_chunks, read_rows
-from served_tokens.files.write import append, finish, json_row, packed, shown, written
+from served_tokens.files.read import REJECTS, Place, parse_row, progress, read_chunks
+from served_tokens.files.write import finish, json_row, packed, shown
 from served_tokens.marks import Counts, TrajectoryError
 
 SHOWN_REASONS, SHOWN_REASON = 5, 1000  # reasons on the screen; characters of a reason that are kept
@@ -42,8 +41,8 @@ class Work:
         aside. A stream is of the rows that go into one output: "" of the converted ones, REJECTS of those set aside.
     counts: the class of the counts.
     outputs: {stream: the file or folder for its rows}
-    folder: a work folder, in which outputs are written until they are whole.
-    schema: of outputs that are Parquet, see `packed`.
+    folder: a work folder; in it is a folder for each output, with its parts.
+    schema: of outputs that are Parquet.
     strict: stop at the first row that is to be set aside.
     loads: what reads the JSON of a line.
     """
@@ -56,15 +55,11 @@ class Work:
     strict: bool = False
     loads: Callable = json.loads
 
-    def part(self, stream: str) -> Path:
-        """Where an output is written until it is whole."""
-        return self.folder / self.outputs[stream].name
-
     def finish(self, stream: str) -> Path | None:
         """Give an output its name, and return it. Where it has no rows, the file of an earlier run goes."""
         output = self.outputs[stream]
-        if self.part(stream).exists():
-            finish(self.part(stream), output)
+        if (parts := self.folder / output.name).exists():
+            finish(parts, output)
             return output
         output.unlink(missing_ok=True)
         return None
@@ -74,55 +69,59 @@ class Work:
 class Totals(Counts):
     """What comes of rows.
 
-    counts: what `convert` counts of them. rows_in: how many were read, and size: in how many bytes of their files;
-    set_aside: how many of these are set aside. unread: {key that nobody reads: rows that are set aside for it}.
+    counts: what `convert` counts of them. rows_in: how many were read; set_aside: how many of these are set aside.
+    reasons: {why, with # for each number: rows set aside}; unread: {key that nobody reads: rows set aside for it}.
     """
 
     counts: Counts
     rows_in: int = 0
-    size: int = 0
     set_aside: int = 0
+    reasons: Counter = field(default_factory=Counter)
     unread: Counter = field(default_factory=Counter)
 
 
 def convert_files(sources: list[str], work: Work, num_proc: int, desc: str) -> Totals:
-    """Convert the rows of files over processes, with a progress bar; see `Work` for what is written where."""
-    results = in_processes(functools.partial(convert_chunk, work), read_chunks(sources), num_proc)
-    with progress(sources, desc) as bar, contextlib.closing(results):
-        return collect(results, work, bar)
+    """Convert the rows of files over processes, with their count on the screen."""
+    chunks = ((f"{number:06}", chunk) for number, chunk in enumerate(read_chunks(sources)))
+    return collect(in_processes(functools.partial(convert_chunk, work), chunks, num_proc), work, desc)
 
 
-def collect(results, work: Work, bar) -> Totals:
-    """Write what comes of chunks, see `convert_chunk`, in their order."""
+def collect(results, work: Work, desc: str) -> Totals:
+    """What comes of rows, of what comes of each chunk of them."""
     totals = Totals(work.counts())
-    for number, (of_chunk, made) in enumerate(results):
-        totals.add(of_chunk)
-        for stream, rows in made.items():
-            with written(work.outputs[stream]):
-                append(work.part(stream), number, rows)
-        bar.update(of_chunk.size)
+    with progress(desc) as bar, contextlib.closing(results):
+        for of_chunk in results:
+            totals.add(of_chunk)
+            bar.update(of_chunk.rows_in)
     return totals
 
 
-def convert_chunk(work: Work, chunk: Chunk) -> tuple[Totals, dict[str, bytes]]:
-    """(what comes of the rows of a chunk, {stream: its rows, see `packed`})"""
-    totals, made = Totals(work.counts(), rows_in=len(chunk.rows), size=chunk.size), defaultdict(list)
-    for place, raw in chunk.rows:
+def convert_chunk(work: Work, named: tuple[str, list]) -> Totals:
+    """Convert rows, and write what they become as parts of the outputs; named: (the name of a part, the rows)."""
+    name, chunk = named
+    totals, made = Totals(work.counts(), rows_in=len(chunk)), defaultdict(list)
+    for place, raw in chunk:
         try:
             counts, rows = work.convert(parse_row(raw, work.loads), place)
         except (TrajectoryError, RecursionError) as error:
-            reason = TOO_DEEP if isinstance(error, RecursionError) else str(error)
+            reason = TOO_DEEP if isinstance(error, RecursionError) else str(error)[:SHOWN_REASON]
             if work.strict:
                 way_out = "fix the row, or drop --strict to set it aside"
                 raise SystemExit(f"{place.source}: row {place.row}: {reason}; {way_out}") from None
-            made[REJECTS].append(_rejected(place, reason[:SHOWN_REASON], raw))
+            made[REJECTS].append(_rejected(place, reason, raw))
             totals.set_aside += 1
+            totals.reasons[re.sub(r"(?<!step )\d+", "#", reason)] += 1
             totals.unread.update(getattr(error, "keys", ()))
         else:
             totals.counts.add(counts)
             for stream, row in rows:
                 made[stream].append(row)
-    return totals, {its: packed(rows, work.outputs[its], work.schema) for its, rows in made.items()}
+    for stream, rows in made.items():
+        output = work.outputs[stream]
+        parts = work.folder / output.name
+        parts.mkdir(exist_ok=True)
+        (parts / f"{name}.parquet").write_bytes(packed(rows, output, work.schema))
+    return totals
 
 
 def _rejected(place: Place, reason: str, raw) -> bytes:
@@ -134,19 +133,12 @@ def _rejected(place: Place, reason: str, raw) -> bytes:
         return json_row({**line, "trajectory": raw.decode("utf-8", "replace") if isinstance(raw, bytes) else None})
 
 
-def print_reasons(path: Path | None, number: int, of_several_files: bool) -> None:
-    """Why so many rows are set aside, of the file with them."""
-    if path is None:
-        return
-    kinds, firsts = Counter(), {}
-    for _, line, error in read_rows(str(path)):
-        if not error:  # a row that is nested too deeply to be read
-            kind, of = re.sub(r"\d+", "#", line["reason"]), f" of {line['source']}" if of_several_files else ""
-            kinds[kind] += 1
-            firsts.setdefault(kind, f"row {line['row']}{of}: {line['reason']}")
-    print(f"{number} rows set aside with their reasons: {shown(path)}", file=sys.stderr)
-    for kind, rows in kinds.most_common(SHOWN_REASONS):
-        print(f"  {rows} like {firsts[kind]}", file=sys.stderr)
+def finish_rejects(work: Work, totals: Totals) -> None:
+    """Give the rows that are set aside their file, and say why so many are."""
+    if path := work.finish(REJECTS):
+        print(f"{totals.set_aside} rows set aside with their reasons: {shown(path)}", file=sys.stderr)
+    for reason, rows in totals.reasons.most_common(SHOWN_REASONS):
+        print(f"  {rows} rows: {reason}", file=sys.stderr)
 
 
 def in_processes(function, items, num_proc: int):
@@ -162,7 +154,7 @@ def in_processes(function, items, num_proc: int):
         return
     context, futures = multiprocessing.get_context("fork"), collections.deque()
     with tempfile.TemporaryDirectory() as folder:
-        pool = ProcessPoolExecutor(num_proc, context, initializer=_start, initargs=(function, folder))
+        pool = ProcessPoolExecutor(num_proc, context, _start, (function, folder))
         try:
             for item in items:
                 futures.append(pool.submit(_run, item))
@@ -190,16 +182,15 @@ def _start(function, folder: str) -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-def _run(item) -> Path:
+def _run(item) -> str:
     """The file with the result of an item."""
-    result, path = _function(item), Path(_folder, uuid.uuid4().hex)
-    with written(path), path.open("wb") as file:
-        pickle.dump(result, file, pickle.HIGHEST_PROTOCOL)
-    return path
+    with tempfile.NamedTemporaryFile(dir=_folder, delete=False) as file:
+        pickle.dump(_function(item), file, pickle.HIGHEST_PROTOCOL)
+    return file.name
 
 
-def _taken(path: Path):
+def _taken(path: str):
     """The result in a file, which is removed."""
-    with path.open("rb") as file:
-        path.unlink()
+    with open(path, "rb") as file:
+        os.unlink(path)
         return pickle.load(file)

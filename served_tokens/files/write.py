@@ -10,14 +10,13 @@ from pathlib import Path
 
 import orjson
 
-from served_tokens.files.read import format_of
-
 ROW_GROUP = 512  # rows
 # Most text of a sample is that of the samples before it too: as a dictionary, a row group holds each text once.
 PARQUET = {"compression": "zstd", "dictionary_pagesize_limit": 1 << 25}
 TEXTS = ("messages", "served")  # columns of step 1: texts, small integers and null, which orjson writes too, but faster
-CHUNKS = r"\d+-of-\d+\.parquet"  # the files of a folder of rows
-FILES = (".json", ".jsonl", ".parquet")  # that are written; a name without an extension is a folder
+TEXT = (".json", ".jsonl")
+FILES = (*TEXT, ".parquet", "")  # the last: a folder of Parquet files, whose name has no extension
+PARTS = r"\d[\d-]*(of-\d+)?\.parquet"  # the names in such a folder
 
 
 def shown(path: Path | str) -> str:
@@ -32,26 +31,26 @@ def accounted(unit: str, total: int, kept: int, how: str, others: int, why: str)
     return f"{total} {unit} in = {kept} {unit} {how} + {others} {why}"
 
 
-def still_there(path: Path) -> str:
-    """What to add where a file is not written."""
-    return "; the one of an earlier run is still there" if path.exists() else ""
+def ending_of(output: Path) -> str:
+    """Its extension, or "" of a folder; .v2 and .1 end the name of a folder too."""
+    return output.suffix if re.search(r"\.[A-Za-z]+$", output.name) else ""
 
 
-def check_output(output: Path, holds: str = CHUNKS) -> None:
-    """Whether something can be written under this name, a file or a folder; before the work.
+def check_output(output: Path, formats: tuple[str, ...] = FILES, holds: str = PARTS) -> None:
+    """Whether something can be written under this name, in one of the formats; before the work.
 
-    holds: what the names of the files match that a folder of these scripts has.
+    holds: what all names in a folder of these scripts match.
     """
     if output.name == "dataset_info.json":
         raise SystemExit(f"{output}: is LlamaFactory's list of data sets; name another output")
-    is_folder = not re.search(r"\.[A-Za-z]+$", output.name)  # .v2 and .1 end the name of a folder too
-    if not is_folder and format_of(output) not in FILES:
-        raise SystemExit(f"{output}: unknown file type {output.suffix!r}; known are {', '.join(FILES)} and none")
-    if output.is_file() if is_folder else output.is_dir():
-        raise SystemExit(f"{output}: cannot be written, as there is a {'file' if is_folder else 'folder'} of this name")
-    held = output.iterdir() if output.is_dir() else ()
-    if not all(re.fullmatch(holds, file.name) for file in held):
-        raise SystemExit(f"{output}: holds more than files of these scripts; name another folder")
+    ending = ending_of(output)
+    if ending not in formats:
+        known = ", ".join(its or "none" for its in formats)
+        raise SystemExit(f"{output}: unknown file type {ending!r}; known are {known}")
+    if output.is_dir() if ending else output.is_file():
+        raise SystemExit(f"{output}: cannot be written, as there is a {'folder' if ending else 'file'} of this name")
+    if output.is_dir() and not all(re.fullmatch(holds, its.name) for its in output.iterdir()):
+        raise SystemExit(f"{output}: holds more than Parquet files of these scripts; name another folder")
 
 
 def refuse_inputs(inputs, *outputs: Path) -> None:
@@ -66,25 +65,19 @@ def refuse_inputs(inputs, *outputs: Path) -> None:
 
 
 @contextlib.contextmanager
-def written(path: Path):
-    """A failure to write, as one line."""
-    try:
-        yield
-    except OSError as error:
-        raise SystemExit(f"{path}: cannot be written ({error})") from None
-
-
-@contextlib.contextmanager
 def work_folder(beside: Path):
     """A hidden folder beside an output, in which it is written; it is removed in the end.
 
-    A process that is killed leaves it, under a name that no other run has and no reader of data takes.
+    A process that is killed leaves it, under a name that no other run has and no reader of data takes. What cannot be
+    written meanwhile ends the run with one line.
     """
     names = {"prefix": f".{beside.name}.", "suffix": ".parts", "dir": beside.parent}
-    with written(beside):
+    try:
         beside.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(**names, ignore_cleanup_errors=True) as folder:
             yield Path(folder)
+    except OSError as error:
+        raise SystemExit(f"{beside}: cannot be written ({error})") from None
 
 
 @contextlib.contextmanager
@@ -95,95 +88,43 @@ def whole_file(path: Path):
         os.replace(folder / "whole", path)
 
 
-def append(part: Path, number: int, rows: bytes) -> None:
-    """Write the rows of a chunk behind those of the chunks before it.
+def finish(parts: Path, output: Path) -> None:
+    """Make an output of its parts, in place of an earlier one; parts: a folder of files of `packed` rows, by name."""
+    files, ending, whole = sorted(parts.iterdir()), ending_of(output), parts / "whole"
+    if ending == ".parquet":
+        import pyarrow.parquet as pq
 
-    Args:
-        part: a path in a work folder; its name is that of the output, and says the format.
-        number: of the chunk.
-        rows: see `packed`.
-    """
-    if is_text(part):
-        if part.suffix == ".json":
-            rows = (b",\n" if part.exists() else b"[\n") + rows[:-1].replace(b"\n", b",\n")
-        with part.open("ab") as file:
-            file.write(rows)
+        with pq.ParquetWriter(whole, pq.read_schema(files[0]), **PARQUET) as writer:
+            for file in files:
+                writer.write_table(pq.read_table(file), ROW_GROUP)
+    elif ending:
+        with whole.open("wb") as joined:
+            for file in files:
+                rows = file.read_bytes()
+                if ending == ".json":
+                    rows = (b",\n" if joined.tell() else b"[\n") + rows[:-1].replace(b"\n", b",\n")
+                joined.write(rows)
+                file.unlink()
+            joined.write(b"\n]\n" if ending == ".json" else b"")
     else:
-        part.mkdir(exist_ok=True)
-        (part / f"{number:09}.parquet").write_bytes(rows)
-
-
-def finish(part: Path, output: Path) -> None:
-    """Give what was appended to a part the name of the output, in place of an earlier one."""
-    with written(output):
-        if output.suffix == ".json":
-            with part.open("ab") as file:
-                file.write(b"\n]\n")
-        elif format_of(output) == ".parquet":
-            part = _joined(sorted(part.iterdir()), part / "whole")
-        elif not is_text(output):
-            files = sorted(part.glob("[0-9]*.parquet"))
-            for number, file in enumerate(files):
-                file.rename(part / f"{number:05}-of-{len(files):05}.parquet")
-        earlier = part.with_name(f"{part.name}.earlier")
-        try:
-            if output.is_dir():  # which cannot be replaced at once
-                os.replace(output, earlier)
-            os.replace(part, output)
-        except BaseException:
-            if earlier.exists() and not output.exists():
-                os.replace(earlier, output)
-            raise
-
-
-def _joined(files: list[Path], whole: Path) -> Path:
-    """One Parquet file of several. A column that one of them lacks, or has but nulls in, has the type of the others."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        schema = pa.unify_schemas([pq.read_schema(file) for file in files], promote_options="permissive")
-    except pa.ArrowTypeError as error:
-        raise SystemExit(f"a column holds values of several types ({error}); write .jsonl instead") from None
-    with pq.ParquetWriter(whole, schema, **PARQUET) as writer:
-        for file in files:
-            table = pa.concat_tables([schema.empty_table(), pq.read_table(file)], promote_options="permissive")
-            writer.write_table(table, ROW_GROUP)
-    return whole
+        whole = parts
+    if output.is_dir():  # which cannot be replaced at once
+        os.replace(output, parts.with_name(f"{parts.name}.earlier"))
+    os.replace(whole, output)
 
 
 # ---------------------------------------------------------------- rows
 
 
-def is_text(output: Path) -> bool:
-    """Whether an output holds JSON, and not Parquet."""
-    return format_of(output) in (".json", ".jsonl")
-
-
-def packed(rows: list, output: Path, schema=None) -> bytes:
-    """The rows of a chunk as `append` takes them, in the format of an output.
-
-    Args:
-        rows: dicts, or where the output is JSON also lines of it.
-        schema: of a Parquet file. Without one, scalars keep their types, and lists and objects become JSON, so that no
-            key of one reaches another.
-    """
-    if is_text(output):
+def packed(rows: list, output: Path, schema) -> bytes:
+    """Rows as a part of an output: dicts, of the schema where it is Parquet, or also lines where it is JSON."""
+    if ending_of(output) in TEXT:
         return b"".join(row if isinstance(row, bytes) else json_row(row) for row in rows)
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    columns = {}
-    for name in schema.names if schema else dict.fromkeys(key for row in rows for key in row):
-        values = [row.get(name) for row in rows]
-        if not schema:
-            values = [_json(its, name in TEXTS).decode() if isinstance(its, (dict, list)) else its for its in values]
-        try:
-            columns[name] = pa.array(values, schema.field(name).type if schema else None)
-        except (pa.ArrowException, OverflowError, UnicodeEncodeError) as error:
-            raise SystemExit(f"column {name} does not fit one Parquet type ({error}); write .jsonl instead") from None
     file = io.BytesIO()
-    pq.write_table(pa.table(columns), file, ROW_GROUP, **PARQUET)
+    pq.write_table(pa.Table.from_pylist(rows, schema), file, ROW_GROUP, **PARQUET)
     return file.getvalue()
 
 

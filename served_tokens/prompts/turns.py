@@ -48,10 +48,12 @@ def apply_chat_template(
     rendered = _rendered(messages, tools, render)
     if echo != "none":
         targets = {turn["turn"]: rendered.plain[turn["message"]]["content"] for turn in rendered.turns}
-        echoed = _rendered(echoed_history(messages, targets, echo, tools), tools, render)
+        history = echoed_history(messages, targets, echo, tools)
+        echoed = _rendered(history, tools, render)
         rendered.prompts = echoed.prompts
         for turn, sent_back in zip(rendered.turns, echoed.turns):
-            turn["left_out"] = turn["left_out"] or sent_back["left_out"]
+            refused = (past["refused"] for past in history[: turn["turn"]] if "refused" in past)
+            turn["left_out"] = turn["left_out"] or sent_back["left_out"] or next(refused, None)
     edits = {history: _edits(rendered.plain, prompts) for history, prompts in rendered.prompts.items()}
     given = {"given": _given(render), "given_without_thinking": _given(render, enable_thinking=False)}
     return rendered.plain, {"turns": rendered.turns, **edits, **given}

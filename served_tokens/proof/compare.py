@@ -76,14 +76,12 @@ class Checked:
     supervised: (source, trajectory, turn) of each turn that a sample trains, as often as one does.
     tasks: of the trajectories that samples are of, see `task_of`.
     answers: an `Answer` of each turn.
-    size: bytes of the file that are done with these rows.
     """
 
     found: Findings
     supervised: list = field(default_factory=list)
     tasks: set = field(default_factory=set)
     answers: list = field(default_factory=list)
-    size: int = 0
 
 
 def check_dataset(found: Findings, path: Path, provenance, built, truth: Truth) -> Checked:
@@ -100,14 +98,14 @@ def check_dataset(found: Findings, path: Path, provenance, built, truth: Truth) 
     samples = Samples(built=built, claims=claims, readings=readings, why=reasons_of(path, truth.trajectories))
     checked, answers = Checked(found), {}
     check = functools.partial(_check_rows, found.trains, samples, truth)
-    with progress([*readings], "check") as bar:
-        for part in in_processes(check, _batches(readings), os.cpu_count()):
+    with progress(f"check {found.name}", " samples", len(provenance)) as bar:
+        for part in in_processes(check, read_chunks([*readings], ROWS_AT_ONCE), os.cpu_count()):
             found.add(part.found)
             checked.supervised += part.supervised
             checked.tasks |= part.tasks
             for answer in part.answers:
                 note_answer(found, answers, answer)
-            bar.update(part.size)
+            bar.update(len(part.found.lengths))
     turns = set(checked.supervised)
     for place in sorted(claims.keys() - {Place(source, row) for source, row, _ in turns}):
         raise SystemExit(
@@ -118,19 +116,10 @@ def check_dataset(found: Findings, path: Path, provenance, built, truth: Truth) 
     return checked
 
 
-def _batches(sources):
-    """Yield ([(place, raw), …], bytes of their file that are done with them)."""
-    for chunk in read_chunks([*sources]):
-        for start in range(0, len(chunk.rows), ROWS_AT_ONCE):
-            is_last = start + ROWS_AT_ONCE >= len(chunk.rows)
-            yield chunk.rows[start : start + ROWS_AT_ONCE], chunk.size if is_last else 0
-
-
-def _check_rows(trains: bool, samples: Samples, truth: Truth, batch: tuple) -> Checked:
+def _check_rows(trains: bool, samples: Samples, truth: Truth, rows: list) -> Checked:
     """What is learnt of some rows, (place, raw) of each."""
-    rows, size = batch
     found = Findings("", trains, "", lengths={}, exact={})
-    checked = Checked(found, size=size)
+    checked = Checked(found)
     for place, raw in rows:
         if not (trains or place in samples.claims):
             continue

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 ASSISTANT = "<|im_start|>assistant\n"
 CONVERSATIONS = (("messages",), ("conversations",), ("prompt", "completion"))
 ARGUMENTS = ("arguments", "args", "input", "parameters", "input_schema", "inputSchema")  # or schemas: all is shown
-IN_JSON = ("tools", "functions", "tool_defs", "tool_calls", *ARGUMENTS)  # which may be JSON strings
+TOOLS = ("tools", "functions", "tool_defs")  # in whose schemas SGLang gives types other names
+IN_JSON = (*TOOLS, "tool_calls", *ARGUMENTS)  # which may be JSON strings
 ROLES, TURNS = ("role", "from"), ("assistant", "gpt", "function_call")
 # Keys under which no text of a conversation stands.
 NOT_SHOWN = frozenset(
@@ -171,7 +172,8 @@ def _texts(value, skipped: frozenset, key: str = "", all_shown: bool = False):
         for item in value:
             yield from _texts(item, skipped, key, all_shown)
     elif isinstance(value, dict) and all_shown:
-        yield from _texts([*value, *value.values()], skipped, key, True)
+        items = [item for name, item in value.items() if name != "type" or isinstance(item, dict) or key not in TOOLS]
+        yield from _texts([*value, *items], skipped, key, True)
     elif isinstance(value, dict):
         for name in [name for name in value if name not in skipped]:
             item = _json(value[name]) if name in IN_JSON else value[name]

@@ -6,21 +6,26 @@ name, description and parameters. Nothing of the reading that it is compared wit
 """
 
 import json
+import re
 
 ROLES = ("system", "user", "assistant", "tool")
 OTHER_COLUMNS = ("conversations", "prompt", "completion", "system", "functions", "tool_defs")
 OF_A_MESSAGE = {"role", "content", "reasoning_content", "tool_calls", "tool_call_id", "name", "weight", "finish_reason"}
 OF_A_CALL = {"id", "type", "function"}
 SWITCHES = ("weight", "loss", "train", "loss_mask", "trainable")
+TYPE = '"(?:boolean|object|array|number|string|integer|function)"'
+# In the JSON of tools: a type to which SGLang may give another name, a number of which it may make a float.
+ODD_TO_SGLANG = re.compile(rf'"type": (?!\{{|"null"|{TYPE}|\[{TYPE}, "null"\])|[0-9]{{19}}')
 OF_A_TOOL, OF_A_FUNCTION = ["type", "function"], ["name", "description", "parameters"]
 
 
-def plain_reading(row: dict, tools_as_given: bool = True) -> tuple[list, list, dict] | None:
+def plain_reading(row: dict, server_style: str = "vllm") -> tuple[list, list, dict] | None:
     """What the chat template gets of a plain row: (messages, tools, kwargs); None where the row is not plain.
 
     Args:
         row: as its file has it.
-        tools_as_given: whether the server prints tools as they are given, if they have no other keys than these.
+        server_style: as step 1 has it. SGLang marks each tool; to it a row is not plain where `tool_choice` may take
+            tools away, or a schema has types or numbers that it prints otherwise.
     Returns messages as (role, content, reasoning or "", [(name, arguments as JSON)]) and tools as JSON, in which the
     order of keys is that of the row.
     """
@@ -29,8 +34,12 @@ def plain_reading(row: dict, tools_as_given: bool = True) -> tuple[list, list, d
         return None
     read = [_message(message) for message in messages]
     hidden = "chat_template_kwargs" in json.dumps([row.get("metadata"), row.get("extra_body")], default=str)
-    if None in read or (tools and not tools_as_given) or not all(map(_is_plain_tool, tools)) or hidden:
+    if None in read or hidden or not all(map(_is_plain_tool, tools)):
         return None
+    if server_style == "sglang":
+        if row.get("tool_choice") not in (None, "", "auto", "required") or ODD_TO_SGLANG.search(json.dumps(tools)):
+            return None
+        tools = [{**tool, "defer_loading": None} for tool in tools]
     kwargs = {"reasoning_effort": row.get("reasoning_effort")} | _decoded(row.get("chat_template_kwargs") or {})
     kwargs = {key: value for key, value in kwargs.items() if value is not None}
     return read, [json.dumps(tool) for tool in tools], kwargs

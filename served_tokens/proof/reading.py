@@ -26,7 +26,7 @@ def check_reading(
     turns, plain = len(trajectory.turns), None
     ignored = {key.rpartition(".")[2] for key in reading.ignore_keys if "." in key}
     if not (reading.read_as or ignored & READ_OF_PLAIN_ROWS):
-        plain = plain_reading(row, tools_as_given=reading.server_style != "sglang")
+        plain = plain_reading(row, reading.server_style)
     if plain is None:
         _note_lost_texts(found, row, name, reading, turns, shown)
     else:

@@ -66,7 +66,7 @@ def questions_about(chosen: list[tuple[int, int]], provenance, built, truth: Tru
         sample = provenance[position]
         of_rows[Place(truth.trajectories or sample["source"], sample["trajectory"])].append((position, turn))
     for source in dict.fromkeys(place.source for place in of_rows):
-        for index, row, _ in read_rows(source):
+        for index, row in read_rows(source):
             for position, turn in of_rows.get(place := Place(source, index), ()):
                 sample, trained = provenance[position], built[position]
                 spans = dict(zip(sample["turns"], supervised_spans(trained["labels"])))

@@ -54,5 +54,5 @@ def reasons_of(path: Path, trajectories: str | None) -> dict[tuple[str, int, int
     name = path.name.removesuffix(suffix)
     beside, of_both = (path.with_name(of + suffix + LEFT_OUT) for of in (name, name.removesuffix(VALIDATION)))
     path = beside if beside.is_file() else of_both
-    rows = [row for _, row, error in read_rows(str(path)) if not error] if path.is_file() else []
+    rows = [row for _, row in read_rows(str(path))] if path.is_file() else []
     return {(trajectories or row["source"], row["trajectory"], row["turn"]): row["reason"] for row in rows}

@@ -27,6 +27,8 @@ def served_turn(
     Raises TrajectoryError where the target cannot be told.
     """
     history, message, variables = (came_back or messages)[:turn], messages[turn], {}
+    if any("refused" in past for past in history):
+        raise TrajectoryError("the server refuses an answer that comes before it")
     if served_as != "template":
         history = [_without_reasoning(past) for past in history]
     if served_as == "no-thinking":
@@ -48,14 +50,16 @@ def _without_reasoning(message: dict) -> dict:
 def echoed_messages(messages: list[dict], tools: list[dict] | None, served_as: str, echo: str, render) -> list[dict]:
     """The messages of an agent that sends back what the server answered: each turn as its target comes back.
 
-    Args: as for `served_turn`; echo: "vllm" or "vllm-stream", as step 1 writes it.
+    Args: as for `served_turn`; echo: "vllm", "vllm-stream" or "sglang", as step 1 writes it.
+    A turn whose answer the server refuses is there with the key `refused`: no prompt comes behind it.
     """
-    came_back = list(messages)
+    came_back, names = list(messages), [tool["function"]["name"] for tool in tools or ()]
     for turn, message in enumerate(messages):
         if message["role"] == "assistant":
-            with contextlib.suppress(TrajectoryError):  # it has no sample; as history it stays
+            with contextlib.suppress(ValueError):  # it has no sample; as history it stays
                 _, target = served_turn(messages, tools, turn, served_as, render)
-                came_back[turn] = echoed_turn(target, echo, bool(tools), served_as != "no-thinking")
+                came_back[turn] = {**message, "refused": True}
+                came_back[turn] = echoed_turn(target, echo, names)
     return came_back
 
 

@@ -6,11 +6,13 @@ from served_tokens.marks import TrajectoryError, kind_of
 from served_tokens.rows.keys import Reader, one_of
 from served_tokens.rows.servers import Style
 
-MEDIA = frozenset("image image_url input_image video video_url audio audio_url input_audio file document".split())
+MEDIA = frozenset(
+    "image image_url input_image video video_url audio audio_url input_audio file document tool_reference".split()
+)
 CONVERTED = {  # parts of shapes that are not read: what they must be converted to
     **dict.fromkeys(("tool-call", "functionCall"), "convert calls to tool_calls"),
     "redacted_thinking": "its reasoning is not to be had: take the part out, and leave the turn out by weight: 0",
-    "reasoningContent": "convert reasoning to reasoning_content",
+    **dict.fromkeys(("reasoningContent", "thinking", "reasoning"), "convert reasoning to reasoning_content"),
 }
 ORDER = {"tool_result": 0, "thinking": 0, "reasoning": 0, "text": 1, "tool_use": 2}  # in which they come in a message
 PARTS_OF = {"assistant": ("thinking", "reasoning", "tool_use"), "user": ("tool_result",)}  # beside texts
@@ -28,9 +30,9 @@ class Parts:
 
 def parts_of(content: list, role: str, reader: Reader) -> Parts:
     """Read a content list; raises TrajectoryError, also where reasoning, text and calls stand in another order."""
-    parts, last = Parts(), 0
+    parts, last, kinds = Parts(), 0, {*PARTS_OF.get(str(role), ())} - {*reader.style.hidden}
     for part in content:
-        kind = _type_of(part) if _type_of(part) in PARTS_OF.get(str(role), ()) else "text"
+        kind = _type_of(part) if _type_of(part) in kinds else "text"
         if ORDER[kind] < last:
             raise TrajectoryError(f"a part of type {kind} comes after others that belong behind it")
         last = ORDER[kind]

@@ -117,6 +117,8 @@ def printed_otherwise(given: list[dict], served: list[dict]) -> set[str]:
         for old, new in ((tool, shown), (tool["function"], shown["function"])):
             ways |= {f"without {key}" for key in old if key not in new}
             ways |= {f"with {key}: {json.dumps(new[key])}" for key in new if key not in old}
+            if "parameters" in old and old["parameters"] != new.get("parameters"):
+                ways.add("with other parameters")
             if [key for key in old if key in new] != [key for key in new if key in old]:
                 ways.add("in another order")
     return ways

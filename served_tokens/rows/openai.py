@@ -12,7 +12,7 @@ from served_tokens.rows import anthropic, keys
 from served_tokens.rows.keys import Reader, one_of
 from served_tokens.rows.servers import FUNCTION_KINDS
 
-SHOWN_OF_A_TOOL = ("type", "function")
+OLD_API = "calls of OpenAI's old API, function_call"
 ARGUMENTS = ("args", "input", "parameters")  # other names of them
 SCHEMAS = ("input_schema", "inputSchema")  # of Anthropic and MCP
 SWITCHES = ("weight", "loss", "train", "loss_mask", "trainable")  # of OpenAI, ms-swift, axolotl and others
@@ -65,7 +65,7 @@ def tools_of(tools, name: str, reader: Reader) -> list[dict]:
         for key in SCHEMAS:
             keys.rename(tool["function"], key, "parameters")
         if not reader.style.prints_tools_as_sent:
-            for its, shown in ((tool, SHOWN_OF_A_TOOL), (tool["function"], FUNCTION_KINDS)):
+            for its, shown in ((tool, ("type", "function")), (tool["function"], FUNCTION_KINDS)):
                 reader.closed({key: value for key, value in its.items() if key not in shown}, "tool")
         read.append(tool)
     return read
@@ -80,9 +80,12 @@ def message_of(left: dict, reader: Reader) -> list[Read]:
     if left.pop("requestor", "assistant") == "user":
         raise TrajectoryError("is a call, or its output, of a simulated user; convert it to what the model was shown")
     if role == "observation" or (role == "function" and isinstance(left.get("name"), str)):
+        if role == "function" and not reader.shapes[OLD_API]:
+            raise TrajectoryError("servers do not show the role function beside tool_calls; write the role tool")
         role = "tool"
     if isinstance(left.get("provider_specific_fields"), dict):  # LiteLLM's
         left = reader.opened(left.pop("provider_specific_fields") | left, "message")
+    reader.closed({key: left.pop(key, None) for key in reader.style.hidden}, "message")
     message = {"role": role, "content": left.pop("content", None)}
     message |= {key: left.pop(key) for key in ("name", "tool_call_id") if left.get(key) is not None}
     read = Read(message, answer=left["id"] if isinstance(left.get("id"), str) else None)
@@ -114,6 +117,7 @@ def _complete_turn(read: Read, left: dict, parts: anthropic.Parts, reader: Reade
     calls = {"tool_calls": decoded(left.pop("tool_calls", None), "tool_calls is"), "content": parts.calls}
     if says(legacy := left.pop("function_call", None)):
         calls["function_call"] = [{"function": legacy}]
+        reader.shapes[OLD_API] += 1
     calls = {key: [call_of(call, reader) for call in given] for key, given in calls.items() if given}
     if one_of({key: [_called(call) for call in its] for key, its in calls.items()}, "a call"):
         message["tool_calls"] = next(iter(calls.values()))

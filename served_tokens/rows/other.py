@@ -56,6 +56,8 @@ def in_one_shape(row: dict, reader: Reader) -> Shaped:
     tools |= {f"tools of message {position}": read.tools for position, read in enumerate(reads) if read.tools}
     if isinstance(left.get("function_call"), str):  # "auto": as tool_choice has it now
         del left["function_call"]
+    if reader.style.tool_choices and left.get("tool_choice") not in reader.style.tool_choices:
+        raise TrajectoryError("its tool_choice takes tools out of the prompt; leave them and the key out of the row")
     reads = _with_system(_joined(reads, reader), left, reader)
     turns = [read for read in reads if read.is_turn]
     _add_records(left, turns)

@@ -1,11 +1,13 @@
 """Where servers differ in what they make of a request before the chat template sees it: one table, `STYLES`.
 
-Sources: vLLM 0.32.0 (ChatCompletionToolsParam, renderers/chat_utils.py, renderers/hf.py), asked as well as read; SGLang
-0.5.23 (entrypoints/openai/protocol.py and serving_chat.py, parser/jinja_template_utils.py), read. `template` is the
+Sources: vLLM 0.32.0 (ChatCompletionToolsParam, renderers/chat_utils.py, renderers/hf.py) and SGLang 0.5.23
+(entrypoints/openai/protocol.py and serving_chat.py, function_call/utils.py), asked as well as read. `template` is the
 chat template alone, as transformers applies it.
 """
 
+import functools
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -14,36 +16,80 @@ import orjson
 from served_tokens.marks import TrajectoryError
 
 NULL = type(None)
-# What servers know of a function, in vLLM's order, and the kinds that vLLM takes there; SGLang takes any parameters.
+# What servers know of a function, in vLLM's order, and the kinds that they take there.
 FUNCTION_KINDS = {"name": str, "description": (str, NULL), "parameters": (dict, NULL), "strict": (bool, NULL)}
 SHOWN_AS_NULL = ("description", "parameters")  # where they are missing
 
 
-def served_tool(tool: dict, style: str) -> dict:
-    """A tool, {"type", "function": {…}}, as the chat template prints it; the inside of `parameters` is left as it is.
-
-    Raises TrajectoryError where the server would refuse the request.
-    """
-    return STYLES[style].tool(tool)
-
-
 def _tool_of_vllm(tool: dict) -> dict:
     """As vLLM's own class dumps it: in the order of the class, without unknown keys."""
-    _refuse_wrong_kinds(tool, FUNCTION_KINDS)
+    _refuse_wrong_kinds(tool)
     return {"type": "function", "function": _shown(tool["function"], [*FUNCTION_KINDS])}
 
 
 def _tool_of_sglang(tool: dict) -> dict:
     """As SGLang's own class dumps it: in the order of the request, missing keys behind it, and its mark."""
-    _refuse_wrong_kinds(tool, {**FUNCTION_KINDS, "parameters": object})
-    shown = _shown(tool["function"], [*tool["function"], *FUNCTION_KINDS])
+    _refuse_wrong_kinds(tool)
+    return _read_by_sglang(json.dumps(tool, default=str))
+
+
+@functools.lru_cache(4096)  # the rows of an environment share their tools, and to check a schema takes long
+def _read_by_sglang(text: str) -> dict:
+    """A tool out of the JSON of a request, in which integers over 64 bits become floats."""
+    import jsonschema  # not for those who serve by vLLM
+
+    try:
+        function = orjson.loads(text)["function"]
+        rename_types(parameters := function.get("parameters"))
+        if parameters is not None:
+            jsonschema.Draft202012Validator.check_schema(parameters)
+    except (ValueError, TypeError, jsonschema.SchemaError) as error:
+        why = getattr(error, "message", error)
+        raise TrajectoryError(f"SGLang refuses a tool, {why}: write JSON Schema 2020-12 in {text[:80]}") from None
+    shown = _shown(function, [*function, *FUNCTION_KINDS])
     return {"type": "function", "function": shown, "defer_loading": None}
 
 
-def _refuse_wrong_kinds(tool: dict, kinds: dict) -> None:
-    """Raise TrajectoryError where a server that takes these kinds of values refuses a tool."""
+TYPES = {  # of JSON Schema, and what SGLang prints by their names
+    "string": "str text char varchar uuid enum date time datetime timestamp bytes binary varbinary bytea blob",
+    "integer": "int uint long short unsigned bigint smallint tinyint",
+    "number": "num float double decimal real numeric",
+    "array": "list arr tuple set",
+    "object": "dict map",
+    "boolean": "bool",
+}
+TYPE_OF = {word: name for name, words in TYPES.items() for word in (name, *words.split())}
+SIZED = re.compile(r"^(u?int|long|short|unsigned|num|float|list|dict)[0-9\[<( \t].*", re.DOTALL)  # list[str], int64
+SCHEMAS_BY_NAME = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
+SCHEMAS = frozenset(
+    "anyOf oneOf allOf prefixItems items additionalProperties not if then else contains propertyNames "
+    "unevaluatedItems unevaluatedProperties".split()
+)
+
+
+def rename_types(schema) -> None:
+    """Give the types in a schema, or in a list of schemas, the names of JSON Schema, where SGLang does so."""
+    for one in schema if isinstance(schema, list) else [schema]:
+        for key, value in one.items() if isinstance(one, dict) else ():
+            if key == "type" and isinstance(value, list):
+                one[key] = [*dict.fromkeys(map(_type_name, value))]
+            elif key == "type":
+                one[key] = _type_name(value)
+            elif key in SCHEMAS:
+                rename_types(value)
+            elif key in SCHEMAS_BY_NAME and isinstance(value, dict):
+                rename_types([*value.values()])
+
+
+def _type_name(name):
+    word = name.partition("(")[0].strip().lower() if isinstance(name, str) else ""
+    return TYPE_OF.get(SIZED.sub(r"\1", word), name)
+
+
+def _refuse_wrong_kinds(tool: dict) -> None:
+    """Raise TrajectoryError where a server refuses a tool for the kinds of its values."""
     function = tool["function"]
-    wrong = [f"function.{key}" for key, kind in kinds.items() if not isinstance(function.get(key), kind)]
+    wrong = [f"function.{key}" for key, kind in FUNCTION_KINDS.items() if not isinstance(function.get(key), kind)]
     if tool.get("type", "function") != "function":
         wrong.append("type")
     if wrong:
@@ -60,18 +106,14 @@ def _shown(function: dict, keys: list) -> dict:
 
 
 def _refuse_arguments_of_sglang(given, arguments: dict) -> None:
-    """SGLang reads arguments by orjson, which refuses NaN and half a character and makes floats of long integers."""
-    if given is None:
-        return
+    """SGLang reads them by orjson, which refuses NaN and makes floats of long integers; null it shows as null."""
     text = given if isinstance(given, str) else json.dumps(given, ensure_ascii=False, default=str)
     try:
         read = orjson.loads(text)
-    except ValueError as error:
-        raise TrajectoryError(f"tool call arguments are not valid JSON ({error}): {text[:40]}") from None
-    if not isinstance(read, dict):
-        raise TrajectoryError(f"tool call arguments are not a JSON object: {text[:40]}")
-    if json.dumps(read) != json.dumps(arguments):
-        raise TrajectoryError("tool call arguments hold an integer over 64 bits, which SGLang shows as a float later")
+    except ValueError:
+        read = None
+    if not isinstance(read, dict) or json.dumps(read) != json.dumps(arguments):
+        raise TrajectoryError(f"tool call arguments are not the strict JSON of an object to SGLang: {text[:40]}")
 
 
 @dataclass(frozen=True)
@@ -84,6 +126,9 @@ class Style:
         raises TrajectoryError where the server would refuse them, or change them.
     prints_tools_as_sent: whether tools are printed with all their keys.
     developer_is_system: whether a developer message is served as system message.
+    hidden: keys and parts of messages that the server takes and does not show.
+    tool_choices: values of `tool_choice` that leave all tools in the prompt; None where any does.
+    last_is_user: whether a turn that comes last before the answer is shown as a user message.
     """
 
     tool: Callable
@@ -91,11 +136,22 @@ class Style:
     refuse_arguments: Callable = lambda given, arguments: None
     prints_tools_as_sent: bool = False
     developer_is_system: bool = False
+    hidden: list | tuple = ()
+    tool_choices: tuple | None = None
+    last_is_user: bool = False
 
 
 STYLES = {
     "vllm": Style(tool=_tool_of_vllm, joined=lambda texts: "\n".join(filter(None, texts)), developer_is_system=True),
-    "sglang": Style(tool=_tool_of_sglang, joined=" ".join, refuse_arguments=_refuse_arguments_of_sglang),
+    "sglang": Style(
+        tool=_tool_of_sglang,
+        joined=" ".join,
+        refuse_arguments=_refuse_arguments_of_sglang,
+        hidden="reasoning thinking thinking_blocks reasoning_details provider_specific_fields function_call tools "
+        "functions".split(),
+        tool_choices=(None, "", "auto", "required"),
+        last_is_user=True,
+    ),
     # Qwen3's template renders nothing for a list of parts, so their join is ours.
     "template": Style(tool=lambda tool: tool, joined="".join, prints_tools_as_sent=True),
 }

@@ -8,7 +8,7 @@ from served_tokens.marks import CONTROL_TOKENS, TrajectoryError, decoded, in_jso
 from served_tokens.rows.anthropic import are_texts, text_of
 from served_tokens.rows.keys import Reader
 from served_tokens.rows.other import Shaped, in_one_shape
-from served_tokens.rows.servers import STYLES, Style, served_tool
+from served_tokens.rows.servers import STYLES, Style
 
 ROLES = ("system", "user", "assistant", "tool")
 NO_KWARGS = frozenset(  # what renders a chat template takes itself
@@ -25,6 +25,7 @@ PARTS = ("text", "thinking", "reasoning", "redacted_thinking", "tool_use", "tool
 UNCLOSED = "they open a <think> and do not close it, so they were cut off"
 EMPTY = "they have neither text nor calls"
 EMPTY_BEFORE_ANOTHER = "has neither text nor calls, and another answer follows it; join the two"
+LAST_IS_USER = "they follow right on another turn, which the server shows them as a user message"
 NO_TOOLS = (
     "calls tools and offers none, so it was served with others; add them to the row, or keep it by "
     "--allow-calls-without-tools where the system text holds them"
@@ -95,7 +96,7 @@ def read_trajectory(row: dict, reading: Reading = AS_IT_IS, control_tokens: tupl
             raise TrajectoryError(f"message {position}: {error}") from None
         if why := _unfinished(messages[-1]):
             not_trained[position] = why
-    tools = [served_tool(tool, reading.server_style) for tool in given.tools or ()] or None
+    tools = [style.tool(tool) for tool in given.tools or ()] or None
     kwargs = reading.template_kwargs | given.template_kwargs
     if taken := sorted(kwargs.keys() & NO_KWARGS):
         raise TrajectoryError(f"chat_template_kwargs has {taken[0]}, which no request can hand to a chat template")
@@ -113,8 +114,12 @@ def read_trajectory(row: dict, reading: Reading = AS_IT_IS, control_tokens: tupl
     if not trajectory.turns:
         raise TrajectoryError("the trajectory has no assistant message, so there is nothing to train on")
     for position in trajectory.turns:
-        if not_trained.get(position) == EMPTY and position + 1 in trajectory.turns:  # no server made such a prompt
-            raise TrajectoryError(f"message {position}: {EMPTY_BEFORE_ANOTHER}")
+        if position - 1 not in trajectory.turns:
+            continue
+        if not_trained.get(position - 1) == EMPTY:  # no server made such a prompt
+            raise TrajectoryError(f"message {position - 1}: {EMPTY_BEFORE_ANOTHER}")
+        if style.last_is_user:
+            trajectory.not_trained.setdefault(position, LAST_IS_USER)
     if not (tools or reading.allow_calls_without_tools) and any("tool_calls" in message for message in messages):
         raise TrajectoryError(f"the trajectory {NO_TOOLS}")
     return trajectory
@@ -180,9 +185,7 @@ def _reasoning_and_answer(reasoning: str, content: str) -> tuple[str, str]:
     if "</think>" in reasoning or reasoning.lstrip().startswith("<think>"):
         raise TrajectoryError("has think marks inside its reasoning field; take <think> and </think> out of it")
     if content.lstrip().startswith(("<think>", "</think>")):
-        inline, content = _inline_reasoning(content)
-        if inline.strip() != reasoning.strip():
-            raise TrajectoryError("has stray think marks in content beside its reasoning field; take one of them out")
+        raise TrajectoryError("has stray think marks in content beside its reasoning field; take one of them out")
     return reasoning, content
 
 

@@ -79,18 +79,17 @@ def save_tokens(parts: dict[str, Path], output: Path) -> None:
     In it is a Parquet file for each split too, which says where its samples come from, row by row.
 
     Args:
-        parts: {split: a folder of Parquet files, see `write.append`}, in a work folder.
+        parts: {split: a folder of Parquet files}, in a work folder.
     """
     from datasets import disable_progress_bars, load_dataset
 
     disable_progress_bars()
     work_folder = next(iter(parts.values())).parent
     whole, files = work_folder / "whole", {split: sorted(map(str, part.iterdir())) for split, part in parts.items()}
-    with write.written(output):
-        made = load_dataset("parquet", data_files=files, cache_dir=str(work_folder / "cache"))
-        made.select_columns([*IDS]).save_to_disk(str(whole))
-        for split, rows in made.items():
-            rows.select_columns([*PROVENANCE]).to_parquet(whole / PROVENANCE_FILE.format(split))
+    made = load_dataset("parquet", data_files=files, cache_dir=str(work_folder / "cache"))
+    made.select_columns([*IDS]).save_to_disk(str(whole))
+    for split, rows in made.items():
+        rows.select_columns([*PROVENANCE]).to_parquet(whole / PROVENANCE_FILE.format(split))
     write.finish(whole, output)
 
 

@@ -7,10 +7,12 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
+
 from served_tokens.files.write import work_folder
 from served_tokens.trees.rows import Row, Sample, padded, predicting, rows_of
 
-OWN = ("row_tokens", "row_samples", "row_accumulation")
+OWN = ("row_tokens", "row_samples")
 BATCH = 64  # rows that are written at once
 COUNTS = "counts.json"  # in the folder of rows
 MULTIPLE = 128  # tokens; a block of flex_attention
@@ -80,13 +82,9 @@ def write_rows(
 
 def _write_split(path: Path, samples: Iterable[Sample], limits: dict, pad_token: int, whole_logits: bool) -> Written:
     """Write the rows of a split as an Arrow file."""
-    from datasets import Features, Sequence, Value
     from datasets.arrow_writer import ArrowWriter
 
-    tokens, count = Sequence(Value("int32")), Written()
-    columns = {"input_ids": tokens, "labels": tokens, "position_ids": tokens, "attention_mask": Sequence(tokens)}
-    if not whole_logits:
-        columns |= {"logits_to_keep": tokens, "shift_labels": tokens}
+    count = Written()
 
     def counted():
         for sample in samples:
@@ -94,28 +92,26 @@ def _write_split(path: Path, samples: Iterable[Sample], limits: dict, pad_token:
             count.tokens += len(sample.ids)
             yield sample
 
-    with ArrowWriter(path=str(path), features=Features(columns), writer_batch_size=BATCH) as writer:
+    with ArrowWriter(path=str(path), writer_batch_size=BATCH) as writer:
         for row in rows_of(counted(), **limits):
             row = padded(row, MULTIPLE, pad_token)
             count.rows += 1
             count.row_tokens += len(row.input_ids)
-            values = columns_of(row)
-            writer.write({name: values[name] for name in columns})
+            writer.write(columns_of(row, whole_logits))
         writer.finalize()
     return count
 
 
-def columns_of(row: Row) -> dict:
+def columns_of(row: Row, whole_logits: bool = False) -> dict:
     """A row as a batch of one takes it to the model: `last` is its attention mask, of one more dimension than usual.
 
     logits_to_keep and shift_labels are arguments of the models of transformers: the loss needs no other logits.
     """
-    at = predicting(row.labels)
-    return {
+    columns = {
         "input_ids": row.input_ids,
         "labels": row.labels,
         "position_ids": row.position_ids,
-        "attention_mask": [row.last],
-        "logits_to_keep": at,
-        "shift_labels": row.labels[at + 1],
+        "attention_mask": row.last[None],
     }
+    at = predicting(row.labels).astype(np.int32)
+    return columns if whole_logits else {**columns, "logits_to_keep": at, "shift_labels": row.labels[at + 1]}

@@ -43,9 +43,7 @@ def predicting(labels: np.ndarray) -> np.ndarray:
     return np.flatnonzero(labels[1:] != IGNORE_INDEX)
 
 
-def rows_of(
-    samples: Iterable[Sample], row_tokens: int, row_samples: int | None = None, apart: bool = False
-) -> Iterator[Row]:
+def rows_of(samples: Iterable[Sample], row_tokens: int, row_samples: int | None = None) -> Iterator[Row]:
     """Yield rows that hold these samples, in their order, each within the limits where a single sample is.
 
     A row that is full ends where the next one has the least to repeat: between two trajectories, and in one of them
@@ -54,17 +52,12 @@ def rows_of(
     Args:
         samples: those without supervised tokens teach nothing and are left out.
         row_tokens, row_samples: how much a row may hold.
-        apart: whether a sample that repeats less than half of the one before (of another trajectory then) opens a row.
     """
     held, shared = [], []  # the samples of the row; how many tokens each of them shares with the one before
     for sample in samples:
         if not len(predicting(sample.labels)):
             continue
-        kept = shared_tokens(held[-1], sample) if held else 0
-        if held and apart and 2 * kept < len(held[-1].ids):
-            yield tree(held, shared)
-            held, shared, kept = [], [], 0
-        shared.append(kept)
+        shared.append(shared_tokens(held[-1], sample) if held else 0)
         held.append(sample)
         while len(held) > 1 and (_tokens(held, shared) > row_tokens or len(held) > (row_samples or len(held))):
             cut = _cheapest_cut(held, shared)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from served_tokens.proof.own_reader import plain_reading
 from served_tokens.proof.reading import as_plain
-from served_tokens.rows import trajectory
+from served_tokens.rows import servers
 from served_tokens.rows.trajectory import Reading, read_trajectory
 
 FUNCTION = {"name": "f", "description": "d", "parameters": {"b": 1, "a": "é"}}
@@ -66,18 +66,23 @@ def test_a_row_that_is_not_plain_is_not_read(one):
     assert plain_reading(one) is None
 
 
-def test_tools_are_not_plain_to_a_server_that_prints_them_otherwise():
-    assert plain_reading(row(), tools_as_given=False) is None
-    assert plain_reading(row(tools=[]), tools_as_given=False) is not None
+@pytest.mark.parametrize("parameters", [{"type": "dict"}, {"a": [{"type": ["null", "int"]}]}, {"maximum": 1 << 64}])
+def test_tools_are_not_plain_to_sglang_where_it_may_print_them_otherwise(parameters):
+    function = {**FUNCTION, "parameters": parameters}
+    one = row(tools=[{"type": "function", "function": function}])
+    assert plain_reading(one, "sglang") is None and plain_reading(one) is not None
+    assert plain_reading(row(tool_choice="none"), "sglang") is None
 
 
-def test_all_rows_of_the_embedded_sample_and_all_golden_cases_but_one_are_plain_and_read_alike():
+@pytest.mark.parametrize("style", ["vllm", "sglang"])
+def test_all_rows_of_the_embedded_sample_and_all_golden_cases_but_one_are_plain_and_read_alike(style):
     rows = [*read_jsonl(ROOT / "data" / "envscaler_sample.jsonl"), *golden()]
-    plain = [plain_reading(one) for one in rows]
+    plain = [plain_reading(one, style) for one in rows]
+    keep_all = Reading(allow_calls_without_tools=True, server_style=style)
     assert [rows[k]["messages"][2]["content"] for k, read in enumerate(plain) if read is None] == [
         "<think>\ninline\n</think>\n\nanswer"
     ]
-    assert all(read in (None, as_plain(read_trajectory(one, KEEP_ALL))) for one, read in zip(rows, plain))
+    assert all(read in (None, as_plain(read_trajectory(one, keep_all))) for one, read in zip(rows, plain))
 
 
 TEXTS = st.text(st.sampled_from('ab \n"\\é{[<|>'), max_size=5)
@@ -105,10 +110,7 @@ def test_the_check_says_how_many_rows_it_reads_twice_and_fails_where_the_two_dif
     rows = [row(), {**row(user([{"type": "text", "text": "hello"}])), "id": 7}]
     assert "1 of 2 rows the check reads by its own rules too, with the same result" in checked(rows).stdout
 
-    def sorted_tool(tool, style, served=trajectory.served_tool):
-        return {"type": "function", "function": dict(sorted(served(tool, style)["function"].items()))}
-
-    monkeypatch.setattr(trajectory, "served_tool", sorted_tool)
+    monkeypatch.setattr(servers, "_shown", lambda function, keys: dict(sorted(function.items())))
     process = checked(rows, expect=1)
     assert "rows.jsonl: trajectory 0: step 1 reads it otherwise than the check itself does" in process.stdout
     assert "FAILED: samples: 1 rows" in process.stderr

@@ -16,6 +16,7 @@ import step2_to_alpaca_mask_history as step2
 from served_tokens.files import processes
 from served_tokens.prompts import turns
 from served_tokens.proof import compare
+from served_tokens.rows import servers
 from served_tokens.rows import trajectory as reading
 from served_tokens.samples import select
 
@@ -122,9 +123,8 @@ def cut_newlines(blocks: list) -> None:
     blocks[:] = [(role, text.rstrip("\n")) for role, text in blocks]
 
 
-MESSAGE, CALL, ROW, TOOL = (
-    (reading, name) for name in ("_served_message", "_served_call", "in_one_shape", "served_tool")
-)
+MESSAGE, CALL, ROW = ((reading, name) for name in ("_served_message", "_served_call", "in_one_shape"))
+FUNCTION = (servers, "_shown")
 RENDERED, SAMPLES, WRITTEN = (step1, "apply_chat_template"), (select, "to_samples"), (step2, "samples_of_row")
 FAULTS = {
     # in the reading
@@ -135,11 +135,8 @@ FAULTS = {
     "reasoning lost": (*MESSAGE, lambda its: its.pop("reasoning_content", None)),
     "arguments in another order": (*CALL, lambda its: reverse(its["function"]["arguments"])),
     "an argument lost": (*CALL, lambda its: its["function"]["arguments"].popitem()),
-    "keys of tools in another order": (*TOOL, lambda its: reverse(its["function"])),
-    "descriptions of tools cut": (
-        *TOOL,
-        lambda its: change_text(its["function"], "description", lambda it: it[:4]),
-    ),
+    "keys of tools in another order": (*FUNCTION, reverse),
+    "descriptions of tools cut": (*FUNCTION, lambda its: change_text(its, "description", lambda it: it[:4])),
     "a tool lost": (*ROW, lambda given: given.tools.pop()),
     "the first message lost": (*ROW, lambda given: given.messages.pop(0)),
     "the last call of a turn lost": (*ROW, of_messages("tool_calls", lambda its: its[0]["tool_calls"].pop())),

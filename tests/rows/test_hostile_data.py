@@ -124,7 +124,7 @@ def test_allowed_control_tokens_pass_both_scripts_and_the_check(checked, run):
     assert "PASSED: 13 of 13 samples are exact" in output and "9 rows in = 9 rows checked" in output
     said = run("step1_apply_tool_template.py", "rows.jsonl", "plain.jsonl")
     assert "9 rows in = 1 rows out + 8 set aside" in said.stdout
-    assert "8 like row 0: message 0: the text holds" in said.stderr
+    assert "8 rows: message #: the text holds" in said.stderr
 
 
 # ---------------------------------------------------------------- tags that templates look at
@@ -155,8 +155,6 @@ def test_huge_trajectories_are_converted():
     long = "x " * 2_500_000
     told = texts(user("q"), assistant("", "r", [call("f", {})]), tool(long), assistant("a"))
     assert told[2] == f"<tool_response>\n{long}\n</tool_response>"
-    many = [{"type": "function", "function": {"name": f"f{number}", "parameters": SCHEMA}} for number in range(500)]
-    assert texts(user("q"), assistant("", "r", [call("f499", {"x": 1})]), tools=many)[0].count('"required"') == 500
     chain = [message for turn in range(600) for message in (assistant("", "r", [call("f", {"x": turn})]), tool("t"))]
     row = converted(user("q"), *chain)
     samples, reasons = to_samples(row["messages"], row["served"], "drop")

@@ -173,7 +173,6 @@ def test_two_readings_that_disagree_set_the_row_aside(one, why):
         (turn(reasoning="x", reasoning_details=[{"type": "reasoning.encrypted"}]), turn(reasoning="x")),
         (turn(thinking_blocks=BLOCKS, reasoning_content="x"), turn(reasoning_content="x")),
         (turn(provider_specific_fields={"thinking_blocks": BLOCKS, "citations": None}), turn(reasoning_content="x")),
-        (turn(reasoning="x", content="<think>\nx\n</think>\n\na"), turn(reasoning="x")),
         (row({"role": "system", "content": "s"}, assistant("a"), system="s "), row(assistant("a"), system="s")),
         (row(functions=[FLAT], tool_defs=json.dumps([FLAT]), system="", conversations=[], completion=None), row()),
         (of_call(function={"name": "f", "arguments": '{"x":1}', "args": {"x": 1}}), of_call(function=F)),
@@ -256,10 +255,9 @@ def test_reasoning_under_other_marks_sets_the_row_aside_where_there_is_none_besi
 @pytest.mark.parametrize(
     "one, why",
     [
-        (
-            turn(content="<think>x</think>a", thinking="r"),
-            "has stray think marks in content beside its reasoning",
-        ),
+        (turn(content="<think>x</think>a", thinking="r"), "has stray think marks in content"),
+        (turn(reasoning_content="r</think>x"), "has think marks inside its reasoning field"),
+        (row(user("q"), tool([{"type": "image"}]), assistant("a")), "message 1: content has a part of type image"),
         (turn(reasoning="off"), "nobody reads its keys message.reasoning;"),
         (turn(content='{"role": "assistant", "content": "a"}'), "holds the JSON of content parts"),
         (row({**user("q"), "thinking": "r"}, assistant("a")), "nobody reads its keys message.thinking;"),

@@ -92,7 +92,7 @@ def test_formats_hold_the_same_samples_in_the_same_order_and_a_folder_of_step_1_
     rows = [CONVERSATION, CONVERSATION[:5]]
     parquet, *others = (step2(rows, output="out" + suffix) for suffix in (".parquet", ".jsonl", ".json", ""))
     assert len(parquet) == 6 and others == [parquet] * 3
-    run("step1_apply_tool_template.py", "rows.jsonl", "plain")
+    run("step1_apply_tool_template.py", "rows.jsonl", "plain/x.jsonl")
     run(STEP2, "plain", "again", "--dataset-dir", ".")
     assert read_samples(tmp_path / "again") == parquet
 

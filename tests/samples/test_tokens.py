@@ -108,10 +108,10 @@ def test_token_ids_that_are_not_those_of_step_2_are_caught(ids, check, tmp_path,
 @pytest.mark.parametrize(
     "options, why",
     [
-        ((), "name an OUTPUT without a file type"),
-        (("ids.parquet",), "name an OUTPUT without a file type"),
+        ((), "--tokens writes no alpaca samples; name an OUTPUT for them"),
+        (("ids.parquet",), "ids.parquet: unknown file type '.parquet'; known are none"),
         (("ids", "--tokenizer", "m"), "drop --tokenizer and --dataset-…"),
-        (("there",), "there: holds more than files of these scripts; name another folder"),
+        (("there",), "there: holds more than Parquet files of these scripts; name another folder"),
     ],
 )
 def test_what_cannot_be_the_folder_is_a_clear_error_before_the_work(ids, tmp_path, options, why):
