@@ -17,6 +17,7 @@ by the check's own rules as well, and in others each text is looked for.
 
 import argparse
 import itertools
+import math
 import os
 import re
 import shlex
@@ -25,7 +26,7 @@ from array import array
 from collections import Counter
 from pathlib import Path
 
-from served_tokens import llamafactory
+from served_tokens import llamafactory, training
 from served_tokens.files.command_line import CommandLine, Took, exit_on_signals, positive_count, run
 from served_tokens.files.write import shown, whole_file
 from served_tokens.llamafactory import TrainingSet
@@ -50,6 +51,7 @@ def main() -> None:
     os.environ.setdefault("LLAMAFACTORY_VERBOSITY", "ERROR")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     overrides, own = own_options(args.overrides)
+    config = training.read_config(args.yaml, overrides)  # before what takes long, so that a mistake costs nothing
     llamafactory.use_the_hub_if_it_answers()
     model_args, data_args, training_args = llamafactory.parse_arguments(args.yaml, overrides)
     problems = llamafactory.settings_beyond_the_samples(data_args)
@@ -61,10 +63,18 @@ def main() -> None:
         gpus=args.gpus,
         packing=data_args.packing,
     )
+    if training.is_enabled("FORCE_TORCHRUN") and (lacks := training.lacks_a_gpu(config)):
+        print(lacks)
     data_args = llamafactory.for_the_check(data_args, args.max_samples)
     with llamafactory.refusals():
         sets, encode = llamafactory.training_sets(model_args, data_args, training_args)
     tokenizer = encode.tokenizer
+    steps = math.inf if args.trees else math.ceil(sum(its.total for its in sets if its.trains) / schedule.of_step)
+    earlier, afresh = training.earlier_training(training_args, steps)
+    if afresh:
+        problems.append(earlier)
+    elif earlier:
+        print(earlier)
     took.done("loading")
     if args.show:
         show(sets, args.show, tokenizer)
@@ -97,7 +107,9 @@ def main() -> None:
         print(f"report: {shown(args.report)}")
         took.done("drawing the report")
     print(took)
-    verdict(found, problems, args)
+    program = ["python", shown(ROOT / "train_on_trees.py")] if args.trees else ["llamafactory-cli", "train"]
+    overrides = [*args.overrides, *filter(None, [afresh])]
+    verdict(found, problems, training.training_command(program, args.yaml, overrides, config), earlier)
 
 
 def parsed_arguments() -> argparse.Namespace:
@@ -173,7 +185,7 @@ def check_sets(sets: list[TrainingSet], truth: Truth, data_args) -> tuple[list[F
         found.append(findings)
         tasks[trains] |= checked.tasks
         trained.update(checked.supervised if trains else ())
-        problems += [f"{its.name}: {problem}" for problem in problems_of(findings, its, truth.is_cut, data_args)]
+        problems += [f"{its.name}: {problem}" for problem in problems_of(findings, its, truth, data_args)]
         print_findings(findings, data_args.max_samples)
     if repeated := sum(times > 1 for times in trained.values()):
         problems.append(f"{repeated} turns are trained more than once")
@@ -216,16 +228,16 @@ def ask_server(sets: list[TrainingSet], truth: Truth, args: argparse.Namespace) 
     return problems
 
 
-def verdict(found: list[Findings], problems: list[str], args: argparse.Namespace) -> None:
-    """The last lines: whether to train, and by which command; ends with 1 where not to."""
+def verdict(found: list[Findings], problems: list[str], command: str, mended: str) -> None:
+    """The last lines: whether to train, and by which command; ends with 1 where not to. `mended`: it has not that."""
     if problems:
-        sys.exit("FAILED: " + "\nFAILED: ".join(problems))
+        way_on = f"\nnext: {command}" if problems == [mended] else ""
+        sys.exit("FAILED: " + "\nFAILED: ".join(problems) + way_on)
     samples, total = sum(len(one.lengths) for one in found), sum(one.total for one in found)
     exact = sum(sum(one.exact) for one in found)
     of = f" for {samples} of {total} samples, which" if samples < total else f": {exact} of {samples} samples"
     print(f"PASSED{of} are exact")
-    train = ["python", "train_on_trees.py"] if args.trees else ["llamafactory-cli", "train"]
-    print("next: FORCE_TORCHRUN=1 " + shlex.join([*train, args.yaml, *args.overrides]))
+    print(f"next: {command}")
 
 
 if __name__ == "__main__":

@@ -27,10 +27,10 @@ from dataclasses import fields
 from pathlib import Path
 
 from served_tokens.files import hub, read, write
-from served_tokens.files.command_line import CommandLine, exit_on_signals, positive_count, run
+from served_tokens.files.command_line import CommandLine, exit_on_signals, positive_count, print_command, run
 from served_tokens.files.processes import Totals, Work, convert_files, finish_rejects
 from served_tokens.marks import TrajectoryError, decoded
-from served_tokens.prompts.chat_template import QWEN3, ChatTemplate, load_chat_template, read_chat_template
+from served_tokens.prompts.chat_template import QWEN3, ChatTemplate, fingerprint, load_chat_template, read_chat_template
 from served_tokens.prompts.echo import ECHOES
 from served_tokens.prompts.turns import apply_chat_template, apply_despite_control_tokens
 from served_tokens.rows.keys import FIELDS
@@ -47,9 +47,12 @@ UNSEEN = "turns have reasoning that this chat template does not render; their ta
 
 
 def plain_row(
-    row: dict, place: read.Place, chat_template: ChatTemplate, reading: Reading = AS_IT_IS
+    row: dict, place: read.Place, chat_template: ChatTemplate, reading: Reading = AS_IT_IS, made_of: dict | None = None
 ) -> tuple[Noted, list]:
-    """One input row -> (what to know of it, counted; [("", the output row)]); raises TrajectoryError."""
+    """One input row -> (what to know of it, counted; [("", the output row)]); raises TrajectoryError.
+
+    made_of: {file: what it tells of itself, beside the reading, to be compared by the check}.
+    """
     if "served" in row:
         raise TrajectoryError("the row has a column `served`: it is one of step 1 already")
     trajectory = read_trajectory(row, reading, chat_template.control_tokens)
@@ -66,7 +69,8 @@ def plain_row(
         counts.digests.append(digest(plain))
     except UnicodeEncodeError:
         raise TrajectoryError("the text holds a lone surrogate, which no tokenizer can read") from None
-    told = {"source": place.source, "trajectory": place.row, "reading": reading.told()}
+    its_reading = reading.told() | (made_of or {}).get(place.source, {})
+    told = {"source": place.source, "trajectory": place.row, "reading": its_reading}
     served = {**told, "enable_thinking": trajectory.given.thinking, **served}
     return counts, [("", {**row, "messages": plain, "served": served})]
 
@@ -182,12 +186,13 @@ def main() -> None:
     output = args.output or default_output(args.input)
     write.check_output(output, write.TEXT)
     chat_template = read_chat_template(args.chat_template)
-    load_chat_template(chat_template)  # before the work, so that a bad one costs nothing
+    of_template = fingerprint(load_chat_template(chat_template))  # before the work, so that a bad one costs nothing
     files = input_files(args.input, args.file)
     outputs = {"": output, read.REJECTS: output.with_name(output.name + read.REJECTS)}
     write.refuse_inputs([args.input, *files], *outputs.values())
     replaced = ", in place of an earlier one" if output.exists() else ""
-    convert = functools.partial(plain_row, chat_template=chat_template, reading=reading_of(args))
+    made_of = {file: {"sha256": read.digest_of(file), "chat_template": of_template} for file in files}
+    convert = functools.partial(plain_row, chat_template=chat_template, reading=reading_of(args), made_of=made_of)
     with write.work_folder(output) as folder:
         work = Work(convert, Noted, outputs, folder, strict=args.strict)
         totals = convert_files(files, work, args.num_proc, "step 1")
@@ -197,8 +202,7 @@ def main() -> None:
             sys.exit(f"{args.input}: no trajectory is left; {write.shown(output)} is not written")
         work.finish("")
     print_counts(totals, f"{write.shown(output)}{replaced}")
-    command = ["next:", "python", "step2_to_alpaca_mask_history.py", write.shown(output), *output_of_step2(output)]
-    print(shlex.join(command))
+    print_command(ROOT / "step2_to_alpaca_mask_history.py", write.shown(output), *output_of_step2(output))
 
 
 if __name__ == "__main__":

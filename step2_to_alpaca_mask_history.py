@@ -7,7 +7,7 @@ OUTPUT  a folder of Parquet files, or one .parquet, .jsonl or .json file: one sa
         the rows and turns:
         {"instruction": "…", "input": "", "output": "<target of the turn>", "system": "…", "history": [["…", "…"], …],
          "source": "data/x.jsonl", "trajectory": 17, "turns": [4], "served_as": "drop" | "template" | "no-thinking",
-         "reading": "<the options by which step 1 read the row, as JSON>"}
+         "reading": "<the options by which step 1 read the row, and digests, as JSON>"}
         Beside it go a preview of the first samples, those that are held out (--val-ratio), a list of the turns that are
         left out and of the rows set aside. dataset_info.json gets an entry for it.
         With --tokens it is a folder of token ids instead, which LlamaFactory loads by `tokenized_path`.
@@ -24,7 +24,6 @@ import argparse
 import functools
 import itertools
 import os
-import shlex
 import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -32,7 +31,7 @@ from pathlib import Path
 import orjson
 
 from served_tokens.files import read, write
-from served_tokens.files.command_line import CommandLine, exit_on_signals, positive_count, run
+from served_tokens.files.command_line import CommandLine, exit_on_signals, positive_count, print_command, run
 from served_tokens.files.processes import Totals, Work, convert_files, finish_rejects
 from served_tokens.files.read import LEFT_OUT, PREVIEW, REJECTS
 from served_tokens.files.write import accounted, shown
@@ -150,14 +149,15 @@ def print_next(settings: Settings, counts: Selected, output: Path) -> None:
     options, name = settings.options, settings.dataset_name
     folder = settings.dataset_info.parent
     if options.tokens:
-        told = [f"model_name_or_path={options.tokens}", f"tokenized_path={shown(output)}", f"template={OF_STOP_WORDS}"]
+        told = [f"tokenized_path={shown(output)}", f"template={OF_STOP_WORDS}"]
     else:
-        told = [] if folder.samefile(ROOT) else [f"dataset_dir={shown(folder)}"]
+        told = [] if folder.samefile(Path()) else [f"dataset_dir={shown(folder)}"]  # the YAML's is here
         told += [f"eval_dataset={name}{VALIDATION}"] if options.val_ratio else []
         told += [f"dataset={name}"] if name != DEFAULT_OUTPUT.name else []
         told += training_settings(options.served_as, max(counts.given), not counts.not_thinking, options.merge_turns)
     told += [f"cutoff_len={options.cutoff_len}"] if options.cutoff_len else []
-    print(shlex.join(["next:", "python", "check_training_tokens.py", "qwen3_full_sft.yaml", *told]))
+    told += [f"model_name_or_path={model}"] if (model := options.tokens or options.tokenizer) else []
+    print_command(ROOT / "check_training_tokens.py", shown(ROOT / "qwen3_full_sft.yaml"), *told)
 
 
 def refuse_nothing(args: argparse.Namespace, totals: Totals) -> None:

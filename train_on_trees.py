@@ -19,15 +19,16 @@ own sample, and no others.
 
 import hashlib
 import itertools
+import math
 import os
 import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
 
-from served_tokens import llamafactory
+from served_tokens import llamafactory, training
 from served_tokens.files.command_line import CommandLine, Took, run
-from served_tokens.report.page import checksum
+from served_tokens.files.read import checksum
 from served_tokens.trees.files import Written, own_options, rows_of_step, write_rows
 from served_tokens.trees.rows import Sample
 
@@ -97,19 +98,19 @@ def start_torchrun() -> None:
 
 def prepared(arguments: list[str]) -> list[str]:
     """Write the rows; takes the arguments of this command, returns those by which LlamaFactory trains on the rows."""
-    took = Took()
-    import torch
-
-    parser = CommandLine(__doc__)
+    took, parser = Took(), CommandLine(__doc__)
     parser.add_argument("yaml", metavar="YAML")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="as for llamafactory-cli train, and ours")
     args = parser.parse_args(arguments)
     given, own = own_options(args.overrides)
-    config = llamafactory.read_config(args.yaml, given)
+    config = training.read_config(args.yaml, given)  # before the imports, so that a mistake costs nothing
+    import torch
+
     check_settings(config)
     devices = number_of_devices()
     overrides = [f"{key}={str(value).lower()}" for key, (value, _) in SET.items()]
     model_args, data_args, training_args = llamafactory.parse_arguments(args.yaml, [*given, *overrides])
+    stop_where_nothing_is_done(training_args, math.inf, args, config)
     with llamafactory.refusals():
         check_model(model_args)
     on_gpu = torch.cuda.is_available() and not config.get("use_cpu")
@@ -135,18 +136,29 @@ def prepared(arguments: list[str]) -> list[str]:
         "hold on average"
     )
     print(took)
+    stop_where_nothing_is_done(training_args, math.ceil(count.rows / devices / accumulation), args, config)
     return [args.yaml, *given, *overrides, f"tokenized_path={place}", f"gradient_accumulation_steps={accumulation}"]
+
+
+def stop_where_nothing_is_done(training_args, steps_of_epoch: float, args, config: dict) -> None:
+    """Stop where all steps of the training are done in its output_dir; say where it goes on, once that is known."""
+    said, afresh = training.earlier_training(training_args, steps_of_epoch)
+    if afresh:
+        command = training.training_command(["python", sys.argv[0]], args.yaml, [*args.overrides, afresh], config)
+        sys.exit(f"FAILED: {said}\nnext: {command}")
+    if said and steps_of_epoch < math.inf:
+        print(said)
 
 
 def check_settings(config: dict) -> None:
     """Stop at settings that trees cannot have; say which are set otherwise."""
-    from llamafactory.extras.misc import is_env_enabled
-
     for key, way_out in REFUSED.items():
-        if config.get(key) or is_env_enabled(key):
+        if config.get(key) or training.is_enabled(key):
             sys.exit(f"{key}: not on token trees: {way_out}")
     if config.get("mix_strategy", "concat") != "concat":
         sys.exit("mix_strategy: not on token trees: it draws samples of other trajectories between; set it to concat")
+    if lacks := training.lacks_a_gpu(config):
+        sys.exit(lacks)
     if config.get("deepspeed") and not starts_torchrun():
         sys.exit("deepspeed: needs FORCE_TORCHRUN=1 before the command, or deepspeed=null")
     for key, (value, why) in SET.items():
@@ -156,9 +168,9 @@ def check_settings(config: dict) -> None:
 
 def starts_torchrun() -> bool:
     """Whether LlamaFactory's launcher does."""
-    from llamafactory.extras.misc import get_device_count, is_env_enabled
+    from llamafactory.extras.misc import get_device_count
 
-    return is_env_enabled("FORCE_TORCHRUN") or get_device_count() > 1
+    return training.is_enabled("FORCE_TORCHRUN") or get_device_count() > 1
 
 
 def number_of_devices() -> int:
@@ -167,8 +179,7 @@ def number_of_devices() -> int:
 
     if not starts_torchrun():
         return 1
-    devices = int(os.getenv("NNODES", "1")) * int(os.getenv("NPROC_PER_NODE", str(get_device_count())))
-    return devices or sys.exit("FORCE_TORCHRUN: there is no GPU to start a process for; set NPROC_PER_NODE too")
+    return int(os.getenv("NNODES", "1")) * int(os.getenv("NPROC_PER_NODE", str(get_device_count())))
 
 
 def check_model(model_args) -> None:

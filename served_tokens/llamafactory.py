@@ -26,11 +26,11 @@ from served_tokens.files.processes import in_processes
 from served_tokens.marks import Tokens, remembering
 from served_tokens.samples.alpaca import COLUMNS, PROVENANCE
 from served_tokens.samples.tokens import TRAIN, TokenIds, read_tokens
+from served_tokens.training import read_config, refuse_mistakes
 
 COMPARED = 64  # samples of each data set that are made by LlamaFactory's loader too
-OUT_OF_REACH = (
-    "; is model_name_or_path a local folder or the Hub within reach, and can HF_HOME and HF_DATASETS_CACHE be written?"
-)
+UNWRITABLE = "; can HF_HOME and HF_DATASETS_CACHE be written?"
+NO_TOKENIZER = "{}: no tokenizer to be had; set model_name_or_path to a model's folder, or to a Hub id within reach"
 # What the machine that trains has and the one that checks may lack. No data depends on these.
 ANY_MACHINE = {
     **dict.fromkeys(("deepspeed", "fsdp", "tf32")),
@@ -44,39 +44,28 @@ ANY_MACHINE = {
 
 def parse_arguments(yaml: str, overrides: list[str]):
     """(model, data, training) arguments, as LlamaFactory parses them, less what depends on the machine."""
+    config = read_config(yaml, overrides)
     from llamafactory.hparams import get_train_args
 
+    refuse_mistakes(config)
     with tempfile.TemporaryDirectory() as nowhere, refusals():
-        config = {**read_config(yaml, overrides), **ANY_MACHINE, "output_dir": nowhere}
+        output = config.get("output_dir") or "trainer_output"  # its default
+        config = {**config, **ANY_MACHINE, "output_dir": nowhere}
         model_args, data_args, training_args, finetuning_args, _ = get_train_args(config)
+    training_args.output_dir = output
     if finetuning_args.stage != "sft":
         sys.exit(f"{yaml}: stage is {finetuning_args.stage}; only sft samples can be checked")
     return model_args, data_args, training_args
 
 
-def read_config(yaml: str, overrides: list[str]) -> dict:
-    """The settings of `llamafactory-cli train`, before LlamaFactory looks at them."""
-    from llamafactory.hparams.parser import read_args
-
-    if not Path(yaml).is_file() or Path(yaml).suffix not in (".yaml", ".yml"):
-        sys.exit(f"{yaml}: no such .yaml file")
-    sys.argv = ["llamafactory-cli", yaml, *overrides]
-    with refusals():
-        config = dict(read_args())
-    for key in ("dataset", "eval_dataset"):  # a name that is a number
-        if isinstance(config.get(key), (int, float)):
-            config[key] = str(config[key])
-    return config
-
-
 @contextlib.contextmanager
-def refusals():
+def refusals(says: str = "LlamaFactory refuses these settings"):
     """What LlamaFactory and its libraries find wrong with the settings, as one line instead of a traceback."""
     try:
         yield
     except Exception as error:
-        hint = OUT_OF_REACH if isinstance(error, OSError) else ""
-        sys.exit(f"LlamaFactory refuses these settings: {type(error).__name__}: {error}{hint}")
+        what = " ".join(f"{type(error).__name__}: {error} {error.__cause__ or ''}".split())
+        sys.exit(f"{says}: {what}{UNWRITABLE if getattr(error, 'errno', None) else ''}")
 
 
 def settings_beyond_the_samples(data_args) -> list[str]:
@@ -158,7 +147,8 @@ def training_sets(model_args, data_args, training_args) -> tuple[list[TrainingSe
 
     disable_progress_bars()  # of the few samples that its loader makes
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are parallel already
-    with mock.patch("transformers.models.auto.processing_auto.AutoTokenizer"):  # would be loaded again, and dropped
+    not_twice = mock.patch("transformers.models.auto.processing_auto.AutoTokenizer")  # and dropped the second time
+    with refusals(NO_TOKENIZER.format(model_args.model_name_or_path)), not_twice:
         parts = load_tokenizer(model_args)
     tokenizer = parts["tokenizer"]
     served = copy.deepcopy(tokenizer)  # before the template changes it
@@ -195,10 +185,10 @@ def _training_set(name: str, attributes, parts: dict, model_args, data_args, tra
     from llamafactory.extras.constants import FILEEXT2TYPE
 
     if attributes.num_samples is not None:
-        raise ValueError(f"data set {name} has num_samples, which draws samples at random; check it without")
+        sys.exit(f"data set {name} has num_samples, which draws samples at random; check it without")
     path = Path(data_args.dataset_dir, attributes.dataset_name)
     if not path.exists():
-        raise ValueError(f"data set {name}: no file {path}; write it with step2_to_alpaca_mask_history.py")
+        sys.exit(f"data set {name}: no file {path}; write it with step2_to_alpaca_mask_history.py")
     files = [str(path / file) for file in os.listdir(path)] if path.is_dir() else [str(path)]  # LlamaFactory's order
     kind = FILEEXT2TYPE[Path(files[0]).suffix[1:]]
     if kind == "parquet":
@@ -206,7 +196,7 @@ def _training_set(name: str, attributes, parts: dict, model_args, data_args, tra
     else:
         samples = load_dataset(kind, data_files=files, split=attributes.split, cache_dir=model_args.cache_dir)
     if missing := set(PROVENANCE) - set(samples.column_names):
-        raise ValueError(f"data set {name}: no column {', '.join(sorted(missing))}; write it with step 2")
+        sys.exit(f"data set {name}: no column {', '.join(sorted(missing))}; write it with step 2")
     provenance = samples.select_columns([*PROVENANCE])
     if data_args.max_samples is not None:
         provenance = provenance.select(range(min(data_args.max_samples, len(samples))))

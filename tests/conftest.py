@@ -2,6 +2,7 @@ import copy
 import importlib
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -15,7 +16,10 @@ import pytest
 import tiny_qwen3
 from hypothesis import HealthCheck, settings
 
+from served_tokens import training
+
 ROOT = Path(__file__).resolve().parent.parent
+HANGS = 3600  # seconds after which what a test started will not end any more
 CACHE = tempfile.TemporaryDirectory()  # so that no test depends on what an earlier run left
 os.environ.update(HF_HUB_OFFLINE="1", LLAMAFACTORY_VERBOSITY="ERROR", TOKENIZERS_PARALLELISM="false")
 os.environ.update(TRANSFORMERS_VERBOSITY="error", HF_DATASETS_CACHE=CACHE.name)
@@ -74,7 +78,7 @@ def process(tmp_path):
             capture_output=True,
             text=True,
             env={**os.environ, **environment},
-            timeout=3600,
+            timeout=HANGS,
         )
         assert process.returncode == expect, process.stdout + process.stderr
         return process
@@ -94,6 +98,17 @@ def run_here(folder: Path, script: str, *arguments):
     for number, handler in handlers.items():
         signal.signal(number, handler)
     return end.value.code
+
+
+def parse_as_pasted(words: list[str]) -> None:
+    """Read a command that is named next as its program does."""
+    if str(ROOT / "step2_to_alpaca_mask_history.py") in words:
+        assert Path(words[2]).exists()
+        return
+    at = next(number for number, word in enumerate(words) if word.endswith(".yaml"))
+    config = training.read_config(words[at], words[at + 1 :])
+    if str(ROOT / "check_training_tokens.py") not in words:
+        assert words[0] == "FORCE_TORCHRUN=1" or not training.lacks_a_gpu(config)
 
 
 @contextmanager
@@ -119,6 +134,11 @@ def run(tmp_path, capsys):
         said = capsys.readouterr()
         errors = said.err + (code if isinstance(code, str) else "")
         assert bool(code) == bool(expect), said.out + errors
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(tmp_path)
+            for line in said.out.splitlines():
+                if line.startswith("next: "):
+                    parse_as_pasted(shlex.split(line)[1:])
         return SimpleNamespace(stdout=said.out, stderr=errors)
 
     return run

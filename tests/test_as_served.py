@@ -184,8 +184,8 @@ def test_tools_parts_and_arguments_are_those_of_the_style_and_the_check_follows_
     assert f'<tools>\n{{"type": "function", "function": {function}, "defer_loading": null}}\n</tools>' in prompt
     assert "<|im_start|>user\na  b<|im_end|>" in prompt
     assert '{"name": "f", "arguments": {"n": 18446744073709551615}}' in prompt
-    told = {"server_style": "sglang", "echo": "none", "ignore_keys": ["x", "y"]}
-    assert read_jsonl(tmp_path / "plain.jsonl")[0]["served"]["reading"] == told
+    told = read_jsonl(tmp_path / "plain.jsonl")[0]["served"]["reading"]
+    assert told.items() >= {"server_style": "sglang", "echo": "none", "ignore_keys": ["x", "y"]}.items()
     samples = pq.read_table(tmp_path / "samples.parquet").to_pylist()
     assert [json.loads(sample["reading"]) for sample in samples] == [told] * 2
     assert EXACT(2) in check("samples", "template=qwen3_nothink")

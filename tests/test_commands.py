@@ -1,8 +1,14 @@
+import json
 import os
+import shlex
 import subprocess
 import sys
+from types import SimpleNamespace
 
-from conftest import ROOT, assistant, golden, user, write_jsonl
+import pytest
+from conftest import HANGS, ROOT, assistant, golden, user, write_jsonl
+
+from served_tokens.training import earlier_training, training_command
 
 ROWS = [{"messages": [user("où?"), assistant("là", "pensée")]}]
 
@@ -31,7 +37,7 @@ def test_name_of_a_data_set_that_is_a_number_and_a_yaml_behind_overrides_are_tak
         "check_training_tokens.py", *overrides, ROOT / "qwen3_full_sft.yaml", "tf32=true", "enable_liger_kernel=true"
     )
     assert "PASSED: " in process.stdout
-    assert process.stdout.splitlines()[-1].startswith("next: FORCE_TORCHRUN=1 llamafactory-cli train ")
+    assert "llamafactory-cli train " in process.stdout.splitlines()[-1]
 
 
 def test_mistake_in_a_command_is_one_line(process):
@@ -42,10 +48,115 @@ def test_mistake_in_a_command_is_one_line(process):
     )
 
 
+@pytest.mark.parametrize("script", ["check_training_tokens.py", "train_on_trees.py"])
+@pytest.mark.parametrize(
+    "arguments, environment, says",
+    [
+        (["none.yaml"], {}, "none.yaml: no such .yaml file"),
+        (["bad.yaml"], {}, "bad.yaml, or an override, is no YAML of `key: value`: mapping values are not allowed"),
+        (["x.yaml", "dataset=mine"], {}, "data set mine: not in dataset_info.json; set dataset_dir=data"),
+        (
+            ["x.yaml", "dataset_dir=data", "dataset=nine"],
+            {},
+            "data set nine: not in data/dataset_info.json; did you mean",
+        ),
+        (["x.yaml"], {"USE_V1": "1"}, "FAILED: USE_V1=1: that code of LlamaFactory ignores `history`"),
+    ],
+)
+def test_plain_mistakes_are_told_in_one_line_without_the_imports_that_take_long(
+    process, tmp_path, script, arguments, environment, says
+):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "dataset_info.json").write_text('{"mine": {}}')
+    (tmp_path / "x.yaml").write_text("dataset_dir: .")
+    (tmp_path / "bad.yaml").write_text("a: b\n c: d")
+    for name in ("llamafactory", "torch", "transformers"):
+        (tmp_path / f"{name}.py").write_text("raise RuntimeError")
+    errors = process(script, *arguments, expect=1, PYTHONPATH=str(tmp_path), **environment).stderr
+    assert errors.startswith(says) and errors.count("\n") == 1
+
+
+@pytest.mark.parametrize("script", ["step1_apply_tool_template.py", "check_training_tokens.py"])
+def test_a_python_without_the_packages_says_what_to_activate(script):
+    process = subprocess.run([sys.executable, "-S", ROOT / script], capture_output=True, text=True)
+    assert process.returncode == 1 and process.stderr.count("\n") == 1
+    assert process.stderr.startswith("No module named ") and ". .venv/bin/activate" in process.stderr
+
+
+def test_a_gpu_decides_the_form_of_the_training_command(monkeypatch):
+    settings = ["a=b", "bf16=true", "a=c"], {"deepspeed": "x.json", "bf16": True}
+    devices = "llamafactory.extras.misc.get_device_count"
+    monkeypatch.setattr(devices, lambda: 1)
+    assert training_command(["python", "t.py"], "x.yaml", *settings) == (
+        "FORCE_TORCHRUN=1 python t.py x.yaml a=c bf16=true"
+    )
+    monkeypatch.setattr(devices, lambda: 0)
+    assert training_command(["lf", "train"], "x.yaml", *settings) == "lf train x.yaml a=c bf16=false deepspeed=null"
+
+
+def test_what_is_named_next_runs_as_it_is_pasted_to_a_trained_model_and_so_does_the_way_out(run, tmp_path, tiny_model):
+    def paste(command: str, expect: int = 0) -> str:
+        """Run a command in a shell; returns what it says."""
+        path = f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"
+        options = {"shell": True, "cwd": tmp_path, "env": {**os.environ, "PATH": path}, "timeout": HANGS}
+        process = subprocess.run(command, **options, capture_output=True, text=True)
+        assert process.returncode == expect, command + process.stdout + process.stderr
+        return process.stdout + process.stderr
+
+    def next_of(said: str) -> str:
+        return next(line.removeprefix("next: ") for line in said.splitlines() if line.startswith("next: "))
+
+    write_jsonl(tmp_path / "rows.jsonl", ROWS)
+    steps = next_of(paste(f"python {ROOT / 'step1_apply_tool_template.py'} rows.jsonl"))
+    check = next_of(paste(f"{steps} --cutoff-len 2000 --tokenizer {tiny_model}"))
+    train = next_of(paste(f"{check} num_train_epochs=1 preprocessing_num_workers=1 dataloader_num_workers=0 --trees"))
+    assert "train_on_trees.py" in train and "attention on token trees is right here" in paste(train)
+    done = (
+        "FAILED: output_dir: saves/qwen3-4b-full-sft/checkpoint-1 is step 1 of 1, epoch 1.00, on the "
+        "alpaca_mask_history_rows dataset: LlamaFactory would do nothing; set "
+        "output_dir=saves/qwen3-4b-full-sft-2"
+    )
+    assert done in paste(train, expect=1)
+    overrides = shlex.split(train)[3:]
+    said = run("check_training_tokens.py", ROOT / "qwen3_full_sft.yaml", *overrides, expect=1).stderr
+    assert done in said and next_of(said).startswith("llamafactory-cli train ")
+    paste(next_of(said))
+    assert (tmp_path / "saves/qwen3-4b-full-sft-2/model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    "state, settings, says",
+    [
+        ((4, 2.0), {}, "is step 4 of 6, epoch 2.00: LlamaFactory goes on from there"),
+        ((6, 3.0), {}, "would do nothing"),
+        ((4, 2.0), {"max_steps": 4}, "would do nothing"),
+        ((6, 3.0), {"max_steps": 9}, "goes on"),
+        ((6, 3.0), {"overwrite_output_dir": True}, ""),
+        ((6, 3.0), {"resume_from_checkpoint": False}, ""),
+        ((6, 3.0), {"resume_from_checkpoint": True}, "would do nothing; set resume_from_checkpoint=false"),
+        ((6, 3.0), {"do_train": False}, ""),
+        (None, {}, "holds a model and no checkpoint, so LlamaFactory stops"),
+    ],
+)
+def test_what_a_training_finds_in_its_output_dir_is_told(tmp_path, state, settings, says):
+    (tmp_path / "model.safetensors").touch()
+    if state:
+        (tmp_path / "checkpoint-4").mkdir()
+        (tmp_path / "checkpoint-10").mkdir()
+        told = {"global_step": state[0], "epoch": state[1], "max_steps": 6}
+        (tmp_path / "checkpoint-10" / "trainer_state.json").write_text(json.dumps(told))
+    default = {"do_train": True, "max_steps": -1, "num_train_epochs": 3.0, "output_dir": tmp_path}
+    default |= {"resume_from_checkpoint": None, "overwrite_output_dir": False}
+    arguments = SimpleNamespace(**{**default, **settings})
+    said, afresh = earlier_training(arguments)
+    assert says in said and bool(said) == bool(says) and ("anew" in said or not said) == (not afresh)
+    assert settings or earlier_training(arguments, steps_of_epoch=1)[1].endswith("-2")  # of a smaller data set
+
+
 def test_next_line_of_step_1_names_an_output_of_its_own_for_other_data(run, tmp_path):
     write_jsonl(tmp_path / "my rows.jsonl", ROWS)
     process = run("step1_apply_tool_template.py", "my rows.jsonl")
     assert process.stdout.splitlines()[-1] == (
-        "next: python step2_to_alpaca_mask_history.py 'my rows_apply_qwen3_template.jsonl' "
+        f"next: python {ROOT}/step2_to_alpaca_mask_history.py 'my rows_apply_qwen3_template.jsonl' "
         "'alpaca_mask_history_my rows'"
     )

@@ -36,9 +36,8 @@ def loaded(arguments, name: str) -> list[dict]:
 
 
 @pytest.fixture
-def arguments(tiny_model, tmp_path, monkeypatch):
+def arguments(tiny_model, tmp_path):
     """arguments("dataset=…", …) -> LlamaFactory's arguments for data sets in tmp_path"""
-    monkeypatch.setattr("sys.argv", [])
 
     def arguments(*overrides: str) -> tuple:
         settings = [f"dataset_dir={tmp_path}", f"model_name_or_path={tiny_model}", "preprocessing_num_workers=null"]

@@ -13,7 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import ROOT, read_jsonl, write_jsonl
+from conftest import HANGS, ROOT, read_jsonl, write_jsonl
 
 from step1_apply_tool_template import SAMPLE
 
@@ -63,7 +63,7 @@ def test_same_samples_as_the_scripts_though_a_worker_is_killed(run, tmp_path):
     time.sleep(0.1)
     assert working[0] in workers_of("convert_file")
     os.kill(working[0], signal.SIGKILL)
-    stdout, stderr = process.communicate(timeout=240)
+    stdout, stderr = process.communicate(timeout=HANGS)
     assert process.returncode == 0, stderr
 
     samples = [sample for path in sorted((tmp_path / "out").iterdir()) for sample in pq.read_table(path).to_pylist()]
@@ -97,14 +97,14 @@ def cluster():
     assert any("Ray runtime started" in line for line in head.stdout)
     yield {"RAY_ADDRESS": f"127.0.0.1:{port}", "RAY_AUTH_MODE": "disabled"}
     head.terminate()
-    head.communicate(timeout=60)
+    head.communicate(timeout=HANGS)
     Path("/tmp/ray/ray_current_cluster").unlink(missing_ok=True)  # else the next ray.init here waits for it
 
 
 def test_joins_the_cluster_that_ray_address_names(tmp_path, cluster):
     write_jsonl(tmp_path / "shards" / "a.jsonl", read_jsonl(SAMPLE))
     process = start("shards", "out", "--dataset-dir", ".", cwd=tmp_path, **cluster)
-    stdout, stderr = process.communicate(timeout=120)
+    stdout, stderr = process.communicate(timeout=HANGS)
     assert process.returncode == 0 and "16 trajectories, 277 turns: 277 samples" in stdout, stderr
 
 
@@ -112,7 +112,7 @@ def test_shard_that_cannot_be_read_is_named_and_leaves_nothing(tmp_path, cluster
     write_jsonl(tmp_path / "shards" / "good.jsonl", read_jsonl(SAMPLE))
     (tmp_path / "shards" / "bad.json").write_text('[{"messages": [')
     process = start("shards", "out", "--dataset-dir", ".", cwd=tmp_path, **cluster)
-    _, stderr = process.communicate(timeout=240)
+    _, stderr = process.communicate(timeout=HANGS)
     assert process.returncode == 1
     assert "bad.json: not valid JSON" in stderr.splitlines()[-1]
     assert [path.name for path in tmp_path.iterdir()] == ["shards"]
@@ -129,5 +129,5 @@ def test_shard_that_cannot_be_read_is_named_and_leaves_nothing(tmp_path, cluster
 def test_wrong_argument_is_a_clear_error_before_ray_starts(tmp_path, arguments, reason):
     write_jsonl(tmp_path / "data" / "x.jsonl", [])
     process = start(*arguments, "--dataset-dir", ".", cwd=tmp_path)
-    _, stderr = process.communicate(timeout=60)
+    _, stderr = process.communicate(timeout=HANGS)
     assert process.returncode == 1 and reason in stderr and len(stderr.splitlines()) == 1

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, fill_hub_cache, read_jsonl
+from conftest import HANGS, ROOT, fill_hub_cache, read_jsonl
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SCRIPTS = [path.name for path in ROOT.glob("*.py")]
@@ -43,11 +43,11 @@ def test_commands_of_the_readme_run_as_they_stand(copy_of_repo):
     assert [line.split()[1].split("_")[0] for line in steps] == ["step1", "step2", "check", "check"]
     for step in steps:
         process = subprocess.run(
-            step, shell=True, cwd=folder, env=environment, capture_output=True, text=True, timeout=3600
+            step, shell=True, cwd=folder, env=environment, capture_output=True, text=True, timeout=HANGS
         )
         assert process.returncode == 0, step + process.stdout + process.stderr
     assert "PASSED: " in process.stdout and "token trees" in process.stdout
-    assert "next: FORCE_TORCHRUN=1 python train_on_trees.py qwen3_full_sft.yaml" in process.stdout
+    assert " python train_on_trees.py qwen3_full_sft.yaml" in process.stdout
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

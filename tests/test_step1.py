@@ -13,7 +13,8 @@ import pytest
 from conftest import ROOT, assistant, call, fill_hub_cache, golden, read_jsonl, tool, user, write_jsonl
 from reading_rows import READ_AS_IT_IS, served_trajectory
 
-from served_tokens.prompts.chat_template import QWEN3, load_chat_template, read_chat_template
+from served_tokens.files.read import digest_of
+from served_tokens.prompts.chat_template import QWEN3, fingerprint, load_chat_template, read_chat_template
 from served_tokens.prompts.turns import apply_chat_template
 from step1_apply_tool_template import default_output
 
@@ -69,7 +70,7 @@ def test_exit_code_says_when_nothing_is_left_and_an_earlier_output_stays(run, tm
         (["empty"], "empty: the folder holds no .json, .jsonl, .jsonl.gz, .parquet file"),
         (["a.json"], "a.json: not valid JSON; a .json file holds one array of rows"),
         (["x.jsonl", "folder.jsonl"], "folder.jsonl: cannot be written"),
-        (["x.jsonl", "x.jsonl/y.jsonl"], "x.jsonl/y.jsonl: cannot be written"),
+        (["x.jsonl", "x.jsonl/y.jsonl"], "x.jsonl/y.jsonl: cannot be written (File exists); name another output"),
         (["--chat-template", "none.jinja"], "cannot read the chat template"),
         (["--chat-template", "me/none"], "no chat template to be had"),
         (["me/none", "y.jsonl"], "me/none: no such file, and not to be had from the Hugging Face Hub"),
@@ -123,7 +124,9 @@ def test_formats_give_the_same_rows_with_their_columns_and_no_key_reaches_anothe
     run(STEP1, source, output)
     for index, (row, out) in enumerate(zip(ROWS, read_rows(tmp_path / output), strict=True)):
         plain, served = apply_chat_template(*served_trajectory(row), RENDER)
-        served = {"source": source, "trajectory": index, **READ_AS_IT_IS, **served}
+        made_of = {"sha256": digest_of(str(tmp_path / source)), "chat_template": fingerprint(RENDER)}
+        reading = {"reading": READ_AS_IT_IS["reading"] | made_of}
+        served = {"source": source, "trajectory": index, **(READ_AS_IT_IS | reading), **served}
         assert [*out.items()] == [*{**row, "messages": plain, "served": served}.items()]
         if index == 0:
             assert '{"name": "f", "arguments": {"x": 1}}' in plain[2]["content"]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, assistant, call, run_here, tool, user, write_jsonl
+from conftest import HANGS, ROOT, assistant, call, run_here, tool, user, write_jsonl
 from datasets import load_from_disk
 from llamafactory.hparams import ModelArguments
 from transformers import AutoConfig, BloomConfig, RwkvConfig
@@ -81,7 +81,7 @@ def train(project, tiny_model):
         own = [one for one in SETTINGS if command is TREES or not one.startswith("row_")]
         names = f"model_name_or_path={tiny_model}", "dataset=samples", f"output_dir={output}"
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        options = {"capture_output": True, "text": True, "timeout": 500}
+        options = {"capture_output": True, "text": True, "timeout": HANGS}
         options["env"] = {**os.environ, "PATH": path, "LLAMAFACTORY_VERBOSITY": "ERROR", **environment}
         for _ in range(ATTEMPTS):
             shutil.rmtree(project / output, ignore_errors=True)
@@ -206,12 +206,13 @@ def test_settings_that_trees_cannot_have_are_refused_with_the_way_out(setting, e
         train_on_trees.check_settings(setting)
 
 
-def test_torchrun_without_a_gpu_needs_the_number_of_processes(monkeypatch):
+def test_without_a_gpu_the_way_to_train_on_a_cpu_is_told(monkeypatch):
     monkeypatch.setattr("llamafactory.extras.misc.get_device_count", lambda: 0)
-    monkeypatch.setenv("FORCE_TORCHRUN", "1")
     monkeypatch.delenv("NPROC_PER_NODE", raising=False)
-    with pytest.raises(SystemExit, match="set NPROC_PER_NODE"):
-        train_on_trees.number_of_devices()
+    monkeypatch.setenv("FORCE_TORCHRUN", "1")
+    says = "there is no GPU to train on: start it without FORCE_TORCHRUN=1, and with deepspeed=null bf16=false"
+    with pytest.raises(SystemExit, match=says):
+        train_on_trees.check_settings({"deepspeed": "x.json", "bf16": True})
 
 
 def test_settings_that_are_set_otherwise_are_told(capsys):

@@ -2,9 +2,13 @@
 
 import argparse
 import os
+import shlex
 import signal
 import sys
 import time
+from pathlib import Path
+
+from served_tokens.files.write import shown
 
 
 class CommandLine(argparse.ArgumentParser):
@@ -38,6 +42,11 @@ class Took:
 
     def __str__(self) -> str:
         return "took: " + ", ".join(self.parts)
+
+
+def print_command(script: Path, *words: str) -> None:
+    """The line with the command for the next step, as it can be pasted here."""
+    print(shlex.join(["next:", "python", shown(script), *words]))
 
 
 def run(main) -> None:

@@ -3,6 +3,7 @@
 import codecs
 import contextlib
 import gzip
+import hashlib
 import io
 import itertools
 import json
@@ -70,6 +71,25 @@ def open_data(source: str):
     if not format_of(path):
         raise SystemExit(f"{source}: unknown file type {path.suffix!r}; known are {', '.join(FORMATS)}")
     return path.open("rb")
+
+
+def digest_of(source: str) -> str:
+    """8 bytes of the SHA-256 of a data file, as hex, by which one sees that it has changed."""
+    try:
+        with open_data(source) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    except OSError as error:
+        raise SystemExit(f"{source}: cannot be read ({error})") from None
+
+
+def checksum(path: Path) -> str:
+    """SHA-256 of a file, as hex; of a folder, that of the lines that sha256sum prints of its files, sorted by name."""
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.is_file())
+        lines = "".join(f"{checksum(file)}  {file.relative_to(path)}\n" for file in files)
+        return hashlib.sha256(lines.encode()).hexdigest()
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def download(data_set: str, name: str, revision: str) -> Path:

@@ -77,7 +77,8 @@ def work_folder(beside: Path):
         with tempfile.TemporaryDirectory(**names, ignore_cleanup_errors=True) as folder:
             yield Path(folder)
     except OSError as error:
-        raise SystemExit(f"{beside}: cannot be written ({error})") from None
+        why = error.strerror or error  # less the name of a file that nobody asked for
+        raise SystemExit(f"{beside}: cannot be written ({why}); name another output") from None
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """The chat template as a function: the embedded one of Qwen3, a .jinja file, or that of a model."""
 
 import functools
+import hashlib
 import json
 import re
 import time
@@ -86,6 +87,18 @@ def load_chat_template(template: ChatTemplate, kwargs: str = "{}"):
             raise
         raise SystemExit(f"{template.name}: {error}") from None
     return render
+
+
+def fingerprint(render) -> str:
+    """8 bytes, as hex, that tell chat templates apart which render reasoning, calls or tools differently."""
+    function = {"name": "f", "description": "d", "parameters": {}, "arguments": {"a": "b"}}
+    tool = {"type": "function", "function": function}
+    turn = {"role": "assistant", "content": "c", "reasoning_content": "r", "tool_calls": [tool]}
+    try:
+        text = render([QUERY, turn, QUERY, turn, {"role": "tool", "content": "t"}], [tool], True)
+    except Exception as error:  # a template may refuse this in any way
+        text = type(error).__name__
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def split_blocks(rendered: str) -> list[tuple[str, str]]:

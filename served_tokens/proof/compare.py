@@ -49,14 +49,13 @@ class Truth:
     def tokenizer(self):
         return self.encode.tokenizer
 
+    def render(self, messages, tools, add_generation_prompt, **variables) -> str:
+        variables["add_generation_prompt"] = add_generation_prompt
+        return self.tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, **variables)
+
     def render_of(self, trajectory: Trajectory):
-        """render(messages, tools, add_generation_prompt, **variables) -> str, as for requests of a trajectory."""
-
-        def render(messages, tools, add_generation_prompt, **variables) -> str:
-            variables = trajectory.template_kwargs | variables | {"add_generation_prompt": add_generation_prompt}
-            return self.tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, **variables)
-
-        return render
+        """`render`, with what the chat template reads of the requests of a trajectory."""
+        return functools.partial(self.render, **trajectory.template_kwargs)
 
 
 @dataclass(frozen=True)
@@ -109,8 +108,8 @@ def check_dataset(found: Findings, path: Path, provenance, built, truth: Truth) 
     turns = set(checked.supervised)
     for place in sorted(claims.keys() - {Place(source, row) for source, row, _ in turns}):
         raise SystemExit(
-            f"{place.source}: has no usable trajectory {place.row}, of which there are samples; "
-            "name the file that step 1 read by --trajectories"
+            f"{place.source}: has no usable trajectory {place.row}, of which there are samples, so it is not what "
+            "step 1 read; run both steps again, or name the file that step 1 read by --trajectories"
         )
     found.counts.supervised_turns = len(turns)
     return checked

@@ -9,6 +9,7 @@ from served_tokens.files.read import LEFT_OUT, Place, format_of, read_rows
 from served_tokens.proof.turn import SERVED_AS
 from served_tokens.rows.trajectory import Reading
 
+MADE_OF = ("sha256", "chat_template")  # what rows are made of, which step 1 tells with its reading
 VALIDATION = "_val"  # what step 2 adds to the name of a validation set
 
 
@@ -38,8 +39,8 @@ def claims_of(provenance, trajectories: str | None) -> tuple[dict[Place, list[Cl
 
 def _reading_of(told: str, source: str) -> Reading:
     try:
-        return Reading(**json.loads(told))
-    except (ValueError, TypeError):
+        return Reading(**{key: value for key, value in json.loads(told).items() if key not in MADE_OF})
+    except (ValueError, TypeError, AttributeError):
         raise SystemExit(
             f"{source}: its samples do not say how step 1 read it, or another version wrote them; run both steps again"
         ) from None

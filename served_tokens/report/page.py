@@ -3,7 +3,6 @@
 No text of the data is ever read as HTML: jinja2 escapes all but our own files, and its JSON ends no element.
 """
 
-import hashlib
 import secrets
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import jinja2
 
+from served_tokens.files.read import checksum
 from served_tokens.proof.findings import Findings
 from served_tokens.report.charts import histograms, length_statistics, ticks
 from served_tokens.report.cost import Schedule, costs_by_way
@@ -57,16 +57,6 @@ def report_page(checked: Checked, samples: list[ShownSample], decode, special: s
         verdict="FAILED" if checked.problems else "PASSED",
         data=viewer_data(samples, decode, special),
     )
-
-
-def checksum(path: Path) -> str:
-    """SHA-256 of a file, as hex; of a folder, that of the lines that sha256sum prints of its files, sorted by name."""
-    if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.is_file())
-        lines = "".join(f"{checksum(file)}  {file.relative_to(path)}\n" for file in files)
-        return hashlib.sha256(lines.encode()).hexdigest()
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _shown(value):

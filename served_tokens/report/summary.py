@@ -1,8 +1,13 @@
 """What the check says of a data set in a terminal."""
 
+import json
+
+from served_tokens.files.read import digest_of
 from served_tokens.files.write import accounted
 from served_tokens.llamafactory import TrainingSet
-from served_tokens.proof.compare import NO_TRACE, NOT_SAID
+from served_tokens.marks import BLOCK_START
+from served_tokens.prompts.chat_template import fingerprint
+from served_tokens.proof.compare import NO_TRACE, NOT_SAID, Truth
 from served_tokens.proof.findings import Findings
 from served_tokens.rows.notes import SOME_REASONING
 
@@ -10,12 +15,19 @@ SHOWN_MISMATCHES, SHOWN_KEYS = 3, 10
 TOO_LONG = "step 2 --cutoff-len N --tokenizer MODEL leaves out what is over cutoff_len, or raise cutoff_len"
 
 
-def what_mends(found: Findings, provenance, data_args) -> str:
-    """The setting that makes the samples exact, as far as it is known."""
+def what_mends(found: Findings, provenance, truth: Truth, data_args) -> str:
+    """What makes the samples exact, as far as it is known."""
+    from llamafactory.data.template import TEMPLATES
+
+    if causes := made_of_others(provenance, truth):
+        return "; ".join(causes)
     if data_args.tokenized_path:
-        return "is it the model of step 2 --tokens, and are its chat template and the trajectories those of step 1?"
+        return "is it the model of step 2 --tokens, and are the trajectories those of step 1?"
     served_as, merged = set(provenance["served_as"]), any(len(turns) > 1 for turns in provenance["turns"])
+    fits = "qwen3_nothink" if "template" in served_as else "qwen3"
+    blocks = TEMPLATES[data_args.template].format_user.slots if data_args.template in TEMPLATES else BLOCK_START
     mends = {
+        f"template {data_args.template} writes no {BLOCK_START}; set template={fits}": BLOCK_START not in str(blocks),
         TOO_LONG: found.counts.cut,
         "set template=qwen3_nothink": "template" in served_as and data_args.template == "qwen3",
         "set mask_history=false": merged and data_args.mask_history,
@@ -28,14 +40,26 @@ def what_mends(found: Findings, provenance, data_args) -> str:
     return "; ".join(known) or asked
 
 
-def problems_of(found: Findings, its: TrainingSet, is_cut: bool, data_args) -> list[str]:
+def made_of_others(provenance, truth: Truth) -> list[str]:
+    """What step 1 made the samples of that is not what they are compared with."""
+    causes, template, model = [], fingerprint(truth.render), truth.tokenizer.name_or_path
+    for source, told in dict(zip(provenance["source"], provenance["reading"])).items():
+        file, made_of = truth.trajectories or source, json.loads(told)
+        if made_of.get("sha256") not in (None, digest_of(file)):
+            causes.append(f"{file} has changed since step 1 read it; run both steps again")
+        if made_of.get("chat_template") not in (None, template):
+            causes.append(f"step 1 took another --chat-template than {model}'s; set it, or model_name_or_path")
+    return sorted(set(causes))
+
+
+def problems_of(found: Findings, its: TrainingSet, truth: Truth, data_args) -> list[str]:
     """Why a data set is not to be trained on."""
     problems, counts = [], found.counts
     if sum(found.exact) < len(its.provenance):
         exact = f"{sum(found.exact)} of {len(its.provenance)} samples are exact"
-        mend = what_mends(found, its.provenance, data_args)
+        mend = what_mends(found, its.provenance, truth, data_args)
         problems.append(f"{exact}, so the model would not be trained on what it is served with; {mend}")
-    unsaid = 0 if is_cut or not found.trains else found.why_left_out[NOT_SAID] + found.reasons[NO_TRACE]
+    unsaid = 0 if truth.is_cut or not found.trains else found.why_left_out[NOT_SAID] + found.reasons[NO_TRACE]
     if unsaid:
         problems.append(f"{unsaid} turns or trajectories have no sample and no reason; run both steps again")
     if counts.read_otherwise:

@@ -34,4 +34,5 @@ def load_tokenizer(name: str):
     try:
         return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except Exception as error:  # transformers raises many kinds; each means that there is no tokenizer to be had
-        raise SystemExit(f"{name}: no tokenizer to be had from this model ({error})") from None
+        hint = "name the folder of a model, or a Hub id within reach"
+        raise SystemExit(f"--tokenizer {name}: no tokenizer to be had from this model; {hint} ({error})") from None

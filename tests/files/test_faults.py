@@ -19,7 +19,7 @@ from unittest import mock
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import ROOT, assistant, interruptible, read_jsonl, user, write_jsonl
+from conftest import HANGS, ROOT, assistant, interruptible, read_jsonl, user, write_jsonl
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -149,7 +149,7 @@ def errors_of_full_disk(folder, size: int, script: str, *arguments) -> str:
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=HANGS,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size)),
         env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
     )
@@ -230,7 +230,7 @@ def test_two_runs_at_once_into_one_output_leave_one_of_them_whole(tmp_path):
     for name in "ab":
         write_jsonl(tmp_path / f"{name}.jsonl", [{"id": name, **ROW}] * 3000)
     for process in [start(tmp_path, f"{name}.jsonl", "y.jsonl", "--num-proc", "1") for name in "ab"]:
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=HANGS)
         assert process.returncode == 0, errors
     rows = read_jsonl(tmp_path / "y.jsonl")
     assert len(rows) == 3000 and len({row["id"] for row in rows}) == 1
@@ -248,7 +248,7 @@ def stopped(folder, number: int) -> subprocess.Popen:
         assert process.poll() is None
         time.sleep(0.01)
     (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
-    process.communicate(timeout=60)  # ends when each process has closed its end of the pipe
+    process.communicate(timeout=HANGS)  # ends when each process has closed its end of the pipe
     assert [(folder / name).read_text() for name in ("y.jsonl", "y.jsonl.rejects.jsonl")] == ["earlier"] * 2
     return process
 
@@ -311,7 +311,7 @@ def test_killed_worker_ends_the_run_and_leaves_nothing(tmp_path):
     while len(workers := children.read_text().split()) < 2:
         time.sleep(0.01)
     os.kill(int(workers[0]), signal.SIGKILL)
-    _, errors = process.communicate(timeout=60)  # ends when each process has closed its end of the pipe
+    _, errors = process.communicate(timeout=HANGS)  # ends when each process has closed its end of the pipe
     assert process.returncode == 1 and "a worker process was killed" in errors
     assert names(tmp_path) == ["x.jsonl"]
 

@@ -160,19 +160,30 @@ def test_data_set_that_step_2_did_not_write_is_named(failed, tmp_path):
 @pytest.mark.parametrize(
     "overrides, reason",
     [
-        (["train_on_prompt=true"], "train_on_prompt"),
-        (["dataset=none"], "Undefined dataset none"),
-        (["template=none"], "Template none does not exist"),
-        (["model_name_or_path=/none"], "Failed to load tokenizer"),
+        (["train_on_prompt=true"], "LlamaFactory refuses these settings: ValueError: `mask_history` is"),
+        (["template=qwen_3"], "template=qwen_3: LlamaFactory has no such template; did you mean qwen3?"),
+        (["cutof_len=4"], "cutof_len: LlamaFactory has no such setting; did you mean cutoff_len?"),
+        (["cutoff_len=4k"], "cutoff_len=4k: is not a whole number"),
+        (["bf16=flase"], "bf16=flase: is not true or false"),
+        (["model_name_or_path=/none"], "/none: no tokenizer to be had; set model_name_or_path to a model's folder, or"),
     ],
 )
 def test_setting_that_llamafactory_refuses_is_a_clear_error(pipeline, failed, overrides, reason):
-    said = failed(pipeline(golden()[:1]), *overrides).stderr
-    assert "LlamaFactory refuses these settings" in said and reason in said
+    assert failed(pipeline(golden()[:1]), *overrides).stderr.startswith(reason)
 
 
-def test_yaml_that_is_not_there_is_named(run):
-    assert "none.yaml: no such .yaml file" in run("check_training_tokens.py", "none.yaml", expect=1).stderr
+def test_cause_of_samples_that_differ_is_named(pipeline, failed, tmp_path):
+    template = (ROOT / "chat_templates/qwen3.jinja").read_text(encoding="utf-8")
+    (tmp_path / "other.jinja").write_text(template.replace("# Tools", "# The tools"), encoding="utf-8")
+    name, step1 = pipeline(golden()), ["--chat-template", "other.jinja"]
+    assert "template llama3 writes no <|im_start|>; set template=qwen3" in failed(name, "template=llama3").stderr
+    said = failed(pipeline(golden(), name="others", step1=step1)).stderr
+    assert "step 1 took another --chat-template than " in said and "tiny_qwen3" in said
+    others = [{**case, "messages": [*case["messages"][:-1], assistant("else")]} for case in golden()]
+    write_jsonl(tmp_path / "rows.jsonl", others)
+    said = failed(name).stderr
+    assert "rows.jsonl has changed since step 1 read it; run both steps again" in said
+    assert "PASSED" in failed(pipeline(others), expect=0).stdout
 
 
 def test_several_data_sets_and_an_evaluation_set_are_checked_each(pipeline, check, failed):

@@ -11,12 +11,13 @@ import pytest
 from datasets import Dataset
 
 import check_training_tokens as check
+from served_tokens.files.read import checksum
 from served_tokens.llamafactory import TrainingSet
 from served_tokens.proof.findings import Findings, Numbers
 from served_tokens.report.charts import Bar, histogram, length_statistics
 from served_tokens.report.choice import choice_of_samples, samples_of_turn
 from served_tokens.report.cost import Schedule, costs_by_way, training_cost
-from served_tokens.report.page import Checked, checksum, report_page
+from served_tokens.report.page import Checked, report_page
 from served_tokens.report.tokens import ShownSample, runs, terminal_view, viewer_data
 from served_tokens.trees.check import AS_WRITTEN, TREES
 

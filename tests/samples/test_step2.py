@@ -152,7 +152,7 @@ def test_rows_that_are_not_of_step_1_are_set_aside(run, tmp_path):
 )
 def test_step_2_ends_with_the_command_that_checks_its_samples(step2, options, settings):
     step2([CONVERSATION], *options, output="my samples.parquet")
-    command = "next: python check_training_tokens.py qwen3_full_sft.yaml dataset_dir=. 'dataset=my samples'"
+    command = f"next: python {ROOT}/check_training_tokens.py {ROOT}/qwen3_full_sft.yaml 'dataset=my samples'"
     assert step2.said.splitlines()[-1] == command + settings
 
 

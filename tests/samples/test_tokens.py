@@ -1,5 +1,7 @@
 """Samples of token ids: what is in the folder, what the check finds in it, and who else trains on it."""
 
+import json
+
 import pyarrow.parquet as pq
 import pytest
 from conftest import REFUND, ROOT, assistant, read_jsonl, user, write_jsonl
@@ -49,13 +51,12 @@ def test_a_merged_sample_supervises_its_turns_and_a_file_says_where_it_comes_fro
     )
     assert [*first] == ["input_ids", "attention_mask", "labels"] and {*first["attention_mask"]} == {1}
     told = pq.read_table(tmp_path / "ids" / "provenance_train.parquet").to_pylist()
-    reading = '{"server_style": "vllm", "echo": "none"}'
     assert [(its["trajectory"], its["turns"], its["served_as"]) for its in told] == [
         (0, [2, 4], "template"),
         (0, [6], "template"),
         (1, [1], "template"),
     ]
-    assert {(its["source"], its["reading"]) for its in told} == {("rows.jsonl", reading)}
+    assert {(its["source"], json.loads(its["reading"])["server_style"]) for its in told} == {("rows.jsonl", "vllm")}
 
 
 def test_tasks_are_held_out_as_a_split_and_long_samples_are_left_out(ids, check, tmp_path):
