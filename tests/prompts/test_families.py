@@ -118,7 +118,7 @@ def test_family_is_exact_through_both_scripts_and_the_check(
     Qwen3Config().save_pretrained(tmp_path / "model")
     step1(template)
     step2 = run("step2_to_alpaca_mask_history.py", "plain.jsonl", "samples.parquet", "--dataset-dir", ".", *options)
-    hint = step2.stdout.rpartition("qwen3_full_sft.yaml dataset_dir=. dataset=samples")[2].split()
+    hint = step2.stdout.rpartition("qwen3_full_sft.yaml dataset=samples")[2].split()
     assert set(hint) <= set(overrides) or overrides == ["template=qwen"]
     output = check("samples", f"model_name_or_path={tmp_path / 'model'}", *overrides)
     assert "PASSED: " in output
