@@ -172,12 +172,10 @@ def training_sets(model_args, data_args, training_args) -> tuple[list[TrainingSe
 
 def tokenized_sets(folder: Path, max_samples: int | None) -> list[TrainingSet]:
     """The splits of samples that are token ids, see `save_tokens`."""
-    sets = []
-    for split, (provenance, built) in read_tokens(folder).items():
-        total = len(provenance)
-        provenance = provenance.select(range(total if max_samples is None else min(max_samples, total)))
-        sets.append(TrainingSet(split, folder, provenance, built, total, split == TRAIN))
-    return sets
+    return [
+        TrainingSet(split, folder, told.select(range(len(told))[:max_samples]), built, len(told), split == TRAIN)
+        for split, (told, built) in read_tokens(folder).items()
+    ]
 
 
 def _training_set(name: str, attributes, parts: dict, model_args, data_args, trains: bool) -> TrainingSet:
