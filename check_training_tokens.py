@@ -55,7 +55,7 @@ def main() -> None:
     config = training.read_config(args.yaml, overrides)  # before what takes long, so that a mistake costs nothing
     llamafactory.use_the_hub_if_it_answers()
     model_args, data_args, training_args = llamafactory.parse_arguments(args.yaml, overrides)
-    problems, to_train = llamafactory.settings_beyond_the_samples(data_args), len(data_args.dataset or [])
+    problems = llamafactory.settings_beyond_the_samples(data_args)
     schedule = Schedule(
         epochs=training_args.num_train_epochs,
         max_steps=training_args.max_steps,
@@ -70,7 +70,7 @@ def main() -> None:
     with llamafactory.refusals():
         sets, encode = llamafactory.training_sets(model_args, data_args, training_args)
     tokenizer = encode.tokenizer
-    steps = math.inf if args.trees else math.ceil(sum(its.total for its in sets[:to_train]) / schedule.of_step)
+    steps = math.inf if args.trees else math.ceil(sum(its.total for its in sets if its.trains) / schedule.of_step)
     earlier, afresh = training.earlier_training(training_args, steps)
     if afresh:
         problems.append(earlier)
@@ -83,7 +83,7 @@ def main() -> None:
     if not tokenizer.chat_template:
         sys.exit(f"{model_args.model_name_or_path}: the tokenizer has no chat template to compare with")
     truth = Truth(encode, data_args.cutoff_len, args.trajectories, data_args.max_samples is not None)
-    found, of_samples = check_sets(sets, to_train, truth, data_args)
+    found, of_samples = check_sets(sets, truth, data_args)
     problems += of_samples
     took.done("comparing")
     if args.trees or args.report:
@@ -170,19 +170,18 @@ def wants_colour(stream, environment) -> bool:
     return stream.isatty() and not environment.get("NO_COLOR")
 
 
-def check_sets(sets: list[TrainingSet], to_train: int, truth: Truth, data_args) -> tuple[list[Findings], list[str]]:
-    """(what is found in each data set, why the training is not to start)
-
-    Those behind the first `to_train` are for evaluation.
-    """
+def check_sets(sets: list[TrainingSet], truth: Truth, data_args) -> tuple[list[Findings], list[str]]:
+    """(what is found in each data set, why the training is not to start)"""
     trained, found, problems = Counter(), [], []
     tasks = {True: set(), False: set()}  # that are trained on, that are evaluated
-    for number, its in enumerate(sets):
-        trains, size = number < to_train, len(its.provenance)
-        settings = (
-            f"served as {', '.join(sorted(set(its.provenance['served_as'])))}; template {data_args.template}, "
-            f"mask_history {str(data_args.mask_history).lower()}, cutoff_len {data_args.cutoff_len}"
-        )
+    for its in sets:
+        trains, size = its.trains, len(its.provenance)
+        settings = f"served as {', '.join(sorted(set(its.provenance['served_as'])))}; "
+        if data_args.tokenized_path:
+            settings += "token ids as they are in tokenized_path"
+        else:
+            settings += f"template {data_args.template}, mask_history {str(data_args.mask_history).lower()}, "
+            settings += f"cutoff_len {data_args.cutoff_len}"
         if data_args.max_samples is not None:
             settings += f", max_samples {data_args.max_samples}"
         findings = Findings(its.name, trains, settings, array("q", [0]) * size, bytearray(size), its.path, its.total)

@@ -19,6 +19,7 @@ included. How that message looks later, as history in the prompts of other turns
 
 import argparse
 import functools
+import json
 import shlex
 import sys
 from dataclasses import fields
@@ -27,7 +28,7 @@ from pathlib import Path
 from served_tokens.files import hub, read, write
 from served_tokens.files.command_line import CommandLine, exit_on_signals, print_command, run
 from served_tokens.files.processes import Totals, Work, convert_files, finish_rejects
-from served_tokens.marks import TrajectoryError, many
+from served_tokens.marks import TrajectoryError, decoded, many
 from served_tokens.prompts.chat_template import QWEN3, ChatTemplate, fingerprint, load_chat_template, read_chat_template
 from served_tokens.prompts.echo import ECHOES
 from served_tokens.prompts.turns import apply_chat_template, apply_despite_control_tokens
@@ -54,7 +55,7 @@ def plain_row(
         raise TrajectoryError("the row has a column `served`: it is one of step 1 already")
     trajectory = read_trajectory(row, reading, chat_template.control_tokens)
     counts = noted(trajectory)
-    render = load_chat_template(chat_template)
+    render = load_chat_template(chat_template, json.dumps(trajectory.template_kwargs, sort_keys=True))
     apply = apply_despite_control_tokens if reading.allow_control_tokens else apply_chat_template
     plain, served = apply(trajectory.messages, trajectory.tools, render, reading.echo)
     for turn in served["turns"]:
@@ -106,6 +107,8 @@ def add_options(parser: CommandLine) -> None:
     add("--server-style", choices=[*STYLES], default="vllm", help=style)
     echo = "past turns as an agent sends the server's answers back, streamed or not (default: as the rows have them)"
     add("--echo", choices=ECHOES, default="none", help=echo)
+    kwargs = "what the chat template gets in each row, such as '{\"enable_thinking\": true}'; the row's own win"
+    add("--template-kwargs", type=json_object, default={}, metavar="JSON", help=kwargs)
     add = parser.group("what is read")
     field = f"read what stands under KEY as {', '.join(FIELDS)}; repeatable"
     add("--read-as", action="append", default=[], type=key_and_field, metavar="KEY=FIELD", help=field)
@@ -123,6 +126,11 @@ def key_and_field(text: str) -> tuple[str, str]:
     if not key or field not in FIELDS:
         raise argparse.ArgumentTypeError(f"{text!r} is not KEY=FIELD with a FIELD of {', '.join(FIELDS)}")
     return key, field
+
+
+def json_object(text: str) -> dict:
+    """An object out of its JSON, for argparse."""
+    return decoded(text, "it is", dict)
 
 
 def reading_of(args: argparse.Namespace) -> Reading:

@@ -10,6 +10,7 @@ OUTPUT  a folder of Parquet files, or one .parquet, .jsonl or .json file: one sa
          "reading": "<the options by which step 1 read the row, and digests, as JSON>"}
         Beside it go a preview of the first samples, those that are held out (--val-ratio), a list of the turns that are
         left out and of the rows set aside. dataset_info.json gets an entry for it.
+        With --tokens it is a folder of token ids instead, which LlamaFactory loads by `tokenized_path`.
 
 --merge-turns lets a sample supervise several turns, where the served prompt of each begins with the one before and its
 target; "history" then holds the turns before the last one.
@@ -40,18 +41,20 @@ from served_tokens.samples.alpaca import sample_schema, training_settings
 from served_tokens.samples.dataset_info import name_of, read_dataset_info, register
 from served_tokens.samples.lengths import load_tokenizer
 from served_tokens.samples.select import VALIDATION, Options, Selected, load_text, samples_of_row
+from served_tokens.samples.tokens import EVALUATED, HELD, TRAIN, save_tokens
 
 ROOT = Path(__file__).resolve().parent
 DEFAULT_INPUT = ROOT / "data" / "envscaler_sample_apply_qwen3_template.jsonl"
 SHIPPED = ROOT / "data" / "envscaler_samples"  # which the YAML and the dataset_info.json beside this script name
-OF_STEP_1, SUFFIX = re.compile("_(plain|apply_qwen3_template)$"), "_samples"
+OF_STEP_1 = re.compile("_(plain|apply_qwen3_template)$")
 SHOWN_SAMPLES = 5  # in the preview
+OF_STOP_WORDS = "qwen3_nothink"  # what LlamaFactory takes stop words from, where samples are token ids
 
 
-def default_output(source: str) -> Path:
-    """A folder beside INPUT, with its name: data/mine_plain.jsonl -> data/mine_samples."""
+def default_output(source: str, suffix: str) -> Path:
+    """A folder beside INPUT, with its name: data/mine_plain.jsonl, "_samples" -> data/mine_samples."""
     path = Path(source) if Path(source).name.strip(".") else Path(source).resolve()
-    return path.with_name(OF_STEP_1.sub("", name_of(path)) + SUFFIX)
+    return path.with_name(OF_STEP_1.sub("", name_of(path)) + suffix)
 
 
 def add_options(parser: CommandLine) -> None:
@@ -70,6 +73,8 @@ def add_options(parser: CommandLine) -> None:
     add("--cutoff-len", type=positive_count, metavar="TOKENS", help=cutoff)
     add("--tokenizer", metavar="MODEL", help="counts the tokens: a model directory or a Hub model id")
     add = parser.group("what is written")
+    tokens = "make samples of token ids of this model (a directory or a Hub id), for any chat template"
+    add("--tokens", metavar="MODEL", help=tokens)
     ratio = "hold about this part of the tasks out, for validation: OUTPUT's name with _val"
     add("--val-ratio", type=float, default=0.0, metavar="R", help=ratio)
     add("--seed", type=int, default=42, help="of the validation set (default: 42)")
@@ -96,16 +101,18 @@ def settings_of(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Se
             "--merge-turns needs --history-thinking template: where the history drops the reasoning of a turn, "
             "no later served prompt begins with that turn as the model wrote it, so no sample can hold both"
         )
-    if (args.cutoff_len is None) != (args.tokenizer is None):
+    if args.tokens and (args.tokenizer or args.dataset_name or args.dataset_dir):
+        parser.error("--tokens counts by itself, and is found by its folder; drop --tokenizer and --dataset-…")
+    if (args.cutoff_len is None) != (args.tokenizer is None) and not args.tokens:
         parser.error("--cutoff-len and --tokenizer go together: tokens are counted to see what would be cut")
     if not 0 <= args.val_ratio < 1:
         parser.error(f"--val-ratio {args.val_ratio}: is no number from 0 up to, but not, 1")
     name = args.dataset_name or name_of(args.output)
     if "," in name:
         parser.error(f"{name}: LlamaFactory separates data sets by commas; name it without by --dataset-name")
-    if args.tokenizer:
+    if model := args.tokens or args.tokenizer:
         os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are parallel already
-        load_tokenizer(args.tokenizer)  # before the work, so that a bad one costs nothing
+        load_tokenizer(model)  # before the work, so that a bad one costs nothing
     is_shipped = args.output.resolve() == SHIPPED and name == SHIPPED.name
     dataset_info = (args.dataset_dir or (ROOT if is_shipped else args.output.parent)) / "dataset_info.json"
     read_dataset_info(dataset_info)  # before the work, so that a broken one costs nothing
@@ -121,7 +128,10 @@ def outputs_of(output: Path, inputs: list[str], settings: Settings) -> dict[str,
         name = name_of(output)
         samples[VALIDATION] = output.with_name(name + VALIDATION + output.name.removeprefix(name))
     for its in samples.values():
-        write.check_output(its)
+        if settings.options.tokens:
+            write.check_output(its, ("",), HELD)
+        else:
+            write.check_output(its)
     outputs = samples | {stream: output.with_name(output.name + stream) for stream in (REJECTS, LEFT_OUT)}
     write.refuse_inputs(inputs, *outputs.values(), *map(preview_of, samples.values()), settings.dataset_info)
     return outputs
@@ -144,16 +154,19 @@ def print_counts(totals: Totals) -> None:
         print(f"{many(number, 'turn')} left out: {reason}")
 
 
-def print_next(settings: Settings, counts: Selected) -> None:
+def print_next(settings: Settings, counts: Selected, output: Path) -> None:
     """The command that checks the samples, with the settings that they are for."""
     options, name = settings.options, settings.dataset_name
     folder = settings.dataset_info.parent
-    told = [] if folder.samefile(Path()) else [f"dataset_dir={shown(folder)}"]  # the YAML's is here
-    told += [f"eval_dataset={name}{VALIDATION}"] if options.val_ratio else []
-    told += [f"dataset={name}"] if name != SHIPPED.name else []
-    told += training_settings(options.served_as, max(counts.given), not counts.not_thinking, options.merge_turns)
-    if options.tokenizer:
-        told += [f"cutoff_len={options.cutoff_len}", f"model_name_or_path={options.tokenizer}"]
+    if options.tokens:
+        told = [f"tokenized_path={shown(output)}", f"template={OF_STOP_WORDS}"]
+    else:
+        told = [] if folder.samefile(Path()) else [f"dataset_dir={shown(folder)}"]  # the YAML's is here
+        told += [f"eval_dataset={name}{VALIDATION}"] if options.val_ratio else []
+        told += [f"dataset={name}"] if name != SHIPPED.name else []
+        told += training_settings(options.served_as, max(counts.given), not counts.not_thinking, options.merge_turns)
+    told += [f"cutoff_len={options.cutoff_len}"] if options.cutoff_len else []
+    told += [f"model_name_or_path={model}"] if (model := options.tokens or options.tokenizer) else []
     print_command(ROOT / "check_training_tokens.py", shown(ROOT / "qwen3_full_sft.yaml"), *told)
 
 
@@ -172,10 +185,15 @@ def refuse_nothing(args: argparse.Namespace, totals: Totals) -> None:
 def save(work: Work, stream: str, settings: Settings) -> str:
     """Give samples their name, write the first ones beside them to be read by a person, and register them.
 
-    Returns what there is now.
+    Token ids are one folder with both splits, and are not registered. Returns what there is now.
     """
     output, name = work.outputs[stream], settings.dataset_name + stream
     replaced = ", in place of an earlier one" if output.exists() else ""
+    if settings.options.tokens:
+        streams = {TRAIN: "", EVALUATED: VALIDATION}
+        parts = {split: work.folder / work.outputs[its].name for split, its in streams.items() if its in work.outputs}
+        save_tokens({split: part for split, part in parts.items() if part.exists()}, output)
+        return f"{shown(output)}{replaced}, the token ids of {settings.options.tokens}"
     work.finish(stream)
     rows = (row for file in read.find_files(str(output)) for _, row in read.read_rows(file))
     first = [*itertools.islice(rows, SHOWN_SAMPLES)]
@@ -194,9 +212,11 @@ def finish(args: argparse.Namespace, settings: Settings, work: Work, totals: Tot
     if left_out := work.finish(LEFT_OUT):
         print(f"each turn without a sample to train on, with its reason: {shown(left_out)}")
     print(samples)
-    if held_out:
+    if held_out and settings.options.tokens:
+        print(f"{held_out} of the samples are held out, for validation: its split {EVALUATED}")
+    elif held_out:
         print(f"{held_out} of the samples are held out, for validation: {save(work, VALIDATION, settings)}")
-    print_next(settings, totals.counts)
+    print_next(settings, totals.counts, args.output)
 
 
 def main() -> None:
@@ -206,10 +226,10 @@ def main() -> None:
     parser.group("what is read")("input", nargs="?", default=shown(DEFAULT_INPUT), metavar="INPUT", help=made)
     add_options(parser)
     parser.add_limits()
-    output = f"default: a folder beside INPUT, its name without _plain and with {SUFFIX}"
+    output = "default: a folder beside INPUT, its name without _plain and with _samples, or _tokens"
     parser.group("what is written")("output", nargs="?", type=Path, metavar="OUTPUT", help=output)
     args = parser.parse_intermixed_args()
-    args.output = args.output or default_output(args.input)
+    args.output = args.output or default_output(args.input, "_tokens" if args.tokens else "_samples")
     settings = settings_of(parser, args)
     if not Path(args.input).exists():
         sys.exit(f"{args.input}: no such file; run step1_apply_tool_template.py first")
@@ -217,7 +237,9 @@ def main() -> None:
     outputs = outputs_of(args.output, [args.input, *files], settings)
     convert = functools.partial(samples_of_row, options=settings.options)
     with write.work_folder(args.output) as folder:
-        work = Work(convert, Selected, outputs, folder, sample_schema(), strict=args.strict, loads=load_text)
+        work = Work(
+            convert, Selected, outputs, folder, sample_schema(bool(args.tokens)), strict=args.strict, loads=load_text
+        )
         totals = convert_files(files, work, args.num_proc, "step 2")
         finish_rejects(work, totals)
         finish(args, settings, work, totals)

@@ -102,7 +102,7 @@ def main() -> None:
     outputs = step2.outputs_of(args.output, [args.input, *paths], settings)
     with write.work_folder(args.output.absolute()) as folder:
         convert = functools.partial(both_steps, first=first, second=second)
-        work = Work(convert, BothCounted, outputs, folder, sample_schema())
+        work = Work(convert, BothCounted, outputs, folder, sample_schema(bool(args.tokens)))
         totals = convert_files(paths, system, work)
         finish_rejects(work, totals)
         step1.print_unread(totals)

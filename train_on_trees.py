@@ -39,7 +39,6 @@ INSTEAD = "train the samples with llamafactory-cli, written with --merge-turns w
 # Settings, of the YAML or the environment, that trees cannot have, and the way out.
 REFUSED = {
     "streaming": "rows are written before they are trained; set streaming=false",
-    "tokenized_path": "the rows are kept there; leave it out",
     "val_size": "it holds out samples, and so tears trajectories apart; hold out tasks by step 2 --val-ratio",
     "predict_with_generate": f"a row is no prompt; {INSTEAD}",
     "use_unsloth": f"unsloth has an attention of its own; set use_unsloth=false, or {INSTEAD}",
@@ -220,11 +219,11 @@ def rows_in_folder(config: dict, model_args, data_args, training_args, limits: d
     import datasets
 
     with llamafactory.refusals():
-        sets, _ = llamafactory.training_sets(model_args, data_args, training_args)
-    tokenizer, splits = sets[0].built.processor.tokenizer, {}
-    for number, its in enumerate(sets):
+        sets, tokens = llamafactory.training_sets(model_args, data_args, training_args)
+    tokenizer, splits = tokens.tokenizer, {}
+    for its in sets:
         split = "validation"
-        if number < len(data_args.dataset or []):
+        if its.trains:
             split = "train"
         elif data_args.eval_on_each_dataset:
             split = f"validation_{its.name}"
@@ -239,8 +238,9 @@ def rows_in_folder(config: dict, model_args, data_args, training_args, limits: d
     ]
     name = hashlib.sha256("\n".join(made_of).encode()).hexdigest()[:16]
     place = Path(model_args.cache_dir or datasets.config.HF_DATASETS_CACHE, "token_trees", name).absolute()
+    padding = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     with llamafactory.refusals():
-        return place, write_rows(splits, place, limits, tokenizer.pad_token_id, whole_logits)
+        return place, write_rows(splits, place, limits, padding, whole_logits)
 
 
 if __name__ == "__main__":

@@ -24,11 +24,11 @@ import numpy as np
 from served_tokens.files.processes import in_processes
 from served_tokens.files.read import progress
 from served_tokens.marks import Tokens, remembering
-from served_tokens.samples.alpaca import COLUMNS
+from served_tokens.samples.alpaca import COLUMNS, PROVENANCE
+from served_tokens.samples.tokens import TRAIN, TokenIds, read_tokens
 from served_tokens.training import read_config, refuse_mistakes
 
 COMPARED = 64  # samples of each data set that are made by LlamaFactory's loader too
-PROVENANCE = ("source", "trajectory", "turns", "served_as", "reading")
 UNWRITABLE = "; can HF_HOME and HF_DATASETS_CACHE be written?"
 NO_TOKENIZER = "{}: no tokenizer to be had; set model_name_or_path to a model's folder, or to a Hub id within reach"
 # What the machine that trains has and the one that checks may lack. No data depends on these.
@@ -103,20 +103,17 @@ def use_the_hub_if_it_answers() -> None:
 
 
 def for_the_check(data_args, max_samples: int | None):
-    """The data arguments by which the samples are built one by one, as they are before packing; ends where they cannot.
+    """The data arguments by which the samples are built one by one, as they are before packing.
 
     Args:
         max_samples: of each data set, in place of the YAML's.
     """
-    if data_args.tokenized_path is not None and Path(data_args.tokenized_path).exists():
-        sys.exit(
-            f"tokenized_path: LlamaFactory trains on what it tokenized into {data_args.tokenized_path} earlier; "
-            "remove that folder, then check"
-        )
     data_args = copy.copy(data_args)
     data_args.packing = data_args.neat_packing = data_args.streaming = False
-    data_args.max_samples = data_args.max_samples if max_samples is None else max_samples
-    data_args.tokenized_path = None
+    if data_args.tokenized_path is not None and not Path(data_args.tokenized_path).exists():
+        data_args.tokenized_path = None  # it is written by the training
+    if max_samples is not None or data_args.tokenized_path:  # of which LlamaFactory takes all
+        data_args.max_samples = max_samples
     return data_args
 
 
@@ -124,17 +121,18 @@ def for_the_check(data_args, max_samples: int | None):
 class TrainingSet:
     """A data set of the YAML.
 
-    path: its file, or folder of files.
+    path: its file, or folder of files. trains: else it is for evaluation.
     provenance: a table of what step 2 says of each sample, less those behind max_samples.
-    built: the samples as LlamaFactory makes them, see `Built`.
+    built: the samples as LlamaFactory makes them, see `Built`; of `tokenized_path` those that it loads.
     total: how many samples it holds.
     """
 
     name: str
     path: Path
     provenance: object
-    built: "Built"
+    built: "Built | TokenIds"
     total: int
+    trains: bool = True
 
 
 def training_sets(model_args, data_args, training_args) -> tuple[list[TrainingSet], Tokens]:
@@ -156,20 +154,31 @@ def training_sets(model_args, data_args, training_args) -> tuple[list[TrainingSe
     served = copy.deepcopy(tokenizer)  # before the template changes it
     served.split_special_tokens = False  # a server never does
     tokens = Tokens(served)
+    if data_args.tokenized_path:
+        return tokenized_sets(Path(data_args.tokenized_path), data_args.max_samples), tokens
     parts["template"] = get_template_and_fix_tokenizer(tokenizer, data_args)
     remembers = copy.copy(tokenizer)
     same = served.added_tokens_decoder == tokenizer.added_tokens_decoder and not tokenizer.split_special_tokens
     remembers.encode = tokens if same else remembering(tokenizer.encode)
     names, sets = [*(data_args.dataset or []), *(data_args.eval_dataset or [])], []
     for name, attributes in zip(names, get_dataset_list(names, data_args.dataset_dir)):
-        its = _training_set(name, attributes, {**parts, "tokenizer": remembers}, model_args, data_args)
+        trains = len(sets) < len(data_args.dataset or [])
+        its = _training_set(name, attributes, {**parts, "tokenizer": remembers}, model_args, data_args, trains)
         if len(its.provenance):
             compare_with_its_loader(its, attributes, parts, model_args, data_args, training_args)
         sets.append(its)
     return sets, tokens
 
 
-def _training_set(name: str, attributes, parts: dict, model_args, data_args) -> TrainingSet:
+def tokenized_sets(folder: Path, max_samples: int | None) -> list[TrainingSet]:
+    """The splits of samples that are token ids, see `save_tokens`."""
+    return [
+        TrainingSet(split, folder, told.select(range(len(told))[:max_samples]), built, len(told), split == TRAIN)
+        for split, (told, built) in read_tokens(folder).items()
+    ]
+
+
+def _training_set(name: str, attributes, parts: dict, model_args, data_args, trains: bool) -> TrainingSet:
     from datasets import load_dataset
     from llamafactory.extras.constants import FILEEXT2TYPE
 
@@ -189,7 +198,7 @@ def _training_set(name: str, attributes, parts: dict, model_args, data_args) -> 
     provenance = samples.select_columns([*PROVENANCE])
     if data_args.max_samples is not None:
         provenance = provenance.select(range(min(data_args.max_samples, len(samples))))
-    return TrainingSet(name, path, provenance, Built(samples, attributes, parts, data_args), len(samples))
+    return TrainingSet(name, path, provenance, Built(samples, attributes, parts, data_args), len(samples), trains)
 
 
 class ParquetRows:

@@ -40,6 +40,8 @@ def read_config(yaml: str, overrides: list[str]) -> dict:
         config = OmegaConf.to_container(OmegaConf.merge(OmegaConf.load(yaml), OmegaConf.from_cli(overrides)))
     except Exception as error:  # of two libraries, of many kinds
         sys.exit(f"{yaml}, or an override, is no YAML of `key: value`: {' '.join(str(error).split())}")
+    if config.get("tokenized_path") and Path(config["tokenized_path"]).exists():
+        return config  # LlamaFactory looks for no data set then
     for key in ("dataset", "eval_dataset"):
         names = config.get(key) or []
         if isinstance(names, (int, float)):  # a name that is a number

@@ -88,7 +88,8 @@ def digest_of(source: str) -> str:
 def checksum(path: Path) -> str:
     """SHA-256 of a file, as hex; of a folder, that of the lines that sha256sum prints of its files, sorted by name."""
     if path.is_dir():
-        lines = "".join(f"{checksum(file)}  {file.name}\n" for file in sorted(path.iterdir()))
+        files = sorted(file for file in path.rglob("*") if file.is_file())
+        lines = "".join(f"{checksum(file)}  {file.relative_to(path)}\n" for file in files)
         return hashlib.sha256(lines.encode()).hexdigest()
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

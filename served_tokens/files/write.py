@@ -18,6 +18,7 @@ PARQUET = {"compression": "zstd", "dictionary_pagesize_limit": 1 << 25}
 TEXTS = ("messages", "served")  # columns of step 1: texts, small integers and null, which orjson writes too, but faster
 TEXT = (".json", ".jsonl")
 FILES = (*TEXT, ".parquet", "")  # the last: a folder of Parquet files, whose name has no extension
+PARTS = r"\d[\d-]*(of-\d+)?\.parquet"  # the names in such a folder
 
 
 def shown(path: Path | str) -> str:
@@ -38,8 +39,11 @@ def ending_of(output: Path) -> str:
     return output.suffix if re.search(r"\.[A-Za-z]+$", output.name) else ""
 
 
-def check_output(output: Path, formats: tuple[str, ...] = FILES) -> None:
-    """Whether something can be written under this name, in one of the formats; before the work."""
+def check_output(output: Path, formats: tuple[str, ...] = FILES, holds: str = PARTS) -> None:
+    """Whether something can be written under this name, in one of the formats; before the work.
+
+    holds: what all names in a folder of these scripts match.
+    """
     if output.name == "dataset_info.json":
         raise SystemExit(f"{output}: is LlamaFactory's list of data sets; name another output")
     ending = ending_of(output)
@@ -48,7 +52,7 @@ def check_output(output: Path, formats: tuple[str, ...] = FILES) -> None:
         raise SystemExit(f"{output}: unknown file type {ending!r}; known are {known}")
     if output.is_dir() if ending else output.is_file():
         raise SystemExit(f"{output}: cannot be written, as there is a {'folder' if ending else 'file'} of this name")
-    if output.is_dir() and not all(re.fullmatch(r"\d[\d-]*(of-\d+)?\.parquet", its.name) for its in output.iterdir()):
+    if output.is_dir() and not all(re.fullmatch(holds, its.name) for its in output.iterdir()):
         raise SystemExit(f"{output}: holds more than Parquet files of these scripts; name another folder")
 
 

@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import json
+import re
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +15,8 @@ import jinja2.sandbox
 from served_tokens.marks import BLOCK_END, BLOCK_START, CONTROL_TOKENS, TrajectoryError
 
 QWEN3 = Path(__file__).resolve().parents[2] / "chat_templates" / "qwen3.jinja"
+RENDERS_KEPT = 64  # in a process, of a template with other kwargs each: those of rows may be many
+OPENING = re.compile(r"(<[^<>\s]+>)?")  # what may come before the first block: a token such as <s>
 QUERY = {"role": "user", "content": "q"}
 NOT_CHATML = f"the chat template is not ChatML: it does not render {BLOCK_START}role … {BLOCK_END} blocks"
 
@@ -49,12 +52,13 @@ def read_chat_template(name: str) -> ChatTemplate:
     return ChatTemplate(name, text, special_tokens=tuple(named.items()), control_tokens=tuple(control_tokens))
 
 
-@functools.cache
-def load_chat_template(template: ChatTemplate):
+@functools.lru_cache(maxsize=RENDERS_KEPT)
+def load_chat_template(template: ChatTemplate, kwargs: str = "{}"):
     """render(messages, tools, add_generation_prompt=False, **variables) -> str; made once in each process.
 
     A template that is not trusted is rendered in Jinja's sandbox, as transformers does
-    (utils/chat_template_utils.py), without the import of transformers. render raises TrajectoryError.
+    (utils/chat_template_utils.py), without the import of transformers. render raises TrajectoryError, and so does this
+    where the template refuses these kwargs, the chat_template_kwargs of requests as JSON.
     """
     make = jinja2.Environment if template.trusted else jinja2.sandbox.ImmutableSandboxedEnvironment
     environment = make(trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, jinja2.ext.loopcontrols])
@@ -65,8 +69,10 @@ def load_chat_template(template: ChatTemplate):
     except Exception as error:  # a template may fail in any way, here and below
         raise SystemExit(f"{template.name}: not a valid Jinja template ({error})") from None
 
+    of_requests = json.loads(kwargs)
+
     def render(messages: list[dict], tools: list[dict] | None, add_generation_prompt: bool = False, **variables) -> str:
-        variables |= dict(template.special_tokens, messages=messages, tools=tools)
+        variables = dict(template.special_tokens) | of_requests | variables | {"messages": messages, "tools": tools}
         try:
             return compiled.render(variables, add_generation_prompt=add_generation_prompt)
         except Exception as error:
@@ -77,6 +83,8 @@ def load_chat_template(template: ChatTemplate):
     try:
         split_blocks(render([QUERY], None, add_generation_prompt=True))
     except TrajectoryError as error:
+        if of_requests:
+            raise
         raise SystemExit(f"{template.name}: {error}") from None
     return render
 
@@ -94,13 +102,16 @@ def fingerprint(render) -> str:
 
 
 def split_blocks(rendered: str) -> list[tuple[str, str]]:
-    """[(role, text)] of a ChatML rendering whose texts hold no marks of ChatML; the generation prompt is left out."""
+    """[(role, text)] of a ChatML rendering whose texts hold no marks of ChatML; the generation prompt is left out.
+
+    A token that the whole opens with comes first, as ("", token).
+    """
     before, *blocks = rendered.split(BLOCK_START)
-    if before or not blocks:
+    if not blocks or not OPENING.fullmatch(before):
         raise TrajectoryError(NOT_CHATML)
     if blocks[-1].startswith("assistant\n") and BLOCK_END not in blocks[-1]:
         blocks.pop()
-    split = []
+    split = [("", before)] if before else []
     for block in blocks:
         role, _, text = block.partition("\n")
         if not text.endswith(BLOCK_END + "\n"):

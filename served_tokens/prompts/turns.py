@@ -5,7 +5,7 @@ import itertools
 from dataclasses import dataclass
 
 from served_tokens.marks import BLOCK_START, TrajectoryError, map_texts
-from served_tokens.prompts.chat_template import QUERY, split_blocks
+from served_tokens.prompts.chat_template import QUERY, RENDERS_KEPT, split_blocks
 from served_tokens.prompts.echo import echoed_history
 
 NO_QUERY = "the chat template renders this turn without a think block, as no user query comes before it"
@@ -36,11 +36,13 @@ def apply_chat_template(
     Returns (plain, served):
         plain: [{"role", "content"}], one per block of the rendering; an assistant message holds its target.
         served: {"turns": [{"turn": k, "message": j, "answer": a, "left_out": reason or None}],
-                 "drop": [{"turn": k, "message": j, "content": text}], "template": […], "given": text}
+                 "drop": [{"turn": k, "message": j, "content": text}], "template": […], "given": text,
+                 "given_without_thinking": text}
             A turn is messages[k] and plain[j]. Its target without the think block is plain[j]["content"][a:].
             Its served prompt is plain[:j], in which for each edit with a turn <= k, in order, the message reads
             `content` instead. `drop` and `template` are the two histories (README, "Which history"). `given` is
-            the part of each target that the generation prompt holds already (nothing, or `<think>` and a newline).
+            the part of each target that the generation prompt holds already (nothing, or `<think>` and a newline); the
+            last is what it holds with `enable_thinking=False`.
     Raises TrajectoryError where the template refuses the messages, or does not render ChatML.
     """
     rendered = _rendered(messages, tools, render)
@@ -53,7 +55,8 @@ def apply_chat_template(
             refused = (past["refused"] for past in history[: turn["turn"]] if "refused" in past)
             turn["left_out"] = turn["left_out"] or sent_back["left_out"] or next(refused, None)
     edits = {history: _edits(rendered.plain, prompts) for history, prompts in rendered.prompts.items()}
-    return rendered.plain, {"turns": rendered.turns, **edits, "given": _given(render)}
+    given = {"given": _given(render), "given_without_thinking": _given(render, enable_thinking=False)}
+    return rendered.plain, {"turns": rendered.turns, **edits, **given}
 
 
 def apply_despite_control_tokens(
@@ -143,7 +146,7 @@ def is_ordinary(messages: list[dict]) -> bool:
     return not outputs and not any("</think>" in text for text in texts)
 
 
-@functools.cache
+@functools.lru_cache(maxsize=RENDERS_KEPT)
 def renders_by_chains(render) -> bool:
     """Whether rendering by chains gives what rendering by prefix gives, on a conversation with all that templates look
     at, with tools and without. It does for Qwen3 and most of its relatives.
@@ -209,7 +212,7 @@ def _answer_start(target: str, answer: str) -> int | None:
     return len(target) - len(answer) if target.endswith(answer) else None
 
 
-@functools.cache
+@functools.lru_cache(maxsize=RENDERS_KEPT)
 def _given(render, **variables) -> str:
     """What the generation prompt holds of the assistant block."""
     return render([QUERY], None, add_generation_prompt=True, **variables).rpartition(f"{BLOCK_START}assistant\n")[2]

@@ -22,7 +22,7 @@ from served_tokens.rows.trajectory import Reading, Trajectory, read_trajectory
 
 NOT_SAID = "step 2 does not say why"
 NO_TRACE = "it has no sample, and step 2 does not say why"
-THINKING_OFF = "the row says that the model is not to think"
+THINKING_OFF = "the row, or --template-kwargs, says that the model is not to think"
 OWN_TOKEN = "the text holds a token of the tokenizer's own, or half a character"
 OFF_RECORD = "differs from the token ids that the server recorded of it"
 REFUSED = "the model's chat template refuses it"
@@ -52,6 +52,10 @@ class Truth:
     def render(self, messages, tools, add_generation_prompt, **variables) -> str:
         variables["add_generation_prompt"] = add_generation_prompt
         return self.tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, **variables)
+
+    def render_of(self, trajectory: Trajectory):
+        """`render`, with what the chat template reads of the requests of a trajectory."""
+        return functools.partial(self.render, **trajectory.template_kwargs)
 
 
 @dataclass(frozen=True)
@@ -140,7 +144,7 @@ def _refuse_without_trace(place: Place, trajectory: Trajectory, samples: Samples
     if HALF.search(text) or any(token in text for token in truth.tokenizer.all_special_tokens):
         raise TrajectoryError(OWN_TOKEN)
     for turn in trajectory.turns:  # a template that refuses one raises the reason
-        served_turn(trajectory.messages, trajectory.tools, turn, "drop", truth.render)
+        served_turn(trajectory.messages, trajectory.tools, turn, "drop", truth.render_of(trajectory))
     raise TrajectoryError(NO_TRACE)
 
 
@@ -166,14 +170,14 @@ def _check_trajectory(
     row = json.loads(raw) if isinstance(raw, bytes) else raw
     reading, claims = samples.readings[place.source], samples.claims[place]
     messages, tools, turns = trajectory.messages, trajectory.tools, trajectory.turns
-    shown, found = {}, checked.found
+    shown, found, render = {}, checked.found, truth.render_of(trajectory)
     checked.tasks.add(task_of(row.get("task_info"), messages, tools))
 
     @functools.cache
     def history(served_as: str) -> list[dict]:
         if reading.echo == "none":
             return messages
-        return echoed_messages(messages, tools, served_as, reading.echo, truth.render)
+        return echoed_messages(messages, tools, served_as, reading.echo, render)
 
     for claim in claims:
         turn, trained = claim.turns[-1], samples.built[claim.position]
@@ -188,7 +192,7 @@ def _check_trajectory(
         decided = _compare_records(found, claim.position, trained, records, where)
         try:
             past = history(claim.served_as)
-            texts = [served_turn(messages, tools, turn, claim.served_as, truth.render, past) for turn in claim.turns]
+            texts = [served_turn(messages, tools, turn, claim.served_as, render, past) for turn in claim.turns]
         except (jinja2.TemplateError, TrajectoryError) as error:
             if not decided:
                 found.mismatch(claim.position, REFUSED, None, f"{where}: {REFUSED}: {error}")

@@ -36,6 +36,8 @@ OF_A_ROW = frozenset(  # of columns alone
     "response_format frequency_penalty presence_penalty min_p user repetition_penalty max_completion_tokens "
     "service_tier stream_options logit_bias done eval_count total_duration".split()
 )
+SYNTAX = ("properties", "type", "object")  # of a JSON schema, where a template writes another one around its texts
+A_CALL = {"name", "arguments"}  # the keys of a call, which too are syntax
 THINK = re.compile("</?think>")  # texts are read apart at these marks
 LONG = 3  # characters: of shorter texts little can be said
 SHOWN_TEXT = 60  # characters of a text that is lost, that are shown
@@ -161,6 +163,8 @@ def _texts(value, skipped: frozenset, key: str = "", all_shown: bool = False):
     Args:
         all_shown: inside arguments and schemas, where keys are texts as well.
     """
+    if isinstance(value, str) and all_shown and value in SYNTAX:
+        return
     if isinstance(value, str):
         pieces = [value] if all_shown else THINK.split(value)
         yield from ((key, piece.strip()) for piece in pieces if len(piece.strip()) >= LONG and piece != "null")
@@ -189,7 +193,8 @@ def _end(text: str, shown: str, start: int) -> int:
     value = _json(text)
     if value is text:
         return -1
-    ends = [_end(part, shown, start) for _, part in _texts(value, frozenset(), all_shown=True)]
+    is_call = isinstance(value, dict) and value.keys() == A_CALL
+    ends = [_end(part, shown, start) for _, part in _texts(value, frozenset(), all_shown=not is_call)]
     return -1 if -1 in ends else max(ends, default=start)
 
 

@@ -19,8 +19,8 @@ ODD_TO_SGLANG = re.compile(rf'"type": (?!\{{|"null"|{TYPE}|\[{TYPE}, "null"\])|[
 OF_A_TOOL, OF_A_FUNCTION = ["type", "function"], ["name", "description", "parameters"]
 
 
-def plain_reading(row: dict, server_style: str = "vllm") -> tuple[list, list] | None:
-    """What the chat template gets of a plain row: (messages, tools); None where the row is not plain.
+def plain_reading(row: dict, server_style: str = "vllm") -> tuple[list, list, dict] | None:
+    """What the chat template gets of a plain row: (messages, tools, kwargs); None where the row is not plain.
 
     Args:
         row: as its file has it.
@@ -33,13 +33,16 @@ def plain_reading(row: dict, server_style: str = "vllm") -> tuple[list, list] | 
     if any(row.get(column) for column in OTHER_COLUMNS) or not (isinstance(messages, list) and isinstance(tools, list)):
         return None
     read = [_message(message) for message in messages]
-    if None in read or not all(map(_is_plain_tool, tools)):
+    hidden = "chat_template_kwargs" in json.dumps([row.get("metadata"), row.get("extra_body")], default=str)
+    if None in read or hidden or not all(map(_is_plain_tool, tools)):
         return None
     if server_style == "sglang":
         if row.get("tool_choice") not in (None, "", "auto", "required") or ODD_TO_SGLANG.search(json.dumps(tools)):
             return None
         tools = [{**tool, "defer_loading": None} for tool in tools]
-    return read, [json.dumps(tool) for tool in tools]
+    kwargs = {"reasoning_effort": row.get("reasoning_effort")} | _decoded(row.get("chat_template_kwargs") or {})
+    kwargs = {key: value for key, value in kwargs.items() if value is not None}
+    return read, [json.dumps(tool) for tool in tools], kwargs
 
 
 def not_to_be_trained(row: dict, number_of_turns: int) -> set[int]:

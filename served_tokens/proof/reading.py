@@ -38,14 +38,14 @@ def check_reading(
         _note_otherwise(found, f"{name}: turns are trained that the row says not to train on")
 
 
-def as_plain(trajectory: Trajectory) -> tuple[list, list]:
+def as_plain(trajectory: Trajectory) -> tuple[list, list, dict]:
     """What the chat template gets, as `plain_reading` says it."""
     messages = []
     for message in trajectory.messages:
         functions = [call["function"] for call in message.get("tool_calls", [])]
         calls = [(function["name"], json.dumps(function["arguments"])) for function in functions]
         messages.append((message["role"], message["content"], message.get("reasoning_content", ""), calls))
-    return messages, [json.dumps(tool) for tool in trajectory.tools or []]
+    return messages, [json.dumps(tool) for tool in trajectory.tools or []], trajectory.given.template_kwargs
 
 
 def _note_otherwise(found: Findings, said: str) -> None:

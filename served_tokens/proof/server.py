@@ -95,8 +95,11 @@ def request_for(question: Question, reasoning_field: str | None, truth: Truth) -
     body = {"messages": [_sent(message, reasoning_field) for message in messages]}
     if trajectory.given.tools:
         body["tools"] = trajectory.given.tools
+    kwargs = dict(trajectory.template_kwargs)
     if question.served_as == "no-thinking":
-        body["chat_template_kwargs"] = {"enable_thinking": False}
+        kwargs["enable_thinking"] = False
+    if kwargs:
+        body["chat_template_kwargs"] = kwargs
     return body
 
 
@@ -105,7 +108,7 @@ def _conversation(question: Question, truth: Truth) -> tuple[Trajectory, list[di
     trajectory, echo = read_trajectory(question.row, question.reading), question.reading.echo
     history = trajectory.messages[: question.turn]
     if echo != "none":
-        history = echoed_messages(history, trajectory.tools, question.served_as, echo, truth.render)
+        history = echoed_messages(history, trajectory.tools, question.served_as, echo, truth.render_of(trajectory))
     return trajectory, history
 
 
@@ -234,7 +237,8 @@ def cause_of(served: list[int], question: Question, truth: Truth) -> str:
     for cause, other in tried.items():
         with contextlib.suppress(TrajectoryError, jinja2.TemplateError):
             it, history = _conversation(other, truth)
-            prompt, _ = served_turn(it.messages, it.tools, other.turn, other.served_as, truth.render, history)
+            render = truth.render_of(it)
+            prompt, _ = served_turn(it.messages, it.tools, other.turn, other.served_as, render, history)
             if truth.tokenizer.encode(prompt, add_special_tokens=False) == served:
                 return cause
     return UNKNOWN

@@ -21,6 +21,8 @@ def what_mends(found: Findings, provenance, truth: Truth, data_args) -> str:
 
     if causes := made_of_others(provenance, truth):
         return "; ".join(causes)
+    if data_args.tokenized_path:
+        return "is it the model of step 2 --tokens, and are the trajectories those of step 1?"
     served_as, merged = set(provenance["served_as"]), any(len(turns) > 1 for turns in provenance["turns"])
     fits = "qwen3_nothink" if "template" in served_as else "qwen3"
     blocks = TEMPLATES[data_args.template].format_user.slots if data_args.template in TEMPLATES else BLOCK_START

@@ -244,28 +244,35 @@ WORDS = {
     **dict.fromkeys("on true yes enabled enable adaptive auto default minimal low medium high xhigh max".split(), True),
     **dict.fromkeys("off false no none disabled disable".split(), False),
 }
-PLACES = ("metadata", "extra_body", "chat_template_kwargs")  # where they stand, beside the row
+KWARGS = "chat_template_kwargs"
+PLACES = ("metadata", "extra_body", KWARGS)  # where they stand, beside the row
 
 
 def thinking_of(left: dict) -> bool | None:
     """What a row says of thinking, under any name that requests have for it; None where it says nothing.
 
-    Takes the columns that it understands out of the row. Raises TrajectoryError where two places differ, or
-    chat_template_kwargs holds what step 1 does not pass to the chat template.
+    Takes the columns that it understands out of the row. Raises TrajectoryError where two places differ.
     """
     objects = [left, *objects_in([left.get(place) for place in PLACES])]
     said = {switch_of(its.get(key)) for its in objects for key in SWITCHES} - {None}
     if len(said) > 1:
         raise TrajectoryError("its switches differ about whether the model is to think; take the wrong one out")
-    for kwargs in (in_json(its.get("chat_template_kwargs")) for its in objects):
-        if isinstance(kwargs, dict) and (others := [key for key in kwargs if key not in SWITCHES]):
-            raise TrajectoryError(
-                f"chat_template_kwargs has {others[0]}, which step 1 does not pass to the chat template"
-            )
-    for key in (*SWITCHES, "chat_template_kwargs"):
+    for key in SWITCHES:
         if switch_of(in_json(left.get(key))) is not None:
             del left[key]
+    if isinstance(in_json(left.get(KWARGS)), dict):
+        del left[KWARGS]
     return said.pop() if said else None
+
+
+def template_kwargs_of(left: dict) -> dict:
+    """What a row hands to the chat template: its chat_template_kwargs, and reasoning_effort, as vLLM does."""
+    objects = [left, *objects_in([left.get(place) for place in PLACES[:2]])]
+    given = [in_json(its.get(KWARGS)) for its in objects]
+    kwargs = {"reasoning_effort": left.get("reasoning_effort")}
+    for its in (its for its in given if isinstance(its, dict)):
+        kwargs |= its
+    return {key: value for key, value in kwargs.items() if value is not None}  # Arrow fills rows up with null
 
 
 def switch_of(value) -> bool | None:

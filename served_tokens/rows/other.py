@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from served_tokens.marks import TrajectoryError, decoded, says
 from served_tokens.rows import sharegpt
 from served_tokens.rows.anthropic import text_of
-from served_tokens.rows.keys import CONVERT, RECORDED, Reader, objects_in, one_of, thinking_of
+from served_tokens.rows.keys import CONVERT, RECORDED, Reader, objects_in, one_of, template_kwargs_of, thinking_of
 from served_tokens.rows.openai import Read, message_of, tools_of
 
 CONVERSATIONS, TOOLS = ("messages", "conversations"), ("tools", "functions", "tool_defs")
@@ -24,6 +24,7 @@ class Shaped:
     messages, tools: tools is None where there are none.
     not_trained: {position of a turn in messages: why it is context only}.
     thinking: what the row says of `enable_thinking`, or None.
+    template_kwargs: what its request hands to the chat template.
     recorded: {position of a turn: {"prompt_token_ids": …, "token_ids": …}} as a server recorded them; one may lack.
     shapes, known: see `Reader`.
     """
@@ -32,6 +33,7 @@ class Shaped:
     tools: list[dict] | None
     not_trained: dict[int, str] = field(default_factory=dict)
     thinking: bool | None = None
+    template_kwargs: dict = field(default_factory=dict)
     recorded: dict[int, dict] = field(default_factory=dict)
     shapes: Counter = field(default_factory=Counter)
     known: Counter = field(default_factory=Counter)
@@ -48,7 +50,7 @@ def in_one_shape(row: dict, reader: Reader) -> Shaped:
     An error names the first message that cannot be read, else all keys that nobody reads.
     """
     left = reader.opened(row, "row")
-    thinking = thinking_of(left)
+    template_kwargs, thinking = template_kwargs_of(left), thinking_of(left)
     reads = _all_read(left, reader)
     tools = {column: tools_of(left.pop(column), column, reader) for column in TOOLS if column in left}
     tools |= {f"tools of message {position}": read.tools for position, read in enumerate(reads) if read.tools}
@@ -69,6 +71,7 @@ def in_one_shape(row: dict, reader: Reader) -> Shaped:
         tools=one_of(tools, "tools"),
         not_trained={position: read.not_trained for position, read in enumerate(reads) if read.not_trained},
         thinking=thinking,
+        template_kwargs=template_kwargs,
         recorded={position: read.recorded for position, read in enumerate(reads) if read.recorded},
         shapes=reader.shapes,
         known=reader.known,

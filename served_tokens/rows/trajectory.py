@@ -11,6 +11,9 @@ from served_tokens.rows.other import Shaped, in_one_shape
 from served_tokens.rows.servers import STYLES, Style
 
 ROLES = ("system", "user", "assistant", "tool")
+NO_KWARGS = frozenset(  # what renders a chat template takes itself
+    "messages conversation tools documents chat_template tokenize add_generation_prompt continue_final_message".split()
+)
 CALL_TEXT = re.compile("<tool_call>(.*?)</tool_call>", re.DOTALL)
 OTHER_THINKING = re.compile(  # reasoning at the start of an answer under marks that are not Qwen's
     r"\s*(?:(?:<|&lt;)\|?[a-z_:]*(?:think|thought|reason|reflect|scratchpad|analys|rationale|monolog|cot\b)[a-z_:]*[^>]*?"
@@ -39,6 +42,7 @@ class Reading:
     allow_calls_without_tools: bool = False
     server_style: str = "vllm"  # see `servers`
     echo: str = "none"  # see `echo`
+    template_kwargs: dict = field(default_factory=dict)  # what the chat template gets too; those of a row win
 
     def told(self) -> dict:
         """What the prompts follow, and what else is not the default: its fields, which make it again."""
@@ -54,7 +58,7 @@ AS_IT_IS = Reading()
 class Trajectory:
     """A row as it is served, and what was met on the way.
 
-    messages, tools: what the chat template gets; tools is None where there are none.
+    messages, tools, template_kwargs: what the chat template gets; tools is None where there are none.
     given: the row in the one shape, before a server took it; messages at the same positions.
     not_trained: {position of a turn: why it is context only}.
     """
@@ -62,6 +66,7 @@ class Trajectory:
     messages: list[dict]
     tools: list[dict] | None
     given: Shaped
+    template_kwargs: dict = field(default_factory=dict)
     not_trained: dict[int, str] = field(default_factory=dict)
 
     @property
@@ -92,7 +97,20 @@ def read_trajectory(row: dict, reading: Reading = AS_IT_IS, control_tokens: tupl
         if why := _unfinished(messages[-1]):
             not_trained[position] = why
     tools = [style.tool(tool) for tool in given.tools or ()] or None
-    trajectory = Trajectory(messages=messages, tools=tools, given=given, not_trained=not_trained | given.not_trained)
+    kwargs = reading.template_kwargs | given.template_kwargs
+    if taken := sorted(kwargs.keys() & NO_KWARGS):
+        raise TrajectoryError(f"chat_template_kwargs has {taken[0]}, which no request can hand to a chat template")
+    if given.thinking is None:
+        given.thinking = kwargs.get("enable_thinking")
+    elif "enable_thinking" in kwargs:
+        kwargs["enable_thinking"] = given.thinking
+    trajectory = Trajectory(
+        messages=messages,
+        tools=tools,
+        given=given,
+        template_kwargs=kwargs,
+        not_trained=not_trained | given.not_trained,
+    )
     if not trajectory.turns:
         raise TrajectoryError("the trajectory has no assistant message, so there is nothing to train on")
     for position in trajectory.turns:

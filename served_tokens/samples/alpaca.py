@@ -11,6 +11,8 @@ from collections import defaultdict
 from served_tokens.marks import BLOCK_END, BLOCK_START, TrajectoryError, in_json
 
 OF_STEP_1 = {"source", "trajectory", "reading", "enable_thinking", "turns", "drop", "template", "given"}
+IDS = ("input_ids", "attention_mask", "labels")  # of samples that are token ids; axolotl takes these and no others
+PROVENANCE = ("source", "trajectory", "turns", "served_as", "reading")
 COLUMNS = {"prompt": "instruction", "query": "input", "response": "output", "system": "system", "history": "history"}
 
 
@@ -18,14 +20,20 @@ class NoSample(Exception):
     """Why a turn cannot become a sample, or is not to become one."""
 
 
-def sample_schema():
+def sample_schema(of_tokens: bool):
     """The columns of a sample, for pyarrow."""
     import pyarrow as pa
 
-    names = ("instruction", "input", "output", "system", "history", "source", "trajectory", "turns", "served_as")
-    texts = dict.fromkeys((*names, "reading"), pa.string())
-    history, turns = pa.list_(pa.list_(pa.string())), pa.list_(pa.int64())
-    return pa.schema({**texts, "history": history, "trajectory": pa.int64(), "turns": turns})
+    kinds = {"trajectory": pa.int64(), "turns": pa.list_(pa.int64()), "history": pa.list_(pa.list_(pa.string()))}
+    kinds |= dict.fromkeys(IDS, pa.list_(pa.int32())) | {"attention_mask": pa.list_(pa.int8())}
+    columns = IDS if of_tokens else ("instruction", "input", "output", "system", "history")
+    return pa.schema({column: kinds.get(column, pa.string()) for column in (*columns, *PROVENANCE)})
+
+
+def told_of(served: dict, turns: list[int], served_as: str) -> dict:
+    """Where a sample that supervises these turns comes from."""
+    its = {"source": served["source"], "trajectory": served["trajectory"], "turns": turns}
+    return its | {"served_as": served_as, "reading": json.dumps(served["reading"])}
 
 
 def step1_columns(row: dict) -> tuple[list[dict], dict]:
@@ -52,7 +60,7 @@ def to_samples(
     Returns (samples, {turn: why it is left out}); each turn of the trajectory is in one of the two.
     """
     given = "" if served_as == "no-thinking" else served["given"]
-    samples, left_out, reading = [], {}, json.dumps(served["reading"])
+    samples, left_out = [], {}
     so_far, supervised = [], set()  # to merge: the blocks of the last sample, and which of them it supervises
     for turn, prompt in served_prompts(messages, served, served_as):
         pairs = ends_of_pairs(prompt, served_as, given)
@@ -74,8 +82,7 @@ def to_samples(
         turns = [turn["turn"]]
         if goes_on:
             turns = samples.pop()["turns"] + turns
-        its = {"source": served["source"], "trajectory": served["trajectory"], "turns": turns}
-        samples.append({**columns, **its, "served_as": served_as, "reading": reading})
+        samples.append(columns | told_of(served, turns, served_as))
         if merge_turns:
             so_far, supervised = [*prompt, ("assistant", target)], {*pairs, len(prompt)}
     return samples, left_out
@@ -126,7 +133,8 @@ def columns_of(prompt: list[tuple[str, str]], pairs: set[int], given: str) -> di
     system = ""
     for at, (role, text) in enumerate(prompt[:opening]):
         if at == 0 and role != "system":
-            raise NoSample(f"its prompt opens with a block of {role}, which LlamaFactory cannot write")
+            opening = f"a block of {role}" if role else text
+            raise NoSample(f"its prompt opens with {opening}, which LlamaFactory cannot write")
         if at == 0 and not text:
             raise NoSample("its system prompt is empty, and LlamaFactory writes no block for that")
         system += text if at == 0 else _written_out(role, text)

@@ -11,10 +11,11 @@ from served_tokens.marks import HELD_OUT, Counts, TrajectoryError
 from served_tokens.samples.alpaca import NoSample, reasoning_of, step1_columns, to_samples
 from served_tokens.samples.dataset_info import is_held_out
 from served_tokens.samples.lengths import load_tokenizer, token_counter
+from served_tokens.samples.tokens import load_encoder, to_token_samples
 
 VALIDATION = "_val"
 # Why turns are left out.
-THINKING_OFF = "the row says that the model is not to think; step 2 keeps it by --no-thinking"
+THINKING_OFF = "the row, or --template-kwargs, says that the model is not to think; keep it by step 2 --no-thinking"
 NOT_LAST = "they are not the last turn of their row (--turns last)"
 NO_REASONING = "they have no reasoning"
 TOO_LONG = "their sample does not fit in --cutoff-len"
@@ -30,6 +31,7 @@ class Options:
     require_reasoning: bool = False
     cutoff_len: int | None = None
     tokenizer: str | None = None
+    tokens: str | None = None  # the model of whose token ids samples are made, instead of texts
     val_ratio: float = 0.0
     seed: int = 42
 
@@ -67,7 +69,8 @@ def samples_of_row(row: dict, place: Place, options: Options) -> tuple[Selected,
         )
     try:
         refuse = _refusal(messages, served, options)
-        samples, left_out = to_samples(messages, served, options.served_as, options.merge_turns, refuse)
+        how = messages, served, options.served_as, options.merge_turns, refuse
+        samples, left_out = to_token_samples(*how, load_encoder(options.tokens)) if options.tokens else to_samples(*how)
     except (LookupError, TypeError) as error:
         changed = f"the row of step 1 was changed ({type(error).__name__}: {error}); run step 1 again"
         raise TrajectoryError(changed) from None
@@ -96,7 +99,11 @@ def samples_of_row(row: dict, place: Place, options: Options) -> tuple[Selected,
 def _refusal(messages: list[dict], served: dict, options: Options):
     """refuse(turn, columns), see `to_samples`: it leaves out what the options do not want of a trajectory."""
     no_thinking = options.served_as == "no-thinking"
-    if options.cutoff_len:
+    if options.tokens:
+
+        def count(columns: dict, no_thinking: bool) -> int:
+            return len(columns["input_ids"])
+    elif options.cutoff_len:
         count = token_counter(load_tokenizer(options.tokenizer), "" if no_thinking else served["given"])
 
     def refuse(turn: dict, columns: dict) -> None:

@@ -61,6 +61,15 @@ QWEN35 = (
 NEEDS_QUERY = "{%- if query.last == messages | length -%}{{- raise_exception('No user query found.') -}}{%- endif -%}\n"
 QWEN35_STRICT = QWEN35.replace("{%- set opens_with_system", NEEDS_QUERY + "{%- set opens_with_system", 1)
 
+# Thinking is off unless a request says otherwise; a switch that keeps all reasoning; a token before the first block;
+# and a mark of its own where a turn shows no reasoning, which no target after an open think block can begin with.
+OFF_BY_DEFAULT = QWEN35_STRICT.replace("is not defined or enable_thinking", "is defined and enable_thinking").replace(
+    "{%- elif enable_thinking is defined and enable_thinking is false", "{%- else"
+)
+PRESERVES = QWEN35_STRICT.replace("{%- if loop.index0 > query.last and", "{%- if keep or loop.index0 > query.last and")
+OPENED = "{{- '<|endoftext|>' -}}\n" + QWEN3
+MARKED = QWEN35.replace("{{- text -}}", "{{- '<think></think>' ~ text -}}")
+
 ROWS = [
     {
         "tools": TOOLS,
@@ -109,7 +118,7 @@ def test_family_is_exact_through_both_scripts_and_the_check(
     Qwen3Config().save_pretrained(tmp_path / "model")
     step1(template)
     step2 = run("step2_to_alpaca_mask_history.py", "plain.jsonl", "samples.parquet", "--dataset-dir", ".", *options)
-    hint = step2.stdout.rpartition("qwen3_full_sft.yaml dataset_dir=. dataset=samples")[2].split()
+    hint = step2.stdout.rpartition("qwen3_full_sft.yaml dataset=samples")[2].split()
     assert set(hint) <= set(overrides) or overrides == ["template=qwen"]
     output = check("samples", f"model_name_or_path={tmp_path / 'model'}", *overrides)
     assert "PASSED: " in output
@@ -117,14 +126,41 @@ def test_family_is_exact_through_both_scripts_and_the_check(
     assert TURNS - 2 <= supervised < TURNS  # one opens without a user block, one may hold a newline that is removed
 
 
+THINK, KEEP = ["--template-kwargs", '{"enable_thinking": true}'], ["--template-kwargs", '{"keep": true}']
+TOKENS = [  # a template as it is, step 1, step 2, samples: of turns that think, those of a chain are merged
+    pytest.param(QWEN35_STRICT, [], [], 10, id="qwen3.5"),
+    pytest.param(QWEN35_STRICT, [], MERGE, 7, id="qwen3.5 merged"),
+    pytest.param(QWEN35_STRICT, [], NO_THINK, 10, id="qwen3.5 without thinking"),
+    pytest.param(OFF_BY_DEFAULT, THINK, [], 10, id="thinking is off by default"),
+    pytest.param(PRESERVES, KEEP, MERGE[:2], 10, id="thinking is preserved"),
+    pytest.param(PRESERVES, KEEP, MERGE, 5, id="thinking is preserved, merged"),
+    pytest.param(OPENED, [], MERGE, 7, id="a token opens the prompt"),
+    pytest.param(MARKED, [], MERGE[:2], 10, id="turns that show no reasoning have a mark"),
+]
+
+
+@pytest.mark.parametrize("template, kwargs, options, samples", TOKENS)
+def test_token_ids_are_exact_and_no_template_is_edited(run, step1, tmp_path, template, kwargs, options, samples):
+    tiny_qwen3.build_tokenizer(template).save_pretrained(tmp_path / "model")
+    Qwen3Config().save_pretrained(tmp_path / "model")
+    step1(template, *kwargs)
+    said = run("step2_to_alpaca_mask_history.py", "plain.jsonl", "ids", "--tokens", "model", *options).stdout
+    settings = said.rpartition("qwen3_full_sft.yaml ")[2].split()
+    said = run("check_training_tokens.py", ROOT / "qwen3_full_sft.yaml", *settings).stdout
+    assert f"turns in = {TURNS - 1} turns in samples + 1 left out" in said  # one comes before all queries
+    assert f"PASSED: {samples} of {samples} samples are exact" in said
+
+
 @pytest.fixture
 def step1(run, tmp_path):
-    """step1(template) -> (the rows that step 1 makes of ROWS by it, what it says)"""
+    """step1(template, *options) -> (the rows that step 1 makes of ROWS by it, what it says)"""
 
-    def step1(template: str) -> tuple[list[dict], str]:
+    def step1(template: str, *options) -> tuple[list[dict], str]:
         (tmp_path / "t.jinja").write_text(template, encoding="utf-8")
         write_jsonl(tmp_path / "rows.jsonl", ROWS)
-        process = run("step1_apply_tool_template.py", "rows.jsonl", "plain.jsonl", "--chat-template", "t.jinja")
+        process = run(
+            "step1_apply_tool_template.py", "rows.jsonl", "plain.jsonl", "--chat-template", "t.jinja", *options
+        )
         return read_jsonl(tmp_path / "plain.jsonl"), process.stdout
 
     return step1

@@ -146,6 +146,22 @@ def test_turns_of_one_id_that_are_no_one_answer_are_told_apart_as_the_reading_do
     assert lost({"messages": [user("hello"), one, *between, two]}, served_as) == []
 
 
+def test_a_call_and_a_schema_are_not_lost_where_a_template_writes_them_as_xml_and_their_texts_are():
+    schema = {"type": "object", "properties": {"city": {"type": "string"}}}
+    row = {
+        "conversations": [
+            {"from": "human", "value": "Where?"},
+            {"from": "function_call", "value": '{"name": "find", "arguments": {"city": "Rome"}}'},
+        ],
+        "tools": [{"name": "find", "parameters": schema}],
+    }
+    prompt = "<function=find><parameter=city>string</parameter></function>\nWhere?\n<|im_start|>assistant\n"
+    call = "<function=find>\n<parameter=city>\nRome\n</parameter>\n</function>"
+    assert lost_texts(row, {0: (prompt, call)}, 1, {}, ()) == []
+    lost = lost_texts(row, {0: (prompt.replace("city", ""), call.replace("Rome", "Bonn"))}, 1, {}, ())
+    assert [(loss.place, loss.key) for loss in lost] == [("message 1", "value"), ("column tools", "tools")]
+
+
 def test_a_key_that_the_user_ignores_is_not_looked_for():
     row = {"messages": [user("hello"), {**assistant("hi there"), "note": "a long note"}]}
     as_read = {"messages": [user("hello"), assistant("hi there")]}

@@ -23,7 +23,8 @@ def row(*messages, **columns) -> dict:
 
 def test_a_plain_row_is_read_as_its_json_says():
     called = assistant(None, " r\n", [call("f", '{"b":1.50,"a":"\\u00e9"}'), call("f", "", id="c")])
-    assert plain_reading(row(called, tool(" 3\n"), id=7)) == (
+    kwargs = {"preserve_thinking": True, "tone": None}
+    assert plain_reading(row(called, tool(" 3\n"), id=7, chat_template_kwargs=kwargs)) == (
         [
             ("user", "q", "", []),
             ("assistant", "", " r\n", [("f", '{"b": 1.5, "a": "\\u00e9"}'), ("f", "{}")]),
@@ -31,6 +32,7 @@ def test_a_plain_row_is_read_as_its_json_says():
             ("assistant", "a", "r", []),
         ],
         ['{"type": "function", "function": {"name": "f", "description": "d", "parameters": {"b": 1, "a": "\\u00e9"}}}'],
+        {"preserve_thinking": True},
     )
 
 

@@ -73,6 +73,12 @@ def test_reasoning_is_sent_as_the_history_of_the_sample_or_the_user_says(truth, 
     assert body == {"messages": [user("q"), {**assistant("a"), **sent}], **more}
 
 
+def test_what_the_template_reads_of_a_request_is_sent(truth):
+    kwargs = {"keep": True, "enable_thinking": True}
+    asked = question([user("q"), assistant("a", "r")], 1, "no-thinking", (), template_kwargs=kwargs)
+    assert request_for(asked, None, truth)["chat_template_kwargs"] == {"keep": True, "enable_thinking": False}
+
+
 def test_a_trained_prompt_is_what_stands_before_the_supervised_run_of_its_turn(truth, tmp_path):
     row = {"messages": [user("q"), assistant("a"), user("r"), assistant("b"), user("s"), assistant("c")]}
     path = str(write_jsonl(tmp_path / "rows.jsonl", [{"messages": []}, row]))

@@ -150,7 +150,10 @@ def test_a_role_behind_the_last_turn_is_dropped_where_it_is_no_chat_and_set_asid
         (row({"from": "gpt", "value": "a", "content": "b"}), "the content stands in both content and value, and they"),
         (turn(weight=1, train=False), "whether the turn is trained stands in both weight and train, and they differ"),
         (row(enable_thinking=True, metadata={"enable_thinking": False}), "its switches differ about whether the model"),
-        (row(extra_body={"chat_template_kwargs": {"custom": 1}}), "chat_template_kwargs has custom, which step 1 does"),
+        (
+            row(extra_body={"chat_template_kwargs": {"tools": []}}),
+            "chat_template_kwargs has tools, which no request can",
+        ),
         (
             turn(thinking_blocks=BLOCKS, reasoning_content="y"),
             "in both reasoning_content and thinking_blocks, and",
@@ -300,6 +303,24 @@ def test_what_a_row_says_of_thinking_is_understood_under_every_name_and_place(pl
         for said in its:
             assert read(row(**said) if place is None else row(**{place: said})).given.thinking is thinks
             assert place is None or thinks is None or thinking_of({place: json.dumps(said)}) is thinks
+
+
+@pytest.mark.parametrize(
+    "columns, gets, thinks",
+    [
+        ({}, {"a": 1, "enable_thinking": False}, False),
+        ({"chat_template_kwargs": {"a": 2, "b": None}}, {"a": 2, "enable_thinking": False}, False),
+        (
+            {"extra_body": {"chat_template_kwargs": '{"enable_thinking": true}'}},
+            {"a": 1, "enable_thinking": True},
+            True,
+        ),
+        ({"reasoning_effort": "low"}, {"a": 1, "enable_thinking": True, "reasoning_effort": "low"}, True),
+    ],
+)
+def test_the_chat_template_gets_the_kwargs_of_the_command_and_those_of_the_row_win(columns, gets, thinks):
+    trajectory = read(row(**columns), template_kwargs={"a": 1, "enable_thinking": False})
+    assert (trajectory.template_kwargs, trajectory.given.thinking) == (gets, thinks)
 
 
 def test_a_switch_of_the_row_costs_no_message_its_own_reasoning():

@@ -1,0 +1,123 @@
+"""Samples as token ids: the served prompt of a turn as a server tokenizes it, and its target, for any chat template."""
+
+import functools
+from pathlib import Path
+
+from served_tokens.files import write
+from served_tokens.marks import BLOCK_END, BLOCK_START, IGNORE_INDEX, Tokens
+from served_tokens.samples.alpaca import IDS, PROVENANCE, NoSample, served_prompts, told_of
+from served_tokens.samples.lengths import load_tokenizer
+
+TRAIN, EVALUATED = "train", "validation"  # splits, as LlamaFactory names them
+PROVENANCE_FILE = "provenance_{}.parquet"  # of a split
+HELD = f"dataset_dict.json|{TRAIN}|{EVALUATED}|{PROVENANCE_FILE.format('.*')}"  # by a folder of samples
+
+
+@functools.cache
+def load_encoder(name: str) -> Tokens:
+    """encode(text) -> token ids, as the tokenizer of a model makes them of the whole text."""
+    return Tokens(load_tokenizer(name))
+
+
+def to_token_samples(
+    messages: list[dict], served: dict, served_as: str, merge_turns: bool, refuse, encode
+) -> tuple[list[dict], dict[int, str]]:
+    """The samples of one trajectory as token ids, and the reasons for which its other turns are left out.
+
+    Args: as for `to_samples`, with the columns "input_ids", "attention_mask" and "labels"; encode: see `load_encoder`.
+    """
+    given = served["given_without_thinking" if served_as == "no-thinking" else "given"]
+    samples, left_out = [], {}
+    for turn, prompt in served_prompts(messages, served, served_as):
+        try:
+            if turn["left_out"]:
+                raise NoSample(turn["left_out"])
+            target = _generated(messages[turn["message"]]["content"], turn["answer"], served_as, given)
+            blocks = "".join(f"{BLOCK_START}{role}\n{text}{BLOCK_END}\n" if role else text for role, text in prompt)
+            context = encode(f"{blocks}{BLOCK_START}assistant\n{given}")
+            sample = _sample(context, encode(f"{target}{BLOCK_END}\n"))
+            refuse(turn, sample)
+        except NoSample as reason:
+            left_out[turn["turn"]] = str(reason)
+        else:
+            samples.append(sample | told_of(served, [turn["turn"]], served_as))
+    return _merged(samples) if merge_turns else samples, left_out
+
+
+def _generated(target: str, answer_start: int | None, served_as: str, given: str) -> str:
+    """What the model writes of a target behind the generation prompt. Raises NoSample."""
+    if served_as != "no-thinking":
+        if not target.startswith(given):
+            raise NoSample("its target does not begin as the generation prompt does, so the model cannot write it")
+        return target.removeprefix(given)
+    if answer_start is None:
+        raise NoSample("the chat template shows its answer otherwise without reasoning")
+    return target[answer_start:]
+
+
+def _sample(prompt: list[int], target: list[int]) -> dict:
+    ids = prompt + target
+    return {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": [IGNORE_INDEX] * len(prompt) + target}
+
+
+def _merged(samples: list[dict]) -> list[dict]:
+    """Samples that begin with the whole sample before them as one with it, which supervises the turns of both."""
+    merged = []
+    for sample in samples:
+        before = merged[-1] if merged else None
+        if before and sample["input_ids"][: (size := len(before["input_ids"]))] == before["input_ids"]:
+            labels, turns = before["labels"] + sample["labels"][size:], before["turns"] + sample["turns"]
+            merged[-1] = sample | {"labels": labels, "turns": turns}
+        else:
+            merged.append(sample)
+    return merged
+
+
+def save_tokens(parts: dict[str, Path], output: Path) -> None:
+    """Make of samples a folder that `datasets.load_from_disk` reads as a DatasetDict, in place of an earlier one.
+
+    In it is a Parquet file for each split too, which says where its samples come from, row by row.
+
+    Args:
+        parts: {split: a folder of Parquet files}, in a work folder.
+    """
+    from datasets import disable_progress_bars, load_dataset
+
+    disable_progress_bars()
+    work_folder = next(iter(parts.values())).parent
+    whole, files = work_folder / "whole", {split: sorted(map(str, part.iterdir())) for split, part in parts.items()}
+    made = load_dataset("parquet", data_files=files, cache_dir=str(work_folder / "cache"))
+    made.select_columns([*IDS]).save_to_disk(str(whole))
+    for split, rows in made.items():
+        rows.select_columns([*PROVENANCE]).to_parquet(whole / PROVENANCE_FILE.format(split))
+    write.finish(whole, output)
+
+
+def read_tokens(folder: Path) -> dict[str, tuple]:
+    """Of such a folder {split: (what step 2 says of each sample, the samples)}; raises ValueError where it is none."""
+    import pyarrow.parquet as pq
+    from datasets import Dataset, load_from_disk
+
+    read = {}
+    for split, rows in load_from_disk(str(folder)).items():
+        provenance = folder / PROVENANCE_FILE.format(split)
+        if not provenance.exists():
+            raise ValueError(
+                f"tokenized_path: {folder} does not say which turns its samples are of; write it with step 2 --tokens, "
+                "or remove it where LlamaFactory tokenized it earlier"
+            )
+        read[split] = Dataset(pq.read_table(provenance)), TokenIds(rows)
+    return read
+
+
+class TokenIds:
+    """Samples that are token ids already, each as LlamaFactory takes it: {"input_ids", "labels"}."""
+
+    def __init__(self, rows):
+        self.rows = rows
+
+    def __getitem__(self, position: int) -> dict[str, list[int]]:
+        row = self.rows[position]
+        if row.pop("attention_mask") != [1] * len(row["input_ids"]):
+            raise SystemExit(f"sample {position} hides tokens by its attention_mask; run step 2 again")
+        return row
