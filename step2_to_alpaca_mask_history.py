@@ -39,9 +39,8 @@ from served_tokens.files.write import accounted, shown
 from served_tokens.marks import many
 from served_tokens.samples.alpaca import sample_schema, training_settings
 from served_tokens.samples.dataset_info import name_of, read_dataset_info, register
-from served_tokens.samples.lengths import load_tokenizer
 from served_tokens.samples.select import VALIDATION, Options, Selected, load_text, samples_of_row
-from served_tokens.samples.tokens import EVALUATED, HELD, TRAIN, save_tokens
+from served_tokens.samples.tokens import EVALUATED, HELD, TRAIN, load_encoder, save_tokens
 
 ROOT = Path(__file__).resolve().parent
 DEFAULT_INPUT = ROOT / "data" / "envscaler_sample_apply_qwen3_template.jsonl"
@@ -112,7 +111,7 @@ def settings_of(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Se
         parser.error(f"{name}: LlamaFactory separates data sets by commas; name it without by --dataset-name")
     if model := args.tokens or args.tokenizer:
         os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are parallel already
-        load_tokenizer(model)  # before the work, so that a bad one costs nothing
+        load_encoder(model)  # before the work, so that a bad one costs nothing
     is_shipped = args.output.resolve() == SHIPPED and name == SHIPPED.name
     dataset_info = (args.dataset_dir or (ROOT if is_shipped else args.output.parent)) / "dataset_info.json"
     read_dataset_info(dataset_info)  # before the work, so that a broken one costs nothing

@@ -17,8 +17,7 @@ from benchmarks import made_up
 from served_tokens.prompts.chat_template import QWEN3, load_chat_template, read_chat_template
 from served_tokens.prompts.turns import apply_chat_template
 from served_tokens.rows.trajectory import read_trajectory
-from served_tokens.samples.alpaca import to_samples
-from served_tokens.samples.lengths import load_tokenizer, token_counter
+from served_tokens.samples.tokens import load_encoder, to_token_samples
 
 WAYS = (
     ("prefix samples, drop", "drop", False),
@@ -42,18 +41,17 @@ def main() -> None:
     parser.add_argument("model", metavar="MODEL")
     parser.add_argument("--rows", type=int, default=400)
     args = parser.parse_args()
-    render, tokenizer = load_chat_template(read_chat_template(str(QWEN3))), load_tokenizer(args.model)
+    render, encode = load_chat_template(read_chat_template(str(QWEN3))), load_encoder(args.model)
     lengths, once, turns = {name: Counter() for name, *_ in WAYS}, 0, 0
     for row in tqdm(made_up.rows(args.rows), total=args.rows, unit=" rows"):
         trajectory = read_trajectory(row)
         plain, served = apply_chat_template(trajectory.messages, trajectory.tools, render)
         served |= {"source": "", "trajectory": 0, "reading": {}}
-        count = token_counter(tokenizer, "")
         for name, served_as, merge in WAYS:
-            samples, _ = to_samples(plain, served, served_as, merge)
-            lengths[name].update(count(sample, False) for sample in samples)
+            samples, _ = to_token_samples(plain, served, served_as, merge, encode)
+            lengths[name].update(len(sample["input_ids"]) for sample in samples)
         turns += len(served["turns"])
-        once += len(tokenizer("".join(message["content"] for message in plain), add_special_tokens=False)["input_ids"])
+        once += len(encode("".join(message["content"] for message in plain)))
     scale = made_up.ROWS / args.rows
     print(
         f"{args.rows} rows, {turns} turns; for {made_up.ROWS} rows, an epoch (hours: Qwen3-4B on 8 H100, by arithmetic)"

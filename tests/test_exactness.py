@@ -16,13 +16,13 @@ from llamafactory.hparams import DataArguments
 from reading_rows import served_trajectory
 
 from served_tokens.files.read import Place
-from served_tokens.marks import IGNORE_INDEX, TrajectoryError, map_texts
+from served_tokens.marks import IGNORE_INDEX, Tokens, TrajectoryError, map_texts
 from served_tokens.prompts.chat_template import QWEN3, load_chat_template, read_chat_template
 from served_tokens.prompts.turns import is_ordinary, rendered_by_chains, rendered_by_prefix
 from served_tokens.proof.turn import expected_sample, served_turn
 from served_tokens.rows.trajectory import CONTROL_TOKENS, Reading
 from served_tokens.samples.alpaca import COLUMNS, step1_columns, to_samples
-from served_tokens.samples.lengths import token_counter
+from served_tokens.samples.tokens import to_token_samples
 from step1_apply_tool_template import plain_row
 
 TEMPLATE = read_chat_template(str(QWEN3))
@@ -79,13 +79,14 @@ def llamafactory(template: str, enable_thinking: bool, mask_history: bool = True
     return tokens
 
 
-def samples_of(messages, tools, mode, merge_turns=False):
+def samples_of(messages, tools, mode, merge_turns=False, encode=None):
     """(samples, reasons of left-out turns) through the rows that both scripts write and read.
 
-    Raises TrajectoryError.
+    encode: for samples of token ids. Raises TrajectoryError.
     """
     _, [(_, row)] = plain_row({"messages": messages, "tools": tools}, Place("x", 0), TEMPLATE, ALL)
-    return to_samples(*step1_columns(row), mode, merge_turns)
+    how = *step1_columns(row), mode, merge_turns
+    return to_token_samples(*how, encode) if encode else to_samples(*how)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -97,13 +98,15 @@ def test_llamafactory_trains_on_the_served_tokens(mode, conversation, tools, tok
         return
     messages, tools = served_trajectory({"messages": conversation, "tools": tools}, ())
     assert len(samples) + len(left_out) == sum(message["role"] == "assistant" for message in messages)
-    count = token_counter(tokenizer, "")
+    of_ids, _ = samples_of(conversation, tools, mode, encode=Tokens(tokenizer))
+    of_ids = {sample["turns"][0]: (sample["input_ids"], sample["labels"]) for sample in of_ids}
     for sample in samples:
         texts = served_turn(messages, tools, sample["turns"][-1], mode, RENDER)
         prompt, target = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
-        assert count(sample, mode == "no-thinking") == len(prompt + target)
+        expected = prompt + target, [IGNORE_INDEX] * len(prompt) + target
+        assert of_ids[sample["turns"][0]] == expected
         for setting in MODES[mode]:
-            assert llamafactory(*setting)(sample) == (prompt + target, [IGNORE_INDEX] * len(prompt) + target)
+            assert llamafactory(*setting)(sample) == expected
 
 
 @given(conversation=CONVERSATION, tools=TOOLS)
@@ -115,14 +118,12 @@ def test_merged_samples_supervise_each_turn_once_in_its_served_context(conversat
     unmerged, _ = samples_of(conversation, tools, "template")
     messages, tools = served_trajectory({"messages": conversation, "tools": tools}, ())
     assert [turn for sample in samples for turn in sample["turns"]] == [sample["turns"][0] for sample in unmerged]
-    count = token_counter(tokenizer, "")
     for sample in samples:
         spans = []
         for turn in sample["turns"]:
             texts = served_turn(messages, tools, turn, "template", RENDER)
             spans.append(tokenizer(list(texts), add_special_tokens=False)["input_ids"])
         ids, labels = llamafactory("qwen3_nothink", True, mask_history=False)(sample)
-        assert count(sample, False) == len(ids)
         masked = [IGNORE_INDEX] * len(ids)
         for prompt, target in spans:
             assert ids[: len(prompt) + len(target)] == prompt + target

@@ -45,7 +45,7 @@ def step1_columns(row: dict) -> tuple[list[dict], dict]:
 
 
 def to_samples(
-    messages: list[dict], served: dict, served_as: str = "drop", merge_turns: bool = False, refuse=None
+    messages: list[dict], served: dict, served_as: str = "drop", merge_turns: bool = False
 ) -> tuple[list[dict], dict[int, str]]:
     """The samples of one trajectory, and the reasons for which its other turns are left out.
 
@@ -55,8 +55,6 @@ def to_samples(
             "no-thinking" (no reasoning in the targets either; the served prompt ends with an empty think block).
         merge_turns: a sample goes on, supervising turn after turn, while the served prompt of the next turn begins with
             the text so far. Its history then holds supervised turns only. Else each turn has a sample of its own.
-        refuse: refuse(turn, columns) raises NoSample to leave a turn of `served` out; `columns` are the texts of its
-            sample.
     Returns (samples, {turn: why it is left out}); each turn of the trajectory is in one of the two.
     """
     given = "" if served_as == "no-thinking" else served["given"]
@@ -72,9 +70,7 @@ def to_samples(
             if turn["left_out"]:
                 raise NoSample(turn["left_out"])
             columns = columns_of(prompt, pairs, given)
-            columns["output"] = _output(target, turn["answer"], served_as, given)
-            if refuse:
-                refuse(turn, columns)
+            columns["output"] = _output(generated(turn, target, served_as, given), served_as)
         except NoSample as reason:
             left_out[turn["turn"]] = str(reason)
             so_far = []
@@ -156,16 +152,22 @@ def _written_out(role: str, text: str) -> str:
     return f"{BLOCK_END}\n{BLOCK_START}{role}\n{text}"
 
 
-def _output(target: str, answer_start: int | None, served_as: str, given: str) -> str:
-    """What of a target LlamaFactory is to write behind the prompt. Raises NoSample."""
-    if served_as != "no-thinking":
-        if not target.startswith(given):
-            raise NoSample("its target does not begin as the generation prompt does, so the model cannot write it")
-        return target.removeprefix(given)
-    answer = None if answer_start is None else target[answer_start:]
-    if answer is None or "<think>" in answer or "</think>" in answer or answer.startswith("\n"):
+def generated(turn: dict, target: str, served_as: str, given: str) -> str:
+    """What the model writes of a target behind the generation prompt, which holds `given`. Raises NoSample."""
+    if served_as == "no-thinking":
+        if turn["answer"] is None:
+            raise NoSample("the chat template shows its answer otherwise without reasoning")
+        return target[turn["answer"] :]
+    if not target.startswith(given):
+        raise NoSample("its target does not begin as the generation prompt does, so the model cannot write it")
+    return target.removeprefix(given)
+
+
+def _output(text: str, served_as: str) -> str:
+    """What the model writes, where LlamaFactory leaves it as it is. Raises NoSample."""
+    if served_as == "no-thinking" and ("<think>" in text or "</think>" in text or text.startswith("\n")):
         raise NoSample("its answer holds a think tag or opens with a newline, which LlamaFactory removes")
-    return answer
+    return text
 
 
 def training_settings(served_as: str, given: str, all_think: bool, merge_turns: bool) -> list[str]:
@@ -185,8 +187,3 @@ def training_settings(served_as: str, given: str, all_think: bool, merge_turns: 
     if merge_turns:
         settings.append("mask_history=false")
     return settings
-
-
-def reasoning_of(target: str) -> str:
-    """What a target of step 1 thinks before it answers."""
-    return target.removeprefix("<think>").partition("</think>")[0].strip() if target.startswith("<think>") else ""

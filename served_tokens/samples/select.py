@@ -8,9 +8,8 @@ import orjson
 
 from served_tokens.files.read import LEFT_OUT, Place
 from served_tokens.marks import HELD_OUT, Counts, TrajectoryError
-from served_tokens.samples.alpaca import NoSample, reasoning_of, step1_columns, to_samples
+from served_tokens.samples.alpaca import step1_columns, to_samples
 from served_tokens.samples.dataset_info import is_held_out
-from served_tokens.samples.lengths import load_tokenizer, token_counter
 from served_tokens.samples.tokens import load_encoder, to_token_samples
 
 VALIDATION = "_val"
@@ -68,8 +67,7 @@ def samples_of_row(row: dict, place: Place, options: Options) -> tuple[Selected,
             "--no-thinking: step 1 was run with --echo, which echoes what a thinking model writes; run it without"
         )
     try:
-        refuse = _refusal(messages, served, options)
-        how = messages, served, options.served_as, options.merge_turns, refuse
+        how = messages, _as_wanted(messages, served, options), options.served_as, options.merge_turns
         samples, left_out = to_token_samples(*how, load_encoder(options.tokens)) if options.tokens else to_samples(*how)
     except (LookupError, TypeError) as error:
         changed = f"the row of step 1 was changed ({type(error).__name__}: {error}); run step 1 again"
@@ -96,26 +94,28 @@ def samples_of_row(row: dict, place: Place, options: Options) -> tuple[Selected,
     return counts, made
 
 
-def _refusal(messages: list[dict], served: dict, options: Options):
-    """refuse(turn, columns), see `to_samples`: it leaves out what the options do not want of a trajectory."""
-    no_thinking = options.served_as == "no-thinking"
-    if options.tokens:
+def _as_wanted(messages: list[dict], served: dict, options: Options) -> dict:
+    """`served`, in which turns that the options do not want are left out too, with the reason."""
+    too_long, turns = set(), []
+    if options.cutoff_len:
+        encode = load_encoder(options.tokens or options.tokenizer)
+        whole, _ = to_token_samples(messages, served, options.served_as, False, encode)
+        too_long = {sample["turns"][0] for sample in whole if len(sample["input_ids"]) >= options.cutoff_len}
+    for turn in served["turns"]:
+        why = turn["left_out"]
+        if not why and options.turns == "last" and turn != served["turns"][-1]:
+            why = NOT_LAST
+        elif not why and options.require_reasoning and not _reasons(messages[turn["message"]]["content"]):
+            why = NO_REASONING
+        elif turn["turn"] in too_long:  # which step 1 did not leave out
+            why = TOO_LONG
+        turns.append({**turn, "left_out": why})
+    return {**served, "turns": turns}
 
-        def count(columns: dict, no_thinking: bool) -> int:
-            return len(columns["input_ids"])
-    elif options.cutoff_len:
-        count = token_counter(load_tokenizer(options.tokenizer), "" if no_thinking else served["given"])
 
-    def refuse(turn: dict, columns: dict) -> None:
-        target = messages[turn["message"]]["content"]
-        if options.turns == "last" and turn != served["turns"][-1]:
-            raise NoSample(NOT_LAST)
-        if options.require_reasoning and not reasoning_of(target):
-            raise NoSample(NO_REASONING)
-        if options.cutoff_len and count(columns, no_thinking and target.startswith("<think>")) >= options.cutoff_len:
-            raise NoSample(TOO_LONG)
-
-    return refuse
+def _reasons(target: str) -> bool:
+    """Whether a target of step 1 reasons before it answers."""
+    return target.startswith("<think>") and bool(target.removeprefix("<think>").partition("</think>")[0].strip())
 
 
 def load_text(raw: bytes):

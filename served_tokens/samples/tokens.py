@@ -5,8 +5,7 @@ from pathlib import Path
 
 from served_tokens.files import write
 from served_tokens.marks import BLOCK_END, BLOCK_START, IGNORE_INDEX, Tokens
-from served_tokens.samples.alpaca import IDS, PROVENANCE, NoSample, served_prompts, told_of
-from served_tokens.samples.lengths import load_tokenizer
+from served_tokens.samples.alpaca import IDS, PROVENANCE, NoSample, generated, served_prompts, told_of
 
 TRAIN, EVALUATED = "train", "validation"  # splits, as LlamaFactory names them
 PROVENANCE_FILE = "provenance_{}.parquet"  # of a split
@@ -15,49 +14,36 @@ HELD = f"dataset_dict.json|{TRAIN}|{EVALUATED}|{PROVENANCE_FILE.format('.*')}"  
 
 @functools.cache
 def load_encoder(name: str) -> Tokens:
-    """encode(text) -> token ids, as the tokenizer of a model makes them of the whole text."""
-    return Tokens(load_tokenizer(name))
+    """encode(text) -> token ids, as the tokenizer of a model makes them of the whole text; ends where there is none."""
+    from transformers import AutoTokenizer
+
+    try:
+        return Tokens(AutoTokenizer.from_pretrained(name, trust_remote_code=False))
+    except Exception as error:  # transformers raises many kinds; each means that there is no tokenizer to be had
+        hint = "name the folder of a model, or a Hub id within reach"
+        raise SystemExit(f"{name}: no tokenizer to be had from this model; {hint} ({error})") from None
 
 
 def to_token_samples(
-    messages: list[dict], served: dict, served_as: str, merge_turns: bool, refuse, encode
+    messages: list[dict], served: dict, served_as: str, merge_turns: bool, encode
 ) -> tuple[list[dict], dict[int, str]]:
-    """The samples of one trajectory as token ids, and the reasons for which its other turns are left out.
-
-    Args: as for `to_samples`, with the columns "input_ids", "attention_mask" and "labels"; encode: see `load_encoder`.
-    """
+    """`to_samples` with the columns "input_ids", "attention_mask" and "labels"; encode: see `load_encoder`."""
     given = served["given_without_thinking" if served_as == "no-thinking" else "given"]
     samples, left_out = [], {}
-    for turn, prompt in served_prompts(messages, served, served_as):
+    for turn, blocks in served_prompts(messages, served, served_as):
         try:
             if turn["left_out"]:
                 raise NoSample(turn["left_out"])
-            target = _generated(messages[turn["message"]]["content"], turn["answer"], served_as, given)
-            blocks = "".join(f"{BLOCK_START}{role}\n{text}{BLOCK_END}\n" if role else text for role, text in prompt)
-            context = encode(f"{blocks}{BLOCK_START}assistant\n{given}")
-            sample = _sample(context, encode(f"{target}{BLOCK_END}\n"))
-            refuse(turn, sample)
+            target = generated(turn, messages[turn["message"]]["content"], served_as, given)
         except NoSample as reason:
             left_out[turn["turn"]] = str(reason)
-        else:
-            samples.append(sample | told_of(served, [turn["turn"]], served_as))
+            continue
+        past = "".join(f"{BLOCK_START}{role}\n{text}{BLOCK_END}\n" if role else text for role, text in blocks)
+        prompt, supervised = encode(f"{past}{BLOCK_START}assistant\n{given}"), encode(f"{target}{BLOCK_END}\n")
+        ids, labels = prompt + supervised, [IGNORE_INDEX] * len(prompt) + supervised
+        columns = {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels}
+        samples.append(columns | told_of(served, [turn["turn"]], served_as))
     return _merged(samples) if merge_turns else samples, left_out
-
-
-def _generated(target: str, answer_start: int | None, served_as: str, given: str) -> str:
-    """What the model writes of a target behind the generation prompt. Raises NoSample."""
-    if served_as != "no-thinking":
-        if not target.startswith(given):
-            raise NoSample("its target does not begin as the generation prompt does, so the model cannot write it")
-        return target.removeprefix(given)
-    if answer_start is None:
-        raise NoSample("the chat template shows its answer otherwise without reasoning")
-    return target[answer_start:]
-
-
-def _sample(prompt: list[int], target: list[int]) -> dict:
-    ids = prompt + target
-    return {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": [IGNORE_INDEX] * len(prompt) + target}
 
 
 def _merged(samples: list[dict]) -> list[dict]:
