@@ -41,61 +41,6 @@ from served_tokens.rows.trajectory import AS_IT_IS, Reading, read_trajectory
 ROOT = Path(__file__).resolve().parent
 SAMPLE = ROOT / "data" / "envscaler_sample.jsonl"
 SUFFIX = "_apply_qwen3_template"
-UNSEEN = "reasoning that this chat template does not render, so that their targets are without it"
-
-
-def plain_row(
-    row: dict, place: read.Place, chat_template: ChatTemplate, reading: Reading = AS_IT_IS, made_of: dict | None = None
-) -> tuple[Noted, list]:
-    """One input row -> (what to know of it, counted; [("", the output row)]); raises TrajectoryError.
-
-    made_of: {file: what it tells of itself, beside the reading, to be compared by the check}.
-    """
-    if "served" in row:
-        raise TrajectoryError("the row has a column `served`: it is one of step 1 already")
-    trajectory = read_trajectory(row, reading, chat_template.control_tokens)
-    counts = noted(trajectory)
-    render = load_chat_template(chat_template, json.dumps(trajectory.template_kwargs, sort_keys=True))
-    apply = apply_despite_control_tokens if reading.allow_control_tokens else apply_chat_template
-    plain, served = apply(trajectory.messages, trajectory.tools, render, reading.echo)
-    for turn in served["turns"]:
-        turn["left_out"] = trajectory.not_trained.get(turn["turn"], turn["left_out"])
-        counts.left_out.update([turn["left_out"]] if turn["left_out"] else [])
-        reasoning = trajectory.messages[turn["turn"]].get("reasoning_content", "").strip()
-        counts.not_rendered += reasoning not in plain[turn["message"]]["content"]
-    counts.first = dict.fromkeys(+counts.notes, f"{place} (counted from 0)")
-    try:
-        counts.digests.append(digest(plain))
-    except UnicodeEncodeError:
-        raise TrajectoryError("the text holds a lone surrogate, which no tokenizer can read") from None
-    its_reading = reading.told() | (made_of or {}).get(place.source, {})
-    told = {"source": place.source, "trajectory": place.row, "reading": its_reading}
-    served = {**told, "enable_thinking": trajectory.given.thinking, **served}
-    return counts, [("", {**row, "messages": plain, "served": served})]
-
-
-def is_on_hub(source: str) -> bool:
-    """Whether INPUT is the id of a data set, and not a file."""
-    return hub.is_data_set(source) and not read.format_of(source) and not Path(source).exists()
-
-
-def input_files(source: str, pattern: str | None) -> list[str]:
-    """The files behind INPUT, or the addresses of those that hold trajectories in a data set of the Hub."""
-    if is_on_hub(source):
-        return hub.download_trajectories(source, pattern, holds_conversation)
-    if pattern:
-        raise SystemExit(f"{source}: is no Hugging Face data set id; --file chooses among the files of one")
-    return read.find_files(source)
-
-
-def default_output(source: str) -> Path:
-    """INPUT's name with SUFFIX, beside it, a .json file where it is one, else .jsonl; of a data set in ./data."""
-    path, kind = Path(source), read.format_of(source) or ""
-    if is_on_hub(source):
-        path = ROOT / "data" / source.partition("@")[0].rpartition("/")[2]
-    elif path.is_dir():
-        path, kind = path if path.name.strip(".") else path.resolve(), ""
-    return path.with_name(path.name.removesuffix(kind) + SUFFIX + (kind if kind == ".json" else ".jsonl"))
 
 
 def add_options(parser: CommandLine) -> None:
@@ -133,6 +78,18 @@ def json_object(text: str) -> dict:
     return decoded(text, "it is", dict)
 
 
+def parsed_arguments() -> argparse.Namespace:
+    parser = CommandLine(__doc__)
+    add = parser.group("what is read")
+    add("input", nargs="?", default=write.shown(SAMPLE), metavar="INPUT", help="default: the embedded sample")
+    add("--file", metavar="NAME_OR_GLOB", help="of a data set, read this file only, or those that this glob matches")
+    add_options(parser)
+    parser.add_limits()
+    output = f"default: INPUT's name with {SUFFIX}, beside it"
+    parser.group("what is written")("output", nargs="?", type=Path, metavar="OUTPUT", help=output)
+    return parser.parse_intermixed_args()
+
+
 def reading_of(args: argparse.Namespace) -> Reading:
     """How rows are to be read; ends with one line where the options are of two servers."""
     if args.echo == "sglang" and args.server_style != "sglang":
@@ -140,14 +97,67 @@ def reading_of(args: argparse.Namespace) -> Reading:
     return Reading(**{its.name: getattr(args, its.name) for its in fields(Reading)})
 
 
+def is_on_hub(source: str) -> bool:
+    """Whether INPUT is the id of a data set, and not a file."""
+    return hub.is_data_set(source) and not read.format_of(source) and not Path(source).exists()
+
+
+def default_output(source: str) -> Path:
+    """INPUT's name with SUFFIX, beside it, a .json file where it is one, else .jsonl; of a data set in ./data."""
+    path, kind = Path(source), read.format_of(source) or ""
+    if is_on_hub(source):
+        path = ROOT / "data" / source.partition("@")[0].rpartition("/")[2]
+    elif path.is_dir():
+        path, kind = path if path.name.strip(".") else path.resolve(), ""
+    return path.with_name(path.name.removesuffix(kind) + SUFFIX + (kind if kind == ".json" else ".jsonl"))
+
+
+def input_files(source: str, pattern: str | None) -> list[str]:
+    """The files behind INPUT, or the addresses of those that hold trajectories in a data set of the Hub."""
+    if is_on_hub(source):
+        return hub.download_trajectories(source, pattern, holds_conversation)
+    if pattern:
+        raise SystemExit(f"{source}: is no Hugging Face data set id; --file chooses among the files of one")
+    return read.find_files(source)
+
+
+def plain_row(
+    row: dict, place: read.Place, chat_template: ChatTemplate, reading: Reading = AS_IT_IS, made_of: dict | None = None
+) -> tuple[Noted, list]:
+    """One input row -> (what to know of it, counted; [("", the output row)]); raises TrajectoryError.
+
+    made_of: {file: what it tells of itself, beside the reading, to be compared by the check}.
+    """
+    if "served" in row:
+        raise TrajectoryError("the row has a column `served`: it is one of step 1 already")
+    trajectory = read_trajectory(row, reading, chat_template.control_tokens)
+    counts = noted(trajectory)
+    render = load_chat_template(chat_template, json.dumps(trajectory.template_kwargs, sort_keys=True))
+    apply = apply_despite_control_tokens if reading.allow_control_tokens else apply_chat_template
+    plain, served = apply(trajectory.messages, trajectory.tools, render, reading.echo)
+    for turn in served["turns"]:
+        turn["left_out"] = trajectory.not_trained.get(turn["turn"], turn["left_out"])
+        counts.left_out.update([turn["left_out"]] if turn["left_out"] else [])
+        reasoning = trajectory.messages[turn["turn"]].get("reasoning_content", "").strip()
+        counts.not_rendered += reasoning not in plain[turn["message"]]["content"]
+    counts.first = dict.fromkeys(+counts.notes, f"{place} (counted from 0)")
+    try:
+        counts.digests.append(digest(plain))
+    except UnicodeEncodeError:
+        raise TrajectoryError("the text holds a lone surrogate, which no tokenizer can read") from None
+    told = {"source": place.source, "trajectory": place.row}
+    told["reading"] = reading.told() | (made_of or {}).get(place.source, {})
+    served = {**told, "enable_thinking": trajectory.given.thinking, **served}
+    return counts, [("", {**row, "messages": plain, "served": served})]
+
+
 def print_unread(totals: Totals) -> None:
     """The keys for which rows are set aside, and what to paste where they are no part of the conversation."""
     if totals.unread:
         keys = ", ".join(f"{key} ({number})" for key, number in totals.unread.most_common())
-        print(f"rows are set aside for keys that nobody knows: {keys}", file=sys.stderr)
         options = " ".join(f"--ignore-key {shlex.quote(key)}" for key in totals.unread)
-        fields = "|".join(FIELDS)
-        print(f"  what belongs to the conversation: --read-as KEY={fields}", file=sys.stderr)
+        print(f"rows are set aside for keys that nobody knows: {keys}", file=sys.stderr)
+        print(f"  what belongs to the conversation: --read-as KEY={'|'.join(FIELDS)}", file=sys.stderr)
         print(f"  what does not: {options}", file=sys.stderr)
 
 
@@ -159,19 +169,8 @@ def print_counts(totals: Totals, output: str) -> None:
     print(write.accounted("turn", counts.turns, counts.turns - left_out, "for samples", {"left out": left_out}))
     print("\n".join(counts.lines()))
     if counts.not_rendered:
-        print(f"{many(counts.not_rendered, 'turn has', 'turns have')} {UNSEEN}")
-
-
-def parsed_arguments() -> argparse.Namespace:
-    parser = CommandLine(__doc__)
-    add = parser.group("what is read")
-    add("input", nargs="?", default=write.shown(SAMPLE), metavar="INPUT", help="default: the embedded sample")
-    add("--file", metavar="NAME_OR_GLOB", help="of a data set, read this file only, or those that this glob matches")
-    add_options(parser)
-    parser.add_limits()
-    output = f"default: INPUT's name with {SUFFIX}, beside it"
-    parser.group("what is written")("output", nargs="?", type=Path, metavar="OUTPUT", help=output)
-    return parser.parse_intermixed_args()
+        turns = many(counts.not_rendered, "turn has", "turns have")
+        print(f"{turns} reasoning that this chat template does not render, so that their targets are without it")
 
 
 def main() -> None:

@@ -47,13 +47,6 @@ DEFAULT_INPUT = ROOT / "data" / "envscaler_sample_apply_qwen3_template.jsonl"
 SHIPPED = ROOT / "data" / "envscaler_samples"  # which the YAML and the dataset_info.json beside this script name
 OF_STEP_1 = re.compile("_(plain|apply_qwen3_template)$")
 SHOWN_SAMPLES = 5  # in the preview
-OF_STOP_WORDS = "qwen3_nothink"  # what LlamaFactory takes stop words from, where samples are token ids
-
-
-def default_output(source: str, suffix: str) -> Path:
-    """A folder beside INPUT, with its name: data/mine_plain.jsonl, "_samples" -> data/mine_samples."""
-    path = Path(source) if Path(source).name.strip(".") else Path(source).resolve()
-    return path.with_name(OF_STEP_1.sub("", name_of(path)) + suffix)
 
 
 def add_options(parser: CommandLine) -> None:
@@ -80,6 +73,12 @@ def add_options(parser: CommandLine) -> None:
     add("--dataset-name", help="the name in dataset_info.json (default: OUTPUT's name)")
     folder = "of dataset_info.json, LlamaFactory's dataset_dir (default: beside OUTPUT; of envscaler_samples, here)"
     add("--dataset-dir", type=Path, metavar="FOLDER", help=folder)
+
+
+def default_output(source: str, suffix: str) -> Path:
+    """A folder beside INPUT, with its name: data/mine_plain.jsonl, "_samples" -> data/mine_samples."""
+    path = Path(source) if Path(source).name.strip(".") else Path(source).resolve()
+    return path.with_name(OF_STEP_1.sub("", name_of(path)) + suffix)
 
 
 @dataclass(frozen=True)
@@ -126,11 +125,9 @@ def outputs_of(output: Path, inputs: list[str], settings: Settings) -> dict[str,
     if settings.options.val_ratio:
         name = name_of(output)
         samples[VALIDATION] = output.with_name(name + VALIDATION + output.name.removeprefix(name))
+    may_hold = [("",), HELD] if settings.options.tokens else []
     for its in samples.values():
-        if settings.options.tokens:
-            write.check_output(its, ("",), HELD)
-        else:
-            write.check_output(its)
+        write.check_output(its, *may_hold)
     outputs = samples | {stream: output.with_name(output.name + stream) for stream in (REJECTS, LEFT_OUT)}
     write.refuse_inputs(inputs, *outputs.values(), *map(preview_of, samples.values()), settings.dataset_info)
     return outputs
@@ -138,6 +135,26 @@ def outputs_of(output: Path, inputs: list[str], settings: Settings) -> dict[str,
 
 def preview_of(output: Path) -> Path:
     return output.with_name(name_of(output) + PREVIEW)
+
+
+def finish(args: argparse.Namespace, settings: Settings, work: Work, totals: Totals) -> None:
+    """Give what is written its names, and say what there is now; ends where one of the two sides would be empty."""
+    counts, why = totals.counts, ""
+    print_counts(totals)
+    if counts.samples == counts.validation:
+        why = "no sample is left to train on"
+    elif args.val_ratio and not counts.validation:
+        why = "no sample is held out; raise --val-ratio, or take another --seed"
+    if why:
+        sys.exit(f"{args.input}: {why}; {shown(args.output)} is not written")
+    saved = save(work, "", settings)
+    if left_out := work.finish(LEFT_OUT):
+        print(f"each turn without a sample to train on, with its reason: {shown(left_out)}")
+    print(saved)
+    if counts.validation:
+        where = f"its split {EVALUATED}" if args.tokens else save(work, VALIDATION, settings)
+        print(f"{counts.validation} of the samples are held out, for validation: {where}")
+    print_next(settings, counts, args.output)
 
 
 def print_counts(totals: Totals) -> None:
@@ -153,34 +170,6 @@ def print_counts(totals: Totals) -> None:
         print(f"{many(number, 'turn')} left out: {reason}")
 
 
-def print_next(settings: Settings, counts: Selected, output: Path) -> None:
-    """The command that checks the samples, with the settings that they are for."""
-    options, name = settings.options, settings.dataset_name
-    folder = settings.dataset_info.parent
-    if options.tokens:
-        told = [f"tokenized_path={shown(output)}", f"template={OF_STOP_WORDS}"]
-    else:
-        told = [] if folder.samefile(Path()) else [f"dataset_dir={shown(folder)}"]  # the YAML's is here
-        told += [f"eval_dataset={name}{VALIDATION}"] if options.val_ratio else []
-        told += [f"dataset={name}"] if name != SHIPPED.name else []
-        told += training_settings(options.served_as, max(counts.given), not counts.not_thinking, options.merge_turns)
-    told += [f"cutoff_len={options.cutoff_len}"] if options.cutoff_len else []
-    told += [f"model_name_or_path={model}"] if (model := options.tokens or options.tokenizer) else []
-    print_command(ROOT / "check_training_tokens.py", shown(ROOT / "qwen3_full_sft.yaml"), *told)
-
-
-def refuse_nothing(args: argparse.Namespace, totals: Totals) -> None:
-    """Stop where one of the two sides would be empty."""
-    counts, why = totals.counts, ""
-    if counts.samples == counts.validation:
-        why = "no sample is left to train on"
-    elif args.val_ratio and not counts.validation:
-        why = "no sample is held out; raise --val-ratio, or take another --seed"
-    if why:
-        print_counts(totals)
-        sys.exit(f"{args.input}: {why}; {shown(args.output)} is not written")
-
-
 def save(work: Work, stream: str, settings: Settings) -> str:
     """Give samples their name, write the first ones beside them to be read by a person, and register them.
 
@@ -189,9 +178,9 @@ def save(work: Work, stream: str, settings: Settings) -> str:
     output, name = work.outputs[stream], settings.dataset_name + stream
     replaced = ", in place of an earlier one" if output.exists() else ""
     if settings.options.tokens:
-        streams = {TRAIN: "", EVALUATED: VALIDATION}
-        parts = {split: work.folder / work.outputs[its].name for split, its in streams.items() if its in work.outputs}
-        save_tokens({split: part for split, part in parts.items() if part.exists()}, output)
+        splits = {"": TRAIN, VALIDATION: EVALUATED}
+        parts = {splits[its]: work.folder / work.outputs[its].name for its in splits if its in work.outputs}
+        save_tokens(parts, output)
         return f"{shown(output)}{replaced}, the token ids of {settings.options.tokens}"
     work.finish(stream)
     rows = (row for file in read.find_files(str(output)) for _, row in read.read_rows(file))
@@ -203,19 +192,20 @@ def save(work: Work, stream: str, settings: Settings) -> str:
     return f"{shown(output)}{replaced}, {registered}; the first samples: {shown(preview_of(output))}"
 
 
-def finish(args: argparse.Namespace, settings: Settings, work: Work, totals: Totals) -> None:
-    """Give what is written its names, and say what there is now."""
-    refuse_nothing(args, totals)
-    samples, held_out = save(work, "", settings), totals.counts.validation
-    print_counts(totals)
-    if left_out := work.finish(LEFT_OUT):
-        print(f"each turn without a sample to train on, with its reason: {shown(left_out)}")
-    print(samples)
-    if held_out and settings.options.tokens:
-        print(f"{held_out} of the samples are held out, for validation: its split {EVALUATED}")
-    elif held_out:
-        print(f"{held_out} of the samples are held out, for validation: {save(work, VALIDATION, settings)}")
-    print_next(settings, totals.counts, args.output)
+def print_next(settings: Settings, counts: Selected, output: Path) -> None:
+    """The command that checks the samples, with the settings that they are for."""
+    options, name, folder = settings.options, settings.dataset_name, settings.dataset_info.parent
+    told = []
+    if options.tokens:
+        told += [f"tokenized_path={shown(output)}", "template=qwen3_nothink"]  # of which it takes stop words alone
+    else:
+        told += [] if folder.samefile(Path()) else [f"dataset_dir={shown(folder)}"]  # the YAML's is here
+        told += [f"eval_dataset={name}{VALIDATION}"] if options.val_ratio else []
+        told += [f"dataset={name}"] if name != SHIPPED.name else []
+        told += training_settings(options.served_as, max(counts.given), not counts.not_thinking, options.merge_turns)
+    told += [f"cutoff_len={options.cutoff_len}"] if options.cutoff_len else []
+    told += [f"model_name_or_path={model}"] if (model := options.tokens or options.tokenizer) else []
+    print_command(ROOT / "check_training_tokens.py", shown(ROOT / "qwen3_full_sft.yaml"), *told)
 
 
 def main() -> None:
@@ -233,12 +223,10 @@ def main() -> None:
     if not Path(args.input).exists():
         sys.exit(f"{args.input}: no such file; run step1_apply_tool_template.py first")
     files = read.find_files(args.input)
-    outputs = outputs_of(args.output, [args.input, *files], settings)
+    outputs, schema = outputs_of(args.output, [args.input, *files], settings), sample_schema(bool(args.tokens))
     convert = functools.partial(samples_of_row, options=settings.options)
     with write.work_folder(args.output) as folder:
-        work = Work(
-            convert, Selected, outputs, folder, sample_schema(bool(args.tokens)), strict=args.strict, loads=load_text
-        )
+        work = Work(convert, Selected, outputs, folder, schema, args.strict, load_text)
         totals = convert_files(files, work, args.num_proc, "step 2")
         finish_rejects(work, totals)
         finish(args, settings, work, totals)
