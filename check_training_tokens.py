@@ -174,16 +174,15 @@ def check_sets(sets: list[TrainingSet], truth: Truth, data_args) -> tuple[list[F
     """(what is found in each data set, why the training is not to start)"""
     trained, found, problems = Counter(), [], []
     tasks = {True: set(), False: set()}  # that are trained on, that are evaluated
+    how = f"template {data_args.template}, mask_history {str(data_args.mask_history).lower()}, "
+    how += f"cutoff_len {data_args.cutoff_len}"
+    if data_args.tokenized_path:
+        how = "token ids as they are in tokenized_path"
+    if data_args.max_samples is not None:
+        how += f", max_samples {data_args.max_samples}"
     for its in sets:
         trains, size = its.trains, len(its.provenance)
-        settings = f"served as {', '.join(sorted(set(its.provenance['served_as'])))}; "
-        if data_args.tokenized_path:
-            settings += "token ids as they are in tokenized_path"
-        else:
-            settings += f"template {data_args.template}, mask_history {str(data_args.mask_history).lower()}, "
-            settings += f"cutoff_len {data_args.cutoff_len}"
-        if data_args.max_samples is not None:
-            settings += f", max_samples {data_args.max_samples}"
+        settings = f"served as {', '.join(sorted(set(its.provenance['served_as'])))}; {how}"
         findings = Findings(its.name, trains, settings, array("q", [0]) * size, bytearray(size), its.path, its.total)
         checked = check_dataset(findings, its.path, its.provenance, its.built, truth)
         found.append(findings)
@@ -221,15 +220,12 @@ def ask_server(sets: list[TrainingSet], truth: Truth, args: argparse.Namespace) 
     """Compare the prompts with those that a server makes, print the result, and say why not to train."""
     asked, problems = server.connect(args.server), []
     for its in sets:
-        compared = server.compare_with_server(
-            asked, its.provenance, its.built, args.max_turns, args.reasoning_field, truth
-        )
-        print(f"{its.name}: asked the server", *compared.differences, sep="\n")
-        print("\n".join(server.lines_of(compared, asked)))
+        how = args.max_turns, args.reasoning_field, truth
+        compared = server.compare_with_server(asked, its.provenance, its.built, *how)
+        print(f"{its.name}: asked the server", *compared.differences, *server.lines_of(compared, asked), sep="\n")
         if compared.off:
-            problems.append(
-                f"{its.name}: {compared.off} of {compared.asked} prompts are not those of the server at {asked.url}"
-            )
+            prompts = f"{compared.off} of {compared.asked} prompts"
+            problems.append(f"{its.name}: {prompts} are not those of the server at {asked.url}")
     return problems
 
 

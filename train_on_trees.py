@@ -68,7 +68,7 @@ WHOLE_LOGITS = ("compute_accuracy", "use_dft_loss", "use_eaft_loss", "label_smoo
 def main() -> None:
     if "LOCAL_RANK" not in os.environ:
         sys.argv = ["llamafactory-cli", *prepared(sys.argv[1:])]
-        start_torchrun() if starts_torchrun() else train()
+        start_torchrun() if devices_of_torchrun() else train()
     elif any(argument.startswith("tokenized_path=") for argument in sys.argv):
         train()  # in one of the processes that torchrun started
     else:
@@ -111,7 +111,7 @@ def prepared(arguments: list[str]) -> list[str]:
     import torch
 
     check_settings(config)
-    devices = number_of_devices()
+    devices = max(1, devices_of_torchrun())
     overrides = [f"{key}={str(value).lower()}" for key, (value, _) in SET.items()]
     model_args, data_args, training_args = llamafactory.parse_arguments(args.yaml, [*given, *overrides])
     stop_where_nothing_is_done(training_args, math.inf, args, config)
@@ -124,12 +124,9 @@ def prepared(arguments: list[str]) -> list[str]:
     place, counts = rows_in_folder(config, model_args, data_args, training_args, limits)
     took.done("rows")
     for split, count in counts.items():
-        fewer = count.tokens / max(1, count.row_tokens)
         rows = f"{many(count.rows, 'row')} of at most {limits['row_tokens']:,}"
-        samples = many(count.samples, "sample")
-        print(
-            f"{split}: {count.tokens:,} tokens of {samples} are {count.row_tokens:,} in {rows}: {fewer:.1f} times fewer"
-        )
+        fewer = f"{count.row_tokens:,} in {rows}: {count.tokens / max(1, count.row_tokens):.1f} times fewer"
+        print(f"{split}: {count.tokens:,} tokens of {many(count.samples, 'sample')} are {fewer}")
     batch = int(config.get("per_device_train_batch_size") or 8)  # LlamaFactory's own default
     samples = batch * training_args.gradient_accumulation_steps * devices
     count = counts.get("train", Written())
@@ -162,26 +159,19 @@ def check_settings(config: dict) -> None:
         sys.exit("mix_strategy: not on token trees: it draws samples of other trajectories between; set it to concat")
     if lacks := training.lacks_a_gpu(config):
         sys.exit(lacks)
-    if config.get("deepspeed") and not starts_torchrun():
+    if config.get("deepspeed") and not devices_of_torchrun():
         sys.exit("deepspeed: needs FORCE_TORCHRUN=1 before the command, or deepspeed=null")
     for key, (value, why) in SET.items():
         if config.get(key, value) != value:
             print(f"{key}: {value} instead of {config[key]}: {why}")
 
 
-def starts_torchrun() -> bool:
-    """Whether LlamaFactory's launcher does."""
+def devices_of_torchrun() -> int:
+    """On how many devices, of all machines, torchrun trains; 0 where LlamaFactory trains without it."""
     from llamafactory.extras.misc import get_device_count
 
-    return training.is_enabled("FORCE_TORCHRUN") or get_device_count() > 1
-
-
-def number_of_devices() -> int:
-    """On how many devices LlamaFactory trains, all machines together."""
-    from llamafactory.extras.misc import get_device_count
-
-    if not starts_torchrun():
-        return 1
+    if not training.is_enabled("FORCE_TORCHRUN") and get_device_count() <= 1:
+        return 0
     return int(os.getenv("NNODES", "1")) * int(os.getenv("NPROC_PER_NODE", str(get_device_count())))
 
 
@@ -222,10 +212,8 @@ def rows_in_folder(config: dict, model_args, data_args, training_args, limits: d
         sets, tokens = llamafactory.training_sets(model_args, data_args, training_args)
     tokenizer, splits = tokens.tokenizer, {}
     for its in sets:
-        split = "validation"
-        if its.trains:
-            split = "train"
-        elif data_args.eval_on_each_dataset:
+        split = "train" if its.trains else "validation"
+        if data_args.eval_on_each_dataset and not its.trains:
             split = f"validation_{its.name}"
         splits[split] = itertools.chain(splits.get(split, ()), itertools.starmap(Sample, llamafactory.all_built(its)))
     whole_logits = any(config.get(key) for key in WHOLE_LOGITS)
