@@ -26,7 +26,7 @@ import itertools
 import os
 import re
 import sys
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 
 import orjson
@@ -81,17 +81,8 @@ def default_output(source: str, suffix: str) -> Path:
     return path.with_name(OF_STEP_1.sub("", name_of(path)) + suffix)
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What the options come to: of each sample, and under which name and in which file LlamaFactory finds them."""
-
-    options: Options
-    dataset_name: str
-    dataset_info: Path
-
-
-def settings_of(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Settings:
-    """What the options come to; ends where they exclude each other or cannot be, before the work."""
+def options_of(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Options:
+    """What the arguments come to; ends where they exclude each other or cannot be, before the work."""
     if args.no_thinking and args.history_thinking == "template":
         parser.error("--no-thinking leaves no reasoning for --history-thinking template to keep; drop one of the two")
     if args.merge_turns and args.history_thinking != "template":
@@ -108,28 +99,33 @@ def settings_of(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Se
     name = args.dataset_name or name_of(args.output)
     if "," in name:
         parser.error(f"{name}: LlamaFactory separates data sets by commas; name it without by --dataset-name")
-    if model := args.tokens or args.tokenizer:
-        os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are parallel already
-        load_encoder(model)  # before the work, so that a bad one costs nothing
     is_shipped = args.output.resolve() == SHIPPED and name == SHIPPED.name
-    dataset_info = (args.dataset_dir or (ROOT if is_shipped else args.output.parent)) / "dataset_info.json"
-    read_dataset_info(dataset_info)  # before the work, so that a broken one costs nothing
-    served_as = "no-thinking" if args.no_thinking else args.history_thinking
-    same = {its.name: getattr(args, its.name) for its in fields(Options) if its.name != "served_as"}
-    return Settings(Options(served_as=served_as, **same), name, dataset_info)
+    folder = args.dataset_dir or (ROOT if is_shipped else args.output.parent)
+    made = {
+        "served_as": "no-thinking" if args.no_thinking else args.history_thinking,
+        "tokenizer": args.tokens or args.tokenizer,
+        "dataset_name": name,
+        "dataset_info": folder / "dataset_info.json",
+    }
+    options = Options(**{its.name: (vars(args) | made)[its.name] for its in fields(Options)})
+    if options.tokenizer:
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are parallel already
+        load_encoder(options.tokenizer)
+    read_dataset_info(options.dataset_info)
+    return options
 
 
-def outputs_of(output: Path, inputs: list[str], settings: Settings) -> dict[str, Path]:
+def outputs_of(output: Path, inputs: list[str], options: Options) -> dict[str, Path]:
     """{stream: the file or folder that its rows go into}, see `Work`; ends where one cannot be, or is an input too."""
     samples = {"": output}
-    if settings.options.val_ratio:
+    if options.val_ratio:
         name = name_of(output)
         samples[VALIDATION] = output.with_name(name + VALIDATION + output.name.removeprefix(name))
-    may_hold = [("",), HELD] if settings.options.tokens else []
+    may_hold = [("",), HELD] if options.tokens else []
     for its in samples.values():
         write.check_output(its, *may_hold)
     outputs = samples | {stream: output.with_name(output.name + stream) for stream in (REJECTS, LEFT_OUT)}
-    write.refuse_inputs(inputs, *outputs.values(), *map(preview_of, samples.values()), settings.dataset_info)
+    write.refuse_inputs(inputs, *outputs.values(), *map(preview_of, samples.values()), options.dataset_info)
     return outputs
 
 
@@ -137,7 +133,7 @@ def preview_of(output: Path) -> Path:
     return output.with_name(name_of(output) + PREVIEW)
 
 
-def finish(args: argparse.Namespace, settings: Settings, work: Work, totals: Totals) -> None:
+def finish(args: argparse.Namespace, options: Options, work: Work, totals: Totals) -> None:
     """Give what is written its names, and say what there is now; ends where one of the two sides would be empty."""
     counts, why = totals.counts, ""
     print_counts(totals)
@@ -147,14 +143,14 @@ def finish(args: argparse.Namespace, settings: Settings, work: Work, totals: Tot
         why = "no sample is held out; raise --val-ratio, or take another --seed"
     if why:
         sys.exit(f"{args.input}: {why}; {shown(args.output)} is not written")
-    saved = save(work, "", settings)
+    saved = save(work, "", options)
     if left_out := work.finish(LEFT_OUT):
         print(f"each turn without a sample to train on, with its reason: {shown(left_out)}")
     print(saved)
     if counts.validation:
-        where = f"its split {EVALUATED}" if args.tokens else save(work, VALIDATION, settings)
+        where = f"its split {EVALUATED}" if args.tokens else save(work, VALIDATION, options)
         print(f"{counts.validation} of the samples are held out, for validation: {where}")
-    print_next(settings, counts, args.output)
+    print_next(options, counts, args.output)
 
 
 def print_counts(totals: Totals) -> None:
@@ -170,31 +166,31 @@ def print_counts(totals: Totals) -> None:
         print(f"{many(number, 'turn')} left out: {reason}")
 
 
-def save(work: Work, stream: str, settings: Settings) -> str:
+def save(work: Work, stream: str, options: Options) -> str:
     """Give samples their name, write the first ones beside them to be read by a person, and register them.
 
     Token ids are one folder with both splits, and are not registered. Returns what there is now.
     """
-    output, name = work.outputs[stream], settings.dataset_name + stream
+    output, name = work.outputs[stream], options.dataset_name + stream
     replaced = ", in place of an earlier one" if output.exists() else ""
-    if settings.options.tokens:
+    if options.tokens:
         splits = {"": TRAIN, VALIDATION: EVALUATED}
         parts = {splits[its]: work.folder / work.outputs[its].name for its in splits if its in work.outputs}
         save_tokens(parts, output)
-        return f"{shown(output)}{replaced}, the token ids of {settings.options.tokens}"
+        return f"{shown(output)}{replaced}, the token ids of {options.tokens}"
     work.finish(stream)
     rows = (row for file in read.find_files(str(output)) for _, row in read.read_rows(file))
     first = [*itertools.islice(rows, SHOWN_SAMPLES)]
     with write.whole_file(preview_of(output)) as part:
         part.write_bytes(orjson.dumps(first, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
-    register(settings.dataset_info, name, output)
-    registered = f"registered as {name} in {shown(settings.dataset_info)}"
+    register(options.dataset_info, name, output)
+    registered = f"registered as {name} in {shown(options.dataset_info)}"
     return f"{shown(output)}{replaced}, {registered}; the first samples: {shown(preview_of(output))}"
 
 
-def print_next(settings: Settings, counts: Selected, output: Path) -> None:
+def print_next(options: Options, counts: Selected, output: Path) -> None:
     """The command that checks the samples, with the settings that they are for."""
-    options, name, folder = settings.options, settings.dataset_name, settings.dataset_info.parent
+    name, folder = options.dataset_name, options.dataset_info.parent
     told = []
     if options.tokens:
         told += [f"tokenized_path={shown(output)}", "template=qwen3_nothink"]  # of which it takes stop words alone
@@ -204,7 +200,7 @@ def print_next(settings: Settings, counts: Selected, output: Path) -> None:
         told += [f"dataset={name}"] if name != SHIPPED.name else []
         told += training_settings(options.served_as, max(counts.given), not counts.not_thinking, options.merge_turns)
     told += [f"cutoff_len={options.cutoff_len}"] if options.cutoff_len else []
-    told += [f"model_name_or_path={model}"] if (model := options.tokens or options.tokenizer) else []
+    told += [f"model_name_or_path={options.tokenizer}"] if options.tokenizer else []
     print_command(ROOT / "check_training_tokens.py", shown(ROOT / "qwen3_full_sft.yaml"), *told)
 
 
@@ -219,17 +215,17 @@ def main() -> None:
     parser.group("what is written")("output", nargs="?", type=Path, metavar="OUTPUT", help=output)
     args = parser.parse_intermixed_args()
     args.output = args.output or default_output(args.input, "_tokens" if args.tokens else "_samples")
-    settings = settings_of(parser, args)
+    options = options_of(parser, args)
     if not Path(args.input).exists():
         sys.exit(f"{args.input}: no such file; run step1_apply_tool_template.py first")
     files = read.find_files(args.input)
-    outputs, schema = outputs_of(args.output, [args.input, *files], settings), sample_schema(bool(args.tokens))
-    convert = functools.partial(samples_of_row, options=settings.options)
+    outputs, schema = outputs_of(args.output, [args.input, *files], options), sample_schema(bool(args.tokens))
+    convert = functools.partial(samples_of_row, options=options)
     with write.work_folder(args.output) as folder:
         work = Work(convert, Selected, outputs, folder, schema, args.strict, load_text)
         totals = convert_files(files, work, args.num_proc, "step 2")
         finish_rejects(work, totals)
-        finish(args, settings, work, totals)
+        finish(args, options, work, totals)
 
 
 if __name__ == "__main__":

@@ -92,14 +92,14 @@ def main() -> None:
     step2.add_options(parser)
     parser.group("what is written")("output", type=Path, metavar="OUTPUT", help="on this machine")
     args = parser.parse_intermixed_args()
-    settings, template = step2.settings_of(parser, args), read_chat_template(args.chat_template)
+    options, template = step2.options_of(parser, args), read_chat_template(args.chat_template)
     load_chat_template(template)  # before the work, so that a bad one costs nothing
     system, paths = find_files(args.input)
     if not paths:
         sys.exit(f"{args.input}: no {', '.join(read.FORMATS)} file there")
     first = functools.partial(step1.plain_row, chat_template=template, reading=step1.reading_of(args))
-    second = functools.partial(samples_of_row, options=settings.options)
-    outputs = step2.outputs_of(args.output, [args.input, *paths], settings)
+    second = functools.partial(samples_of_row, options=options)
+    outputs = step2.outputs_of(args.output, [args.input, *paths], options)
     with write.work_folder(args.output.absolute()) as folder:
         convert = functools.partial(both_steps, first=first, second=second)
         work = Work(convert, BothCounted, outputs, folder, sample_schema(bool(args.tokens)))
@@ -107,7 +107,7 @@ def main() -> None:
         finish_rejects(work, totals)
         step1.print_unread(totals)
         print("\n".join(totals.counts.rows.lines()))
-        step2.finish(args, settings, work, replace(totals, counts=totals.counts.samples))
+        step2.finish(args, options, work, replace(totals, counts=totals.counts.samples))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from served_tokens.files.processes import in_processes
 from served_tokens.files.read import progress
 from served_tokens.marks import Tokens, remembering
 from served_tokens.samples.alpaca import COLUMNS, PROVENANCE
-from served_tokens.samples.tokens import TRAIN, TokenIds, read_tokens
+from served_tokens.samples.tokens import TRAIN, read_tokens
 from served_tokens.training import read_config, refuse_mistakes
 
 COMPARED = 64  # samples of each data set that are made by LlamaFactory's loader too
@@ -130,7 +130,7 @@ class TrainingSet:
     name: str
     path: Path
     provenance: object
-    built: "Built | TokenIds"
+    built: object
     total: int
     trains: bool = True
 

@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import orjson
 
@@ -22,17 +23,19 @@ TOO_LONG = "their sample does not fit in --cutoff-len"
 
 @dataclass(frozen=True)
 class Options:
-    """What samples are made of a trajectory; as in the command."""
+    """What samples are made, as in the command, and under which name and in which file LlamaFactory finds them."""
 
-    served_as: str = "drop"
-    merge_turns: bool = False
-    turns: str = "all"  # or "last"
-    require_reasoning: bool = False
-    cutoff_len: int | None = None
-    tokenizer: str | None = None
-    tokens: str | None = None  # the model of whose token ids samples are made, instead of texts
-    val_ratio: float = 0.0
-    seed: int = 42
+    served_as: str
+    merge_turns: bool
+    turns: str  # "all" or "last"
+    require_reasoning: bool
+    cutoff_len: int | None
+    tokenizer: str | None  # a model
+    tokens: str | None  # the same model, where samples are its token ids and no texts
+    val_ratio: float
+    seed: int
+    dataset_name: str
+    dataset_info: Path
 
 
 @dataclass
@@ -98,8 +101,7 @@ def _as_wanted(messages: list[dict], served: dict, options: Options) -> dict:
     """`served`, in which turns that the options do not want are left out too, with the reason."""
     too_long, turns = set(), []
     if options.cutoff_len:
-        encode = load_encoder(options.tokens or options.tokenizer)
-        whole, _ = to_token_samples(messages, served, options.served_as, False, encode)
+        whole, _ = to_token_samples(messages, served, options.served_as, False, load_encoder(options.tokenizer))
         too_long = {sample["turns"][0] for sample in whole if len(sample["input_ids"]) >= options.cutoff_len}
     for turn in served["turns"]:
         why = turn["left_out"]

@@ -80,7 +80,11 @@ def save_tokens(parts: dict[str, Path], output: Path) -> None:
 
 
 def read_tokens(folder: Path) -> dict[str, tuple]:
-    """Of such a folder {split: (what step 2 says of each sample, the samples)}; raises ValueError where it is none."""
+    """Of such a folder {split: (what step 2 says of each sample, the samples as LlamaFactory takes them)}.
+
+    Raises ValueError where step 2 has not written it so.
+    """
+    import pyarrow.compute as pc
     import pyarrow.parquet as pq
     from datasets import Dataset, load_from_disk
 
@@ -92,18 +96,7 @@ def read_tokens(folder: Path) -> dict[str, tuple]:
                 f"tokenized_path: {folder} does not say which turns its samples are of; write it with step 2 --tokens, "
                 "or remove it where LlamaFactory tokenized it earlier"
             )
-        read[split] = Dataset(pq.read_table(provenance)), TokenIds(rows)
+        if pc.min(pc.list_flatten(rows.data.column("attention_mask"))).as_py() == 0:
+            raise ValueError(f"tokenized_path: {folder} hides tokens by its attention_mask; run step 2 again")
+        read[split] = Dataset(pq.read_table(provenance)), rows.select_columns(["input_ids", "labels"])
     return read
-
-
-class TokenIds:
-    """Samples that are token ids already, each as LlamaFactory takes it: {"input_ids", "labels"}."""
-
-    def __init__(self, rows):
-        self.rows = rows
-
-    def __getitem__(self, position: int) -> dict[str, list[int]]:
-        row = self.rows[position]
-        if row.pop("attention_mask") != [1] * len(row["input_ids"]):
-            raise SystemExit(f"sample {position} hides tokens by its attention_mask; run step 2 again")
-        return row
