@@ -105,7 +105,7 @@ def test_default_output_has_the_name_of_its_input_and_the_shipped_files_name_tha
         assert said.endswith("qwen3_full_sft.yaml dataset=mine_samples\n")
         assert len(read_samples(tmp_path / "mine_samples")) == 4
     assert [*json.loads((tmp_path / "dataset_info.json").read_text())] == ["mine_samples"]
-    output = default_output("data/envscaler_plain.jsonl")
+    output = default_output("data/envscaler_plain.jsonl", "_samples")
     assert f"\ndataset: {output.name}\n" in (ROOT / "qwen3_full_sft.yaml").read_text(encoding="utf-8")
     entries = json.loads((ROOT / "dataset_info.json").read_text(encoding="utf-8"))
     assert {name: entry["file_name"] for name, entry in entries.items()} == {
@@ -179,14 +179,19 @@ def test_merging_says_how_many_turns_are_in_how_many_samples(step2):
     [
         (["none.jsonl"], "none.jsonl: no such file; run step1_apply_tool_template.py first"),
         (["x.jsonl", "out.txt"], "out.txt: unknown file type '.txt'"),
-        (["x.jsonl", "out.parquet"], "no sample is left"),
         (["x.jsonl", "sub/dataset_info.json"], "is LlamaFactory's list of data sets; name another output"),
         (["x.jsonl", "a,b.parquet"], "LlamaFactory separates data sets by commas"),
-        (["x.jsonl", "--num-proc", "-1"], "is no whole number above 0"),
+        (["x.jsonl", "--cutoff-len", "10"], "--cutoff-len and --tokenizer go together"),
+        (["x.jsonl", "--cutoff-len", "9", "--tokenizer", "no/such"], "no/such: no tokenizer to be had from this model"),
+        (["x.jsonl", "--val-ratio", "1"], "--val-ratio 1.0: is no number from 0 up to, but not, 1"),
+        (["x.jsonl", "--val-ratio", "0.999"], "no sample is left to train on; x_samples is not written"),
+        (["x.jsonl", "--val-ratio", "0.001"], "no sample is held out; raise --val-ratio, or take another --seed"),
+        (["x.jsonl", "--no-thinking", "--history-thinking", "template"], "drop one of the two"),
+        (["x.jsonl", "--merge-turns"], "--merge-turns needs --history-thinking template: where the history drops"),
     ],
 )
-def test_wrong_argument_is_a_clear_error_before_the_work(run, tmp_path, arguments, reason):
-    write_jsonl(tmp_path / "x.jsonl", [])
+def test_what_cannot_be_followed_is_a_clear_error_and_nothing_is_written(run, tmp_path, arguments, reason):
+    write_jsonl(tmp_path / "x.jsonl", [step1_row(CONVERSATION)])
     assert reason in run(STEP2, *arguments, "--dataset-dir", ".", expect=1).stderr
     assert [path.name for path in tmp_path.iterdir()] == ["x.jsonl"]
 
@@ -318,25 +323,6 @@ def test_validation_set_passes_the_check_as_eval_dataset(split, check):
         and "out_val: served as drop" in output
     )
     assert f"40 turns in = {len(training)} turns in samples + {len(held_out)} held out + 0 left out\n" in output
-
-
-@pytest.mark.parametrize(
-    "options, reason",
-    [
-        (["--cutoff-len", "10"], "--cutoff-len and --tokenizer go together"),
-        (["--val-ratio", "1"], "--val-ratio 1.0: is no number from 0 up to, but not, 1"),
-        (["--cutoff-len", "10", "--tokenizer", "none/such"], "none/such: no tokenizer to be had from this model"),
-        (["--val-ratio", "0.999"], "no sample is left to train on"),
-        (["--val-ratio", "0.001"], "no sample is held out; raise --val-ratio, or take another --seed"),
-        (["--no-thinking", "--history-thinking", "template"], "drop one of the two"),
-        (["--merge-turns"], "--merge-turns needs --history-thinking template: where the history drops"),
-        (["--turns", "first"], "argument --turns: invalid choice: 'first'"),
-    ],
-)
-def test_option_that_cannot_be_followed_is_a_clear_error(step2, tmp_path, options, reason):
-    step2([CONVERSATION], *options, expect=1)
-    assert reason in step2.said
-    assert not (tmp_path / "out.parquet").exists()
 
 
 @pytest.mark.parametrize(

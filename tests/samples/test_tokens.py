@@ -72,44 +72,28 @@ def test_tasks_are_held_out_as_a_split_and_long_samples_are_left_out(ids, check,
     assert "⟦<think>\nlook it up" in check("--show", "0:2")
 
 
-def planted(column: str, change):
-    """Of the second sample of `ids`, with change(list) in place of a column."""
-
-    def plant(folder) -> None:
-        rows = load_from_disk(str(folder))["train"].to_list()
-        rows[1][column] = change(rows[1][column])
-        kept = (folder / "provenance_train.parquet").read_bytes()
-        DatasetDict(train=Dataset.from_list(rows)).save_to_disk(str(folder))
-        (folder / "provenance_train.parquet").write_bytes(kept)
-
-    return plant
-
-
 @pytest.mark.parametrize(
-    "plant, why",
+    "column, at, value, why",
     [
-        (planted("input_ids", lambda ids: [ids[0] + 1, *ids[1:]]), "the tokens differ from token 0 of"),
-        (planted("labels", lambda labels: [*labels[:-1], IGNORE_INDEX]), "the loss mask differs from token"),
-        (
-            planted("attention_mask", lambda mask: [0, *mask[1:]]),
-            "sample 1 hides tokens by its attention_mask; run step",
-        ),
-        (
-            lambda folder: (folder / "provenance_train.parquet").unlink(),
-            "ids does not say which turns its samples are of",
-        ),
+        ("input_ids", 0, 1, "the tokens differ from token 0 of"),
+        ("labels", -1, IGNORE_INDEX, "the loss mask differs from token"),
+        ("attention_mask", 0, 0, "ids hides tokens by its attention_mask; run step 2 again"),
     ],
 )
-def test_token_ids_that_are_not_those_of_step_2_are_caught(ids, check, tmp_path, plant, why):
+def test_token_ids_that_are_not_those_of_step_2_are_caught(ids, check, tmp_path, column, at, value, why):
     ids("ids")
-    plant(tmp_path / "ids")
+    provenance = tmp_path / "ids" / "provenance_train.parquet"
+    rows, kept = load_from_disk(str(tmp_path / "ids"))["train"].to_list(), provenance.read_bytes()
+    rows[1][column][at] = value
+    DatasetDict(train=Dataset.from_list(rows)).save_to_disk(str(tmp_path / "ids"))
+    assert "ids does not say which turns its samples are of; write it with step 2 --tokens" in check(expect=1)
+    provenance.write_bytes(kept)
     assert why in check(expect=1)
 
 
 @pytest.mark.parametrize(
     "options, why",
     [
-        ((), "--tokens writes no alpaca samples; name an OUTPUT for them"),
         (("ids.parquet",), "ids.parquet: unknown file type '.parquet'; known are none"),
         (("ids", "--tokenizer", "m"), "drop --tokenizer and --dataset-…"),
         (("there",), "there: holds more than Parquet files of these scripts; name another folder"),
@@ -121,17 +105,16 @@ def test_what_cannot_be_the_folder_is_a_clear_error_before_the_work(ids, tmp_pat
     assert why in ids(*options, expect=1)
 
 
-def test_trl_trains_on_the_folder_as_it_is(ids, tmp_path, tiny_model):
+def test_trl_trains_on_the_folder_of_the_default_name_as_it_is(ids, tmp_path, tiny_model):
     from trl import SFTConfig, SFTTrainer
 
-    ids("ids", *HISTORY, "--merge-turns")
-    rows = load_from_disk(str(tmp_path / "ids"))["train"]
+    ids(*HISTORY, "--merge-turns")
+    rows = load_from_disk(str(tmp_path / "plain_tokens"))["train"]
     settings = {"max_length": None, "max_steps": 2, "per_device_train_batch_size": 1, "logging_steps": 1}
     config = SFTConfig(str(tmp_path / "saves"), **settings, report_to="none", use_cpu=True, bf16=False)
     trainer = SFTTrainer(str(tiny_model), config, train_dataset=rows)
-    trained = [
-        (batch["input_ids"][0].tolist(), batch["labels"][0].tolist()) for batch in trainer.get_train_dataloader()
-    ]
+    batches = trainer.get_train_dataloader()
+    trained = [(batch["input_ids"][0].tolist(), batch["labels"][0].tolist()) for batch in batches]
     assert sorted(trained) == sorted((row["input_ids"], row["labels"]) for row in rows)
     trainer.train()
     assert [0 < log["loss"] < 20 for log in trainer.state.log_history if "loss" in log] == [True, True]
