@@ -249,30 +249,25 @@ def test_models_whose_code_knows_no_mask_of_others_are_refused(config, tmp_path)
 # ---------------------------------------------------------------- where rows are kept
 
 
-def place_of_rows(monkeypatch, project, tiny_model, *overrides: str) -> str:
-    """The tokenized_path by which LlamaFactory trains on the rows."""
-    monkeypatch.chdir(project)
-    names = f"model_name_or_path={tiny_model}", "dataset=samples"
-    arguments = train_on_trees.prepared(["qwen3_full_sft.yaml", *names, *SETTINGS, *ONE, *overrides])
-    [place] = [argument for argument in arguments if argument.startswith("tokenized_path=")]
-    return place
-
-
 def test_rows_are_found_again_by_the_same_command_and_made_anew_for_other_settings(monkeypatch, project, tiny_model):
-    told = monkeypatch, project, tiny_model
-    one, shorter = place_of_rows(*told), place_of_rows(*told, "row_tokens=128")
-    whole = place_of_rows(*told, "label_smoothing_factor=0.1")
-    assert len({one, shorter, whole}) == 3
+    def place(*overrides: str) -> str:
+        """The tokenized_path by which LlamaFactory trains on the rows."""
+        names = f"model_name_or_path={tiny_model}", "dataset=samples"
+        arguments = train_on_trees.prepared(["qwen3_full_sft.yaml", *names, *SETTINGS, *ONE, *overrides])
+        return next(argument for argument in arguments if argument.startswith("tokenized_path="))
+
+    monkeypatch.chdir(project)
+    one = place()
+    assert len({one, place("row_tokens=128"), place("label_smoothing_factor=0.1")}) == 3
     monkeypatch.setattr(train_on_trees.llamafactory, "all_built", lambda its: map(pytest.fail, ["made again"]))
-    assert place_of_rows(*told) == one
-
-
-def write_one_row(place: Path) -> dict:
-    samples = [Sample(np.array([1, 2, 3]), np.array([IGNORE_INDEX, 2, 3]))]
-    return write_rows({"train": samples}, place, {"row_tokens": 128, "row_samples": 1}, 0, False)
+    assert place() == one
 
 
 def test_another_run_may_write_the_same_rows_meanwhile(tmp_path, monkeypatch):
+    def write_one_row() -> dict:
+        samples = [Sample(np.array([1, 2, 3]), np.array([IGNORE_INDEX, 2, 3]))]
+        return write_rows({"train": samples}, tmp_path / "rows", {"row_tokens": 128, "row_samples": 1}, 0, False)
+
     replace = os.replace
 
     def late(source, target):
@@ -280,7 +275,7 @@ def test_another_run_may_write_the_same_rows_meanwhile(tmp_path, monkeypatch):
         replace(source, target)
 
     monkeypatch.setattr(os, "replace", late)
-    assert write_one_row(tmp_path / "rows") == write_one_row(tmp_path / "rows") == {"train": Written(1, 3, 1, 3)}
+    assert write_one_row() == write_one_row() == {"train": Written(1, 3, 1, 3)}
     assert len(load_from_disk(str(tmp_path / "rows"))["train"]) == 1
 
 

@@ -120,22 +120,22 @@ def columns_of(prompt: list[tuple[str, str]], pairs: set[int], given: str) -> di
     such a text is beyond it.
 
     Args:
-        prompt: (role, text) of each block.
         pairs: positions of the assistant blocks that end a pair; a user block follows each.
         given: what the generation prompt puts before each assistant text of a pair.
     Raises NoSample with the reason.
     """
-    opening = next((at for at, (role, _) in enumerate(prompt) if role == "user"), len(prompt))
+    query = next((at for at, (role, _) in enumerate(prompt) if role == "user"), len(prompt))
     system = ""
-    for at, (role, text) in enumerate(prompt[:opening]):
-        if at == 0 and role != "system":
-            opening = f"a block of {role}" if role else text
+    if query > 0:
+        role, system = prompt[0]
+        if role != "system":
+            opening = f"a block of {role}" if role else system
             raise NoSample(f"its prompt opens with {opening}, which LlamaFactory cannot write")
-        if at == 0 and not text:
+        if not system:
             raise NoSample("its system prompt is empty, and LlamaFactory writes no block for that")
-        system += text if at == 0 else _written_out(role, text)
+        system += "".join(itertools.starmap(_written_out, prompt[1:query]))
     history, user = [], None
-    for at, (role, text) in enumerate(prompt[opening:], opening):
+    for at, (role, text) in enumerate(prompt[query:], query):
         if "{{idx}}" in text:
             raise NoSample("its prompt holds {{idx}}, which LlamaFactory replaces by a number")
         if at in pairs:

@@ -53,7 +53,6 @@ def write_rows(
     """Write the rows of samples; returns {split: what is there}. Rows that are there already are not made again.
 
     Args:
-        splits: {split: its samples}, the splits as LlamaFactory names them.
         place: the folder for these rows, and no others: its name is to change with all that they are made of.
         limits: the arguments of `rows_of` beside the samples.
         whole_logits: what computes the loss wants the logits of all tokens, not of those that are predicted from alone.
@@ -106,11 +105,7 @@ def columns_of(row: Row, whole_logits: bool = False) -> dict:
 
     logits_to_keep and shift_labels are arguments of the models of transformers: the loss needs no other logits.
     """
-    columns = {
-        "input_ids": row.input_ids,
-        "labels": row.labels,
-        "position_ids": row.position_ids,
-        "attention_mask": row.last[None],
-    }
+    columns = {"input_ids": row.input_ids, "labels": row.labels, "position_ids": row.position_ids}
+    columns["attention_mask"] = row.last[None]
     at = predicting(row.labels).astype(np.int32)
     return columns if whole_logits else {**columns, "logits_to_keep": at, "shift_labels": row.labels[at + 1]}

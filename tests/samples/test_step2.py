@@ -153,25 +153,26 @@ def test_rows_that_are_not_of_step_1_are_set_aside(run, tmp_path):
 # ---------------------------------------------------------------- the traps of the JSON formats
 
 
+EACH, MERGED = [[2], [4], [6], [8]], [[2, 4], [6, 8]]
+
+
 @pytest.mark.parametrize(
-    "options, settings",
+    "options, turns, settings",
     [
-        ([], ""),
-        (["--history-thinking", "template"], " template=qwen3_nothink"),
-        (["--history-thinking", "template", "--merge-turns"], " template=qwen3_nothink mask_history=false"),
-        (["--no-thinking"], " enable_thinking=false"),
+        ([], EACH, ""),
+        (["--history-thinking", "template"], EACH, " template=qwen3_nothink"),
+        (["--history-thinking", "template", "--merge-turns"], MERGED, " template=qwen3_nothink mask_history=false"),
+        (["--no-thinking"], EACH, " enable_thinking=false"),
     ],
 )
-def test_step_2_ends_with_the_command_that_checks_its_samples(step2, options, settings):
-    step2([CONVERSATION], *options, output="my samples.parquet")
+def test_step_2_says_how_many_samples_it_made_and_ends_with_the_command_that_checks_them(
+    step2, options, turns, settings
+):
+    samples = step2([CONVERSATION], *options, output="my samples.parquet")
+    assert [sample["turns"] for sample in samples] == turns
+    assert f"1 trajectory, 4 turns: {len(turns)} samples" in step2.said
     command = f"next: python {ROOT}/check_training_tokens.py {ROOT}/qwen3_full_sft.yaml 'dataset=my samples'"
     assert step2.said.splitlines()[-1] == command + settings
-
-
-def test_merging_says_how_many_turns_are_in_how_many_samples(step2):
-    samples = step2([CONVERSATION], "--history-thinking", "template", "--merge-turns")
-    assert [sample["turns"] for sample in samples] == [[2, 4], [6, 8]]
-    assert "1 trajectory, 4 turns: 2 samples" in step2.said
 
 
 @pytest.mark.parametrize(
