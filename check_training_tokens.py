@@ -159,7 +159,6 @@ def html_file(text: str) -> Path:
 
 def show(sets: list[TrainingSet], place: tuple[int, int], tokenizer) -> None:
     """Print the samples that supervise a turn."""
-    sys.stdout.reconfigure(errors="backslashreplace")
     colour = wants_colour(sys.stdout, os.environ)
     for sample in samples_of_turn(sets, *place):
         print(terminal_view(sample, tokenizer.decode, set(tokenizer.added_tokens_decoder), colour))

@@ -45,7 +45,7 @@ from served_tokens.samples.tokens import EVALUATED, HELD, TRAIN, load_encoder, s
 ROOT = Path(__file__).resolve().parent
 DEFAULT_INPUT = ROOT / "data" / "envscaler_sample_apply_qwen3_template.jsonl"
 SHIPPED = ROOT / "data" / "envscaler_samples"  # which the YAML and the dataset_info.json beside this script name
-OF_STEP_1 = re.compile("_(plain|apply_qwen3_template)$")
+SUFFIX_OF_STEP_1 = re.compile("_(plain|apply_qwen3_template)$")
 SHOWN_SAMPLES = 5  # in the preview
 
 
@@ -78,7 +78,7 @@ def add_options(parser: CommandLine) -> None:
 def default_output(source: str, suffix: str) -> Path:
     """A folder beside INPUT, with its name: data/mine_plain.jsonl, "_samples" -> data/mine_samples."""
     path = Path(source) if Path(source).name.strip(".") else Path(source).resolve()
-    return path.with_name(OF_STEP_1.sub("", name_of(path)) + suffix)
+    return path.with_name(SUFFIX_OF_STEP_1.sub("", name_of(path)) + suffix)
 
 
 def options_of(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Options:

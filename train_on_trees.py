@@ -188,20 +188,18 @@ def check_model(model_args) -> None:
     others = ", ".join(sorted(kinds - {"full_attention"}))
     model = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     attends = getattr(model, "_supports_attention_backend", False) and not getattr(model, "_is_stateful", False)
+    dropout = getattr(text, "attention_dropout", 0)
     rope = model_args.rope_scaling or (getattr(text, "rope_parameters", None) or {}).get("rope_type")
-    problem = ""
-    if text is not config:
-        problem = "a model of more than text"
-    elif others:
-        problem = f"its layers have {others}, which no mask makes a tree"
-    elif not attends:
-        problem = "its code does not attend by transformers' AttentionInterface"
-    elif rope in ("dynamic", "longrope"):
-        problem = f"{rope} positions depend on the longest sample of a row"
-    elif getattr(text, "attention_dropout", 0):
-        problem = "flex_attention has no dropout; set attention_dropout to 0 in its config, or else"
-    if problem:
-        sys.exit(f"{model_args.model_name_or_path}: not on token trees: {problem}; {INSTEAD}")
+    problems = {
+        "a model of more than text": text is not config,
+        f"its layers have {others}, which no mask makes a tree": others,
+        "its code does not attend by transformers' AttentionInterface": not attends,
+        f"{rope} positions depend on the longest sample of a row": rope in ("dynamic", "longrope"),
+        "flex_attention has no dropout; set attention_dropout to 0 in its config, or else": dropout,
+    }
+    for problem, it_has in problems.items():
+        if it_has:
+            sys.exit(f"{model_args.model_name_or_path}: not on token trees: {problem}; {INSTEAD}")
 
 
 def rows_in_folder(config: dict, model_args, data_args, training_args, limits: dict) -> tuple[Path, dict[str, Written]]:

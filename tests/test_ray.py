@@ -20,14 +20,9 @@ from step1_apply_tool_template import SAMPLE
 
 def start(*arguments, cwd: Path, **environment) -> subprocess.Popen:
     environment = {**{key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}, **environment}
-    return subprocess.Popen(
-        [sys.executable, ROOT / "steps_on_ray.py", *arguments],
-        cwd=cwd,
-        env=environment,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
+    command = [sys.executable, ROOT / "steps_on_ray.py", *arguments, "--dataset-dir", "."]
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, cwd=cwd, env=environment, **options)
 
 
 def workers_of(task: str) -> list[int]:
@@ -56,7 +51,7 @@ def test_same_samples_as_the_scripts_though_a_worker_is_killed(run, tmp_path):
     (shards / "d.json").write_text(json.dumps(rows))
     (shards / "e.jsonl.gz").write_bytes(gzip.compress((shards / "a.jsonl").read_bytes()))
 
-    process = start(f"file://{shards}", "out", "--dataset-dir", ".", cwd=tmp_path)
+    process = start(f"file://{shards}", "out", cwd=tmp_path)
     while not (working := workers_of("convert_file")):
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.02)
@@ -103,7 +98,7 @@ def cluster():
 
 def test_joins_the_cluster_that_ray_address_names(tmp_path, cluster):
     write_jsonl(tmp_path / "shards" / "a.jsonl", read_jsonl(SAMPLE))
-    process = start("shards", "out", "--dataset-dir", ".", cwd=tmp_path, **cluster)
+    process = start("shards", "out", cwd=tmp_path, **cluster)
     stdout, stderr = process.communicate(timeout=HANGS)
     assert process.returncode == 0 and "16 trajectories, 277 turns: 277 samples" in stdout, stderr
 
@@ -111,7 +106,7 @@ def test_joins_the_cluster_that_ray_address_names(tmp_path, cluster):
 def test_shard_that_cannot_be_read_is_named_and_leaves_nothing(tmp_path, cluster):
     write_jsonl(tmp_path / "shards" / "good.jsonl", read_jsonl(SAMPLE))
     (tmp_path / "shards" / "bad.json").write_text('[{"messages": [')
-    process = start("shards", "out", "--dataset-dir", ".", cwd=tmp_path, **cluster)
+    process = start("shards", "out", cwd=tmp_path, **cluster)
     _, stderr = process.communicate(timeout=HANGS)
     assert process.returncode == 1
     assert "bad.json: not valid JSON" in stderr.splitlines()[-1]
@@ -128,6 +123,6 @@ def test_shard_that_cannot_be_read_is_named_and_leaves_nothing(tmp_path, cluster
 )
 def test_wrong_argument_is_a_clear_error_before_ray_starts(tmp_path, arguments, reason):
     write_jsonl(tmp_path / "data" / "x.jsonl", [])
-    process = start(*arguments, "--dataset-dir", ".", cwd=tmp_path)
+    process = start(*arguments, cwd=tmp_path)
     _, stderr = process.communicate(timeout=HANGS)
     assert process.returncode == 1 and reason in stderr and len(stderr.splitlines()) == 1
