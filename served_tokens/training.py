@@ -130,9 +130,7 @@ def lacks_a_gpu(config: dict) -> str:
 def training_command(program: list[str], yaml: str, overrides: list[str], config: dict) -> str:
     """The command that trains on this machine, as it can be pasted.
 
-    Args:
-        program: the words before the YAML, such as ["llamafactory-cli", "train"].
-        config: what the YAML and the overrides come to.
+    program: the words before the YAML. config: what the YAML and the overrides come to.
     """
     off, latest = without_a_gpu(config), {one.partition("=")[0]: one for one in overrides}
     torchrun = "FORCE_TORCHRUN=1 " if off is None else ""

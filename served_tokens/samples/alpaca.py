@@ -116,8 +116,7 @@ def columns_of(prompt: list[tuple[str, str]], pairs: set[int], given: str) -> di
     """The blocks of a served prompt in LlamaFactory's columns {"instruction", "input", "system", "history"}.
 
     LlamaFactory begins with a non-empty system text or a user text, and goes on in pairs of a user and an assistant
-    text. What does not fit is written out, role marks and all. Its user format replaces `{{idx}}`, so a prompt with
-    such a text is beyond it.
+    text. What does not fit is written out, role marks and all.
 
     Args:
         pairs: positions of the assistant blocks that end a pair; a user block follows each.
@@ -164,7 +163,7 @@ def generated(turn: dict, target: str, served_as: str, given: str) -> str:
 
 
 def _output(text: str, served_as: str) -> str:
-    """What the model writes, where LlamaFactory leaves it as it is. Raises NoSample."""
+    """The same text, where LlamaFactory trains it as it is; raises NoSample where it does not."""
     if served_as == "no-thinking" and ("<think>" in text or "</think>" in text or text.startswith("\n")):
         raise NoSample("its answer holds a think tag or opens with a newline, which LlamaFactory removes")
     return text
@@ -173,9 +172,7 @@ def _output(text: str, served_as: str) -> str:
 def training_settings(served_as: str, given: str, all_think: bool, merge_turns: bool) -> list[str]:
     """What to override in qwen3_full_sft.yaml, so that LlamaFactory trains on the samples as they are.
 
-    Args:
-        given: see step 1.
-        all_think: every target of step 1 opens with a think block.
+    given: see step 1. all_think: every target of step 1 opens with a think block.
     """
     settings = []
     if served_as == "no-thinking" and all_think:

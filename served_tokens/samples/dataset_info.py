@@ -19,11 +19,7 @@ def is_held_out(task_info, messages: list[dict], ratio: float, seed: int) -> boo
     """Whether a row is held out for validation.
 
     It hangs on the task alone, or on the content of a row that names none, so no other row moves it to the other side.
-
-    Args:
-        task_info: the column of the row, an object or its JSON.
-        messages: the plain messages of step 1.
-        ratio: the part of the tasks that is held out.
+    task_info: the column of the row, an object or its JSON. messages: of step 1. ratio: what part is held out.
     """
     task = in_json(task_info)
     if isinstance(task, dict) and task.get("task_id") is not None:

@@ -63,9 +63,7 @@ def save_tokens(parts: dict[str, Path], output: Path) -> None:
     """Make of samples a folder that `datasets.load_from_disk` reads as a DatasetDict, in place of an earlier one.
 
     In it is a Parquet file for each split too, which says where its samples come from, row by row.
-
-    Args:
-        parts: {split: a folder of Parquet files}, in a work folder.
+    parts: {split: a folder of Parquet files}, in a work folder.
     """
     from datasets import disable_progress_bars, load_dataset
 

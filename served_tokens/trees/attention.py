@@ -29,8 +29,7 @@ def use_tree_attention() -> None:
 def tree_mask(*args, attention_mask: torch.Tensor | None = None, **kwargs):
     """The mask of a row, for `tree_attention`; called by transformers once a forward pass.
 
-    Args:
-        attention_mask: `last` of the row, integers of shape (1, 1, tokens); others are left to transformers.
+    attention_mask: `last` of the row, integers of shape (1, 1, tokens); others are left to transformers.
     """
     if attention_mask is None or attention_mask.dim() != 3:
         return sdpa_mask(*args, attention_mask=attention_mask, **kwargs)

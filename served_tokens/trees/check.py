@@ -18,9 +18,7 @@ def check_rows(
 ) -> tuple[dict[str, tuple[int, int]], list[int]]:
     """Make the rows of all samples, as the training does, and look for each supervised token at what it sees.
 
-    Returns:
-        {how the samples can be trained: (samples or rows, tokens)}
-        The positions of the samples that are seen otherwise in the rows.
+    Returns ({how the samples can be trained: (samples or rows, tokens)}, positions of samples seen otherwise there).
     """
     to_rows, to_compare = itertools.tee(samples)
     sizes, row_sizes, differ = [], [], []  # the first two in tokens
@@ -43,8 +41,7 @@ def check_rows(
 def differing(row: Row, expected: Iterator[tuple[int, Sample]]) -> list[int]:
     """The positions of the samples of a row whose supervised tokens do not see there what they see in the sample.
 
-    Args:
-        expected: (position, sample) of all samples from the row's first on; those of the row are taken from it.
+    expected: (position, sample) of all samples from the row's first on; those of the row are taken from it.
     """
     differ, left = [], predicting(row.labels)
     ends = np.bincount(row.last + 1, minlength=len(row.last) + 1)[:-1]

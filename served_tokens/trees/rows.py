@@ -49,9 +49,7 @@ def rows_of(samples: Iterable[Sample], row_tokens: int, row_samples: int | None 
     A row that is full ends where the next one has the least to repeat: between two trajectories, and in one of them
     only where it is too long. Memory is that of one row.
 
-    Args:
-        samples: those without supervised tokens teach nothing and are left out.
-        row_tokens, row_samples: how much a row may hold.
+    Samples without supervised tokens teach nothing and are left out.
     """
     held, shared = [], []  # the samples of the row; how many tokens each of them shares with the one before
     for sample in samples:
