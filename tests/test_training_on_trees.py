@@ -24,18 +24,10 @@ ATTEMPTS = 3
 # A worker's native threads at exit, after all is saved: seldom.
 EXIT_RACE = "terminate called without an active exception"
 SETTINGS = [
-    "bf16=false",
-    "learning_rate=1.0e-3",
-    f"max_steps={STEPS}",
-    "save_strategy=steps",
-    "save_steps=2",
-    "preprocessing_num_workers=1",
-    "dataloader_num_workers=0",
+    *("bf16=false", "learning_rate=1.0e-3", "preprocessing_num_workers=1", "dataloader_num_workers=0"),
+    *("save_strategy=steps", "save_steps=2", "eval_dataset=held", "eval_strategy=steps", "eval_steps=2"),
     "disable_shuffling=true",  # so that each step has the samples of two trajectories, in order
-    "eval_dataset=held",
-    "eval_strategy=steps",
-    "eval_steps=2",
-    f"row_samples={TURNS}",
+    *(f"max_steps={STEPS}", f"row_samples={TURNS}"),
 ]
 ONE, TWO = ("deepspeed=null", f"gradient_accumulation_steps={2 * TURNS}"), (f"gradient_accumulation_steps={TURNS}",)
 TREES = [sys.executable, str(ROOT / "train_on_trees.py")]

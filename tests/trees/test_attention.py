@@ -65,10 +65,5 @@ def test_flex_attention_with_the_blocks_is_the_dense_one(monkeypatch):
 
 
 def test_the_options_of_the_kernel():
-    """Each is a promise to the kernel; a new one needs its reason here, and a run of benchmarks/gpu.sh.
-
-    IS_DIVISIBLE: rows are whole blocks, by `padded`; `block_mask` cannot even view others as blocks.
-    Not ROWS_GUARANTEED_SAFE: that no token is masked from a whole block that its block visits. In trees some are, see
-    test_self_check.py, and an H200 made NaN of them.
-    """
+    """Each is a promise to the kernel, whose reason is there; another one needs a run of benchmarks/gpu.sh."""
     assert attention.KERNEL == {"IS_DIVISIBLE": True}
