@@ -40,24 +40,18 @@ class Options:
 
 @dataclass
 class Selected(Counts):
-    """What step 2 counts of trajectories.
-
-    without_samples: trajectories of which all turns are left out; supervised: turns that a sample trains.
-    not_thinking: of the targets that can be trained, those that open no think block.
-    validation: samples that are held out, and held_out: their turns.
-    given: {what the generation prompt holds of a target: trajectories}; left_out: {why: turns}.
-    """
+    """What step 2 counts of trajectories."""
 
     trajectories: int = 0
-    without_samples: int = 0
+    without_samples: int = 0  # trajectories of which all turns are left out
     turns: int = 0
     samples: int = 0
-    supervised: int = 0
-    not_thinking: int = 0
-    validation: int = 0
-    held_out: int = 0
-    given: Counter = field(default_factory=Counter)
-    left_out: Counter = field(default_factory=Counter)
+    supervised: int = 0  # turns that a sample trains
+    not_thinking: int = 0  # of the targets that can be trained, those that open no think block
+    validation: int = 0  # samples that are held out
+    held_out: int = 0  # their turns
+    given: Counter = field(default_factory=Counter)  # what the generation prompt holds of a target -> trajectories
+    left_out: Counter = field(default_factory=Counter)  # why -> turns
 
 
 def samples_of_row(row: dict, place: Place, options: Options) -> tuple[Selected, list]:

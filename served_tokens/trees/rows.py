@@ -25,17 +25,12 @@ class Sample(NamedTuple):
 
 
 class Row(NamedTuple):
-    """Samples in one row: int32 arrays of one length, in tokens.
-
-    labels: as LlamaFactory has them, for a loss that shifts them by one.
-    position_ids: the index of each token in its sample.
-    last: the index of the last descendant of each token, its own where it has none.
-    """
+    """Samples in one row: int32 arrays of one length, in tokens."""
 
     input_ids: np.ndarray
-    labels: np.ndarray
-    position_ids: np.ndarray
-    last: np.ndarray
+    labels: np.ndarray  # as LlamaFactory has them, for a loss that shifts them by one
+    position_ids: np.ndarray  # the index of each token in its sample
+    last: np.ndarray  # the index of the last descendant of each token, its own where it has none
 
 
 def predicting(labels: np.ndarray) -> np.ndarray:
