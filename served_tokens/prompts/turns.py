@@ -13,14 +13,11 @@ NO_QUERY = "the chat template renders this turn without a think block, as no use
 
 @dataclass
 class Rendered:
-    """A trajectory as the chat template shows it.
-
-    plain, turns: see `apply_chat_template`.
-    prompts: {"drop": {turn: the texts of the blocks before it, as its served prompt shows them}, "template": …}.
-    """
+    """A trajectory as the chat template shows it; for plain and turns see `apply_chat_template`."""
 
     plain: list[dict]
     turns: list[dict]
+    # {"drop": {turn: the texts of the blocks before it, as its served prompt shows them}, "template": …}
     prompts: dict[str, dict[int, list[str]]]
 
 

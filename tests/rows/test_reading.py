@@ -8,7 +8,7 @@ from conftest import assistant, tool, user, write_jsonl
 
 from served_tokens.marks import TrajectoryError
 from served_tokens.rows import notes
-from served_tokens.rows.keys import thinking_of
+from served_tokens.rows.keys import request_of
 from served_tokens.rows.other import BEHIND, IN_PROMPT
 from served_tokens.rows.trajectory import EMPTY, UNCLOSED, Reading, read_trajectory
 
@@ -302,7 +302,7 @@ def test_what_a_row_says_of_thinking_is_understood_under_every_name_and_place(pl
     for thinks, its in ((False, OFF_BY), (True, ON_BY), (None, [{"enable_thinking": None}, {}])):
         for said in its:
             assert read(row(**said) if place is None else row(**{place: said})).given.thinking is thinks
-            assert place is None or thinks is None or thinking_of({place: json.dumps(said)}) is thinks
+            assert place is None or thinks is None or request_of({place: json.dumps(said)})[1] is thinks
 
 
 @pytest.mark.parametrize(
