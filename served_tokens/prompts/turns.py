@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from served_tokens.marks import BLOCK_START, TrajectoryError, map_texts
 from served_tokens.prompts.chat_template import QUERY, RENDERS_KEPT, split_blocks
-from served_tokens.prompts.echo import echoed_history
+from served_tokens.prompts.echo import answer_sent_back
 
 NO_QUERY = "the chat template renders this turn without a think block, as no user query comes before it"
 
@@ -44,13 +44,18 @@ def apply_chat_template(
     """
     rendered = _rendered(messages, tools, render)
     if echo != "none":
-        targets = {turn["turn"]: rendered.plain[turn["message"]]["content"] for turn in rendered.turns}
-        history = echoed_history(messages, targets, echo, tools)
+        history, refused = list(messages), None
+        names = [tool["function"]["name"] for tool in tools or ()]
+        for turn in rendered.turns:
+            turn["left_out"] = turn["left_out"] or refused
+            try:
+                history[turn["turn"]] = answer_sent_back(rendered.plain[turn["message"]]["content"], echo, names)
+            except TrajectoryError as error:
+                refused = refused or f"the server refuses an answer before them: {error}"
         echoed = _rendered(history, tools, render)
         rendered.prompts = echoed.prompts
         for turn, sent_back in zip(rendered.turns, echoed.turns):
-            refused = (past["refused"] for past in history[: turn["turn"]] if "refused" in past)
-            turn["left_out"] = turn["left_out"] or sent_back["left_out"] or next(refused, None)
+            turn["left_out"] = turn["left_out"] or sent_back["left_out"]
     edits = {history: _edits(rendered.plain, prompts) for history, prompts in rendered.prompts.items()}
     given = {"given": _given(render), "given_without_thinking": _given(render, enable_thinking=False)}
     return rendered.plain, {"turns": rendered.turns, **edits, **given}
@@ -136,11 +141,9 @@ def is_ordinary(messages: list[dict]) -> bool:
     roles = [message["role"] for message in messages]
     if roles[:1] != ["user"] and roles[:2] != ["system", "user"]:
         return False
-    if ("assistant", "assistant") in itertools.pairwise(roles):
-        return False
-    texts = [message["content"] for message in messages]
-    outputs = [text for role, text in zip(roles, texts) if role == "user" and text.startswith("<tool_response>")]
-    return not outputs and not any("</think>" in text for text in texts)
+    both = ((message["role"], message["content"]) for message in messages)
+    marked = any("</think>" in text or (role == "user" and text.startswith("<tool_response>")) for role, text in both)
+    return not marked and ("assistant", "assistant") not in itertools.pairwise(roles)
 
 
 @functools.lru_cache(maxsize=RENDERS_KEPT)
