@@ -161,7 +161,8 @@ def one_of(readings: dict, what: str):
     said = {where: value for where, value in readings.items() if says(value)}
     (first, value), *others = said.items() or [("", None)]
     for other, its_value in others:
-        if not _agree(its_value, value):
+        one, two = (its.strip() if isinstance(its, str) else its for its in map(in_json, (value, its_value)))
+        if one != two:
             raise TrajectoryError(f"{what} stands in both {first} and {other}, and they differ")
     return value
 
@@ -172,11 +173,6 @@ def rename(left: dict, key: str, its_field: str) -> None:
         value, there = left.pop(key), left.get(its_field)
         is_empty = not says(in_json(there))
         left[its_field] = value if is_empty else one_of({its_field: there, key: value}, f"the {its_field}")
-
-
-def _agree(one, other) -> bool:
-    one, other = in_json(one), in_json(other)
-    return one == other or (isinstance(one, str) and isinstance(other, str) and one.strip() == other.strip())
 
 
 def objects_in(value):

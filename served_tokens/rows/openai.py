@@ -43,11 +43,9 @@ class Read:
 
 
 def tools_of(tools, name: str, reader: Reader) -> list[dict]:
-    """Tools as {"type", "function": {"name", "description", "parameters"}}, whichever way they are given.
+    """Tools as {"type", "function": {"name", "description", "parameters"}}; raises TrajectoryError with their name.
 
-    Args:
-        tools: a list or an object of tools by name, of objects or JSON strings; or a JSON string of it.
-    Raises TrajectoryError, which calls the tools by this name.
+    They are a list, or an object of tools by name, of objects or JSON strings; or a JSON string of it.
     """
     tools = decoded(tools if says(tools) else None, f"{name} is", (list, dict))
     read = []

@@ -205,11 +205,10 @@ def _refuse_written_out_parts(content: str) -> None:
 
 def _refuse_twice(turn: dict) -> None:
     """A call in the text and in the field would be made twice."""
-    names = [call["function"]["name"] for call in turn["tool_calls"]]
-    for text in CALL_TEXT.findall(turn["content"]):
-        for name in names:
-            if json.dumps(name) in text:
-                raise TrajectoryError(f"has a call of {name} both as text and in tool_calls")
+    in_text = "\n".join(CALL_TEXT.findall(turn["content"]))
+    for name in (call["function"]["name"] for call in turn["tool_calls"]):
+        if json.dumps(name) in in_text:
+            raise TrajectoryError(f"has a call of {name} both as text and in tool_calls")
 
 
 def _served_call(call: dict, style: Style) -> dict:
