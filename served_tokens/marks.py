@@ -99,17 +99,6 @@ def says(value) -> bool:
     return value is not None and value != ""
 
 
-def map_texts(value, change):
-    """A JSON value with change(text) for each text in it, keys too."""
-    if isinstance(value, str):
-        return change(value)
-    if isinstance(value, list):
-        return [map_texts(item, change) for item in value]
-    if isinstance(value, dict):
-        return {map_texts(key, change): map_texts(item, change) for key, item in value.items()}
-    return value
-
-
 def remembering(encode, characters: int = 1 << 22):
     """encode(text, …) -> token ids, which tokenizes no text again; all is forgotten after so many characters."""
     known, held = {}, 0

@@ -2,12 +2,14 @@
 
 import functools
 import itertools
+import json
 from dataclasses import dataclass
 
-from served_tokens.marks import BLOCK_START, TrajectoryError, map_texts
+from served_tokens.marks import BLOCK_START, TrajectoryError
 from served_tokens.prompts.chat_template import QUERY, RENDERS_KEPT, split_blocks
 from served_tokens.prompts.echo import answer_sent_back
 
+MARK, HIDDEN = "<|im_", "<|im+"  # how the marks of ChatML begin, and what hides them: as long, so offsets stay right
 NO_QUERY = "the chat template renders this turn without a think block, as no user query comes before it"
 
 
@@ -65,13 +67,16 @@ def apply_despite_control_tokens(
     messages: list[dict], tools: list[dict] | None, render, echo: str = "none"
 ) -> tuple[list[dict], dict]:
     """`apply_chat_template` for texts that may hold the marks of ChatML, at which its renderings could not be split."""
-    # The marks are hidden by texts as long as they are, so that offsets stay right.
-    hide = functools.partial(map_texts, change=lambda text: text.replace("<|im_", "<|im+"))
-    reveal = functools.partial(map_texts, change=lambda text: text.replace("<|im+", "<|im_"))
-    if reveal(render(hide(messages), hide(tools))) != render(messages, tools):
+    hidden = [_replaced(value, MARK, HIDDEN) for value in (messages, tools)]
+    if render(*hidden).replace(HIDDEN, MARK) != render(messages, tools):
         raise TrajectoryError("the chat template alters texts with control tokens, so its rendering cannot be split")
-    plain, served = apply_chat_template(hide(messages), hide(tools), render, echo)
-    return reveal(plain), reveal(served)
+    plain, served = apply_chat_template(*hidden, render, echo)
+    return _replaced(plain, HIDDEN, MARK), _replaced(served, HIDDEN, MARK)
+
+
+def _replaced(value, mark: str, other: str):
+    """A JSON value with another mark in its texts, keys too; JSON writes neither mark with an escape."""
+    return json.loads(json.dumps(value, ensure_ascii=False).replace(mark, other))
 
 
 def without_reasoning(messages: list[dict]) -> list[dict]:

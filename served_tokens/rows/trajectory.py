@@ -157,11 +157,10 @@ def _served_message(message: dict, style: Style) -> dict:
                 "has the output of a tool inside the answer (<tool_response>), which would be trained as the model's "
                 "own words; convert it to messages"
             )
-        calls = served.pop("tool_calls", [])
         if reasoning:
             served["reasoning_content"] = reasoning
-        if calls:
-            served["tool_calls"] = [_served_call(call, style) for call in calls]
+        if "tool_calls" in served:
+            served["tool_calls"] = [_served_call(call, style) for call in served["tool_calls"]]
             _refuse_twice(served)
     return served
 
