@@ -39,7 +39,7 @@ def apply_chat_template(
                  "given_without_thinking": text}
             A turn is messages[k] and plain[j]. Its target without the think block is plain[j]["content"][a:].
             Its served prompt is plain[:j], in which for each edit with a turn <= k, in order, the message reads
-            `content` instead. `drop` and `template` are the two histories (README, "Which history"). `given` is
+            `content` instead. `drop` and `template` are the two histories (README, "One question first"). `given` is
             the part of each target that the generation prompt holds already (nothing, or `<think>` and a newline); the
             last is what it holds with `enable_thinking=False`.
     Raises TrajectoryError where the template refuses the messages, or does not render ChatML.

@@ -20,6 +20,7 @@ from served_tokens.files.read import Place, read_rows
 from served_tokens.marks import TrajectoryError
 from served_tokens.proof.compare import Truth
 from served_tokens.proof.tokens import TOKENS_DIFFER, described, first_difference, supervised_spans
+from served_tokens.proof.told import reading_of
 from served_tokens.proof.turn import echoed_messages, served_turn
 from served_tokens.rows.anthropic import are_texts
 from served_tokens.rows.servers import STYLES
@@ -74,7 +75,7 @@ def questions_about(chosen: list[tuple[int, int]], provenance, built, truth: Tru
                     yield Question(
                         place=f"{place}, turn {turn}",
                         row=row,
-                        reading=Reading(**json.loads(sample["reading"])),
+                        reading=reading_of(sample["reading"], place.source),
                         turn=turn,
                         served_as=sample["served_as"],
                         trained=trained["input_ids"][: spans[turn][0]],
