@@ -9,6 +9,8 @@ import json
 import re
 from dataclasses import dataclass
 
+from served_tokens.marks import in_json
+
 ASSISTANT = "<|im_start|>assistant\n"
 CONVERSATIONS = (("messages",), ("conversations",), ("prompt", "completion"))
 ARGUMENTS = ("arguments", "args", "input", "parameters", "input_schema", "inputSchema")  # or schemas: all is shown
@@ -71,7 +73,7 @@ def lost_texts(row: dict, shown: dict, turns: int, read_as: dict, ignored: tuple
     skipped = NOT_SHOWN | _ignored(ignored, "call", "part", "tool")
     row = _less(row, NOT_SHOWN | _ignored(ignored, "row"), read_as)
     columns = next((names for names in CONVERSATIONS if all(row.get(name) for name in names)), ())
-    given = [_json(message) for name in columns for message in _json(row.pop(name))]
+    given = [in_json(message) for name in columns for message in in_json(row.pop(name))]
     messages = [_less(message, {"name"} | _ignored(ignored, "message"), read_as) for message in given]
     before = _turns_before(messages)
     if before[-1] != turns:
@@ -176,9 +178,9 @@ def _texts(value, skipped: frozenset, key: str = "", all_shown: bool = False):
         yield from _texts([*value, *items], skipped, key, True)
     elif isinstance(value, dict):
         for name in [name for name in value if name not in skipped]:
-            item = _json(value[name]) if name in IN_JSON else value[name]
+            item = in_json(value[name]) if name in IN_JSON else value[name]
             if name in IN_JSON and isinstance(item, list):
-                item = [_json(one) for one in item]
+                item = [in_json(one) for one in item]
             inside = name in ARGUMENTS or (name == "content" and isinstance(item, dict))
             yield from _texts(item, skipped, key or name, inside)
 
@@ -190,19 +192,9 @@ def _end(text: str, shown: str, start: int) -> int:
     found = [(shown.find(form, start), form) for form in (text, *once, *twice)]
     if ends := [place + len(form) for place, form in found if place >= 0]:
         return min(ends)
-    value = _json(text)
+    value = in_json(text)
     if value is text:
         return -1
     is_call = isinstance(value, dict) and value.keys() == A_CALL
     ends = [_end(part, shown, start) for _, part in _texts(value, frozenset(), all_shown=not is_call)]
     return -1 if -1 in ends else max(ends, default=start)
-
-
-def _json(value):
-    """A list or object, also out of a JSON string; any other value as it is."""
-    if not (isinstance(value, str) and value.lstrip()[:1] in ("[", "{")):
-        return value
-    try:
-        return json.loads(value)
-    except (ValueError, RecursionError):
-        return value

@@ -14,12 +14,12 @@ from dataclasses import dataclass, field, replace
 
 import httpx
 import jinja2
-from tqdm import tqdm
 
-from served_tokens.files.read import Place, read_rows
+from served_tokens.files.read import Place, progress, read_rows
 from served_tokens.marks import TrajectoryError
 from served_tokens.proof.compare import Truth
-from served_tokens.proof.tokens import TOKENS_DIFFER, described, first_difference, supervised_spans
+from served_tokens.proof.tokens import mismatch_of, supervised_spans
+from served_tokens.proof.told import reading_of
 from served_tokens.proof.turn import echoed_messages, served_turn
 from served_tokens.rows.anthropic import are_texts
 from served_tokens.rows.servers import STYLES
@@ -74,7 +74,7 @@ def questions_about(chosen: list[tuple[int, int]], provenance, built, truth: Tru
                     yield Question(
                         place=f"{place}, turn {turn}",
                         row=row,
-                        reading=Reading(**json.loads(sample["reading"])),
+                        reading=reading_of(sample["reading"], source),
                         turn=turn,
                         served_as=sample["served_as"],
                         trained=trained["input_ids"][: spans[turn][0]],
@@ -105,11 +105,9 @@ def request_for(question: Question, reasoning_field: str | None, truth: Truth) -
 
 def _conversation(question: Question, truth: Truth) -> tuple[Trajectory, list[dict]]:
     """The row as it is served, and the messages before the turn as the agent has them, which may echo answers."""
-    trajectory, echo = read_trajectory(question.row, question.reading), question.reading.echo
-    history = trajectory.messages[: question.turn]
-    if echo != "none":
-        history = echoed_messages(history, trajectory.tools, question.served_as, echo, truth.render_of(trajectory))
-    return trajectory, history
+    its, echo = read_trajectory(question.row, question.reading), question.reading.echo
+    before = its.messages[: question.turn]
+    return its, echoed_messages(before, its.tools, question.served_as, echo, truth.render_of(its))
 
 
 def _sent(message: dict, reasoning_field: str) -> dict:
@@ -211,19 +209,20 @@ def compare_with_server(
     turns = [(position, turn) for position, its_turns in enumerate(provenance["turns"]) for turn in its_turns]
     asked = min(max_turns, len(turns))
     chosen = [turns[index * len(turns) // asked] for index in range(asked)]
-    compared, questions = Compared(len(turns)), questions_about(chosen, provenance, built, truth)
-    for question in tqdm(questions, total=asked, desc="ask the server", unit="turn", mininterval=1):
-        compared.asked += 1
-        served = prompt_ids(server, request_for(question, reasoning_field, truth))
-        if isinstance(served, str):
-            compared.refused[served] += 1
-        elif served != question.trained:
-            compared.causes[cause_of(served, question, truth)] += 1
-            if len(compared.differences) < DIFFERENCES_KEPT:
+    compared = Compared(len(turns))
+    with progress("ask the server", " turns", asked) as bar:
+        for question in questions_about(chosen, provenance, built, truth):
+            compared.asked += 1
+            served = prompt_ids(server, request_for(question, reasoning_field, truth))
+            if isinstance(served, str):
+                compared.refused[served] += 1
+            elif served != question.trained:
+                compared.causes[cause_of(served, question, truth)] += 1
                 sides = [{"input_ids": ids, "labels": []} for ids in (served, question.trained)]
-                at = first_difference(served, question.trained)
-                said = described(*sides, TOKENS_DIFFER, at, truth.tokenizer.decode)
+                said = mismatch_of(*sides, truth.tokenizer.decode).text
                 compared.differences.append(f"{question.place}: {said}")
+            bar.update()
+    del compared.differences[DIFFERENCES_KEPT:]
     return compared
 
 
