@@ -31,18 +31,12 @@ ROWS_AT_ONCE = 8  # trajectories that a process checks at a time
 
 @dataclass(frozen=True)
 class Truth:
-    """What samples are compared with.
+    """What samples are compared with."""
 
-    encode: the model's tokenizer, with its chat template.
-    cutoff_len: LlamaFactory's, in tokens.
-    trajectories: the file that step 1 read, where it is not the one that the samples name.
-    is_cut: only the first samples of a data set are there.
-    """
-
-    encode: Tokens
-    cutoff_len: int
-    trajectories: str | None
-    is_cut: bool
+    encode: Tokens  # of the model's tokenizer, with its chat template
+    cutoff_len: int  # LlamaFactory's, in tokens
+    trajectories: str | None  # the file that step 1 read, where it is not the one that the samples name
+    is_cut: bool  # only the first samples of a data set are there
 
     @property
     def tokenizer(self):
@@ -59,9 +53,9 @@ class Truth:
 
 @dataclass(frozen=True)
 class Samples:
-    """The samples of a data set, which processes inherit; built: what LlamaFactory made of them, a row for each."""
+    """The samples of a data set, which processes inherit."""
 
-    built: object
+    built: object  # what LlamaFactory made of them, a row for each
     claims: dict[Place, list[Claim]]  # of each trajectory
     readings: dict[str, Reading]  # how step 1 read each file
     why: dict[tuple[str, int, int], str]  # why step 2 left out a turn, (source, trajectory, turn)
@@ -69,16 +63,12 @@ class Samples:
 
 @dataclass
 class Part:
-    """What a process tells of the samples of some rows.
-
-    lengths: {position of a sample: its tokens as it is served}; exact: positions of samples.
-    answers: an `Answer` of each turn.
-    """
+    """What a process tells of some rows."""
 
     learnt: Learnt = field(default_factory=Learnt)
-    lengths: dict = field(default_factory=dict)
-    exact: list = field(default_factory=list)
-    answers: list = field(default_factory=list)
+    lengths: dict = field(default_factory=dict)  # position of a sample -> its tokens as it is served
+    exact: list = field(default_factory=list)  # positions of samples
+    answers: list = field(default_factory=list)  # an `Answer` of each turn
 
 
 def check_dataset(found: Findings, provenance, built, truth: Truth) -> None:

@@ -47,15 +47,12 @@ SHOWN_TEXT = 60  # characters of a text that is lost, that are shown
 
 @dataclass
 class Loss:
-    """A text that is not where it should be.
+    """A text that is not where it should be."""
 
-    place: of the message or column; key: under which the text stands; where: the target or the prompt that lacks it.
-    """
-
-    place: str
-    key: str
+    place: str  # of the message or column
+    key: str  # under which the text stands
     text: str
-    where: str
+    where: str  # the target or the prompt that lacks it
 
     def __str__(self) -> str:
         return f"{self.place}: {self.key}: {self.text[:SHOWN_TEXT]!r} is not in {self.where}"
@@ -162,12 +159,11 @@ def _behind_turns(prompt: str, number: int, turn: int) -> str:
 def _texts(value, skipped: frozenset, key: str = "", all_shown: bool = False):
     """Yield (key, text) for each text that is to be looked for; key is the outermost one that it stands under.
 
-    Args:
-        all_shown: inside arguments and schemas, where keys are texts as well.
+    all_shown: inside arguments and schemas, where keys are texts as well.
     """
-    if isinstance(value, str) and all_shown and value in SYNTAX:
-        return
     if isinstance(value, str):
+        if all_shown and value in SYNTAX:
+            return
         pieces = [value] if all_shown else THINK.split(value)
         yield from ((key, piece.strip()) for piece in pieces if len(piece.strip()) >= LONG and piece != "null")
     elif isinstance(value, list):

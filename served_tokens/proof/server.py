@@ -9,7 +9,7 @@ a GPU, and `vllm serve --enable-scale-out`). Where there is none, the chat itsel
 import contextlib
 import json
 import os
-from collections import Counter, defaultdict
+from collections import Counter
 from dataclasses import dataclass, field, replace
 
 import httpx
@@ -19,7 +19,7 @@ from served_tokens.files.read import Place, progress, read_rows
 from served_tokens.marks import TrajectoryError
 from served_tokens.proof.compare import Truth
 from served_tokens.proof.tokens import mismatch_of, supervised_spans
-from served_tokens.proof.told import reading_of
+from served_tokens.proof.told import claims_of
 from served_tokens.proof.turn import echoed_messages, served_turn
 from served_tokens.rows.anthropic import are_texts
 from served_tokens.rows.servers import STYLES
@@ -55,28 +55,29 @@ class Question:
     trained: list[int]  # its token ids
 
 
-def questions_about(chosen: list[tuple[int, int]], provenance, built, truth: Truth):
+def questions_about(chosen: set[tuple[int, int]], provenance, built, truth: Truth):
     """Yield a `Question` for each chosen turn, less those that LlamaFactory cut off.
 
     chosen: (position of a sample, turn) of each. provenance, built: what step 2 says of each sample, and what
     LlamaFactory made of it.
     """
-    of_rows = defaultdict(list)
-    for position, turn in chosen:
-        sample = provenance[position]
-        of_rows[Place(truth.trajectories or sample["source"], sample["trajectory"])].append((position, turn))
-    for source in dict.fromkeys(place.source for place in of_rows):
+    claims, readings = claims_of(provenance, truth.trajectories)
+    for source, reading in readings.items():
         for index, row in read_rows(source):
-            for position, turn in of_rows.get(place := Place(source, index), ()):
-                sample, trained = provenance[position], built[position]
-                spans = dict(zip(sample["turns"], supervised_spans(trained["labels"])))
+            place = Place(source, index)
+            asked = [(claim, turn) for claim in claims.get(place, ()) for turn in claim.turns]
+            for claim, turn in asked:
+                if (claim.position, turn) not in chosen:
+                    continue
+                trained = built[claim.position]
+                spans = dict(zip(claim.turns, supervised_spans(trained["labels"])))
                 if turn in spans:
                     yield Question(
                         place=f"{place}, turn {turn}",
                         row=row,
-                        reading=reading_of(sample["reading"], source),
+                        reading=reading,
                         turn=turn,
-                        served_as=sample["served_as"],
+                        served_as=claim.served_as,
                         trained=trained["input_ids"][: spans[turn][0]],
                     )
 
@@ -208,7 +209,7 @@ def compare_with_server(
     """
     turns = [(position, turn) for position, its_turns in enumerate(provenance["turns"]) for turn in its_turns]
     asked = min(max_turns, len(turns))
-    chosen = [turns[index * len(turns) // asked] for index in range(asked)]
+    chosen = {turns[index * len(turns) // asked] for index in range(asked)}
     compared = Compared(len(turns))
     with progress("ask the server", " turns", asked) as bar:
         for question in questions_about(chosen, provenance, built, truth):

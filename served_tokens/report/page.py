@@ -23,16 +23,13 @@ HERE = Path(__file__).parent
 
 @dataclass(frozen=True)
 class Checked:
-    """What was checked, with what, and what came out.
-
-    problems: why the check failed; none where it passed. found: the findings of each data set.
-    """
+    """What was checked, with what, and what came out."""
 
     command: str
     model: str
     cutoff_len: int
-    problems: list[str]
-    found: list[Findings]
+    problems: list[str]  # why the check failed; none where it passed
+    found: list[Findings]  # of each data set
     schedule: Schedule
 
 
