@@ -2,8 +2,8 @@ import copy
 import importlib
 import json
 import os
+import resource
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -39,19 +39,6 @@ for profile, examples in (("suite", 250), ("fuzz", 2000)):
 settings.load_profile("suite")  # --hypothesis-profile=fuzz takes its place
 
 
-NEEDED = {  # by tests of these files: program, Debian packages
-    "test_page.py": ("chromium", "chromium"),
-    "test_training_on_trees.py": ("gcc", "build-essential python3-dev"),
-}
-
-
-def pytest_collection_finish(session):
-    """End with one line where a program is missing that the chosen tests need."""
-    needed = [NEEDED[name] for name in {item.path.name for item in session.items} & NEEDED.keys()]
-    if missing := sorted({packages for program, packages in needed if not shutil.which(program)}):
-        pytest.exit(f"these tests need: apt-get install {' '.join(missing)}", returncode=2)
-
-
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("tiny_qwen3")
@@ -68,10 +55,10 @@ def tokenizer():
 def process(tmp_path):
     """process("script.py", *arguments, expect=0, **environment) -> the finished process, with its output as text.
 
-    In a folder of its own, as `run`.
+    In a folder of its own, as `run`; disk: bytes over which no file can grow, as where a disk is full.
     """
 
-    def process(script: str, *arguments, expect: int = 0, **environment):
+    def process(script: str, *arguments, expect: int = 0, disk: int = resource.RLIM_INFINITY, **environment):
         process = subprocess.run(
             [sys.executable, str(ROOT / script), *map(str, arguments)],
             cwd=tmp_path,
@@ -79,6 +66,7 @@ def process(tmp_path):
             text=True,
             env={**os.environ, **environment},
             timeout=HANGS,
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (disk, disk)),
         )
         assert process.returncode == expect, process.stdout + process.stderr
         return process
