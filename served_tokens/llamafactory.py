@@ -247,9 +247,9 @@ class Built:
 
 def all_built(its: TrainingSet):
     """Yield (token ids, labels) of each sample, int32 arrays, made over processes, a trajectory at a time."""
-    of_trajectory = zip(its.provenance["source"], its.provenance["trajectory"])
-    groups = itertools.groupby(enumerate(of_trajectory), key=lambda its: its[1])
-    positions = ([position for position, _ in group] for _, group in groups)
+    of_trajectory = [*zip(its.provenance["source"], its.provenance["trajectory"])]
+    groups = itertools.groupby(range(len(of_trajectory)), key=of_trajectory.__getitem__)
+    positions = ([*group] for _, group in groups)
     with progress(f"tokenize {its.name}", " samples", len(its.provenance)) as bar:
         for made in in_processes(functools.partial(_arrays, its.built), positions, os.cpu_count()):
             yield from made

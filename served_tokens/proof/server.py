@@ -96,9 +96,7 @@ def request_for(question: Question, reasoning_field: str | None, truth: Truth) -
     body = {"messages": [_sent(message, reasoning_field) for message in messages]}
     if trajectory.given.tools:
         body["tools"] = trajectory.given.tools
-    kwargs = dict(trajectory.template_kwargs)
-    if question.served_as == "no-thinking":
-        kwargs["enable_thinking"] = False
+    kwargs = trajectory.template_kwargs | ({"enable_thinking": False} if question.served_as == "no-thinking" else {})
     if kwargs:
         body["chat_template_kwargs"] = kwargs
     return body

@@ -162,9 +162,6 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def log_message(self, *arguments) -> None:
         pass
 
-    def do_HEAD(self) -> None:
-        self.do_GET()
-
     def do_GET(self) -> None:
         hub, path = self.server, self.path.partition("?")[0]
         sizes = {name: len(content) for name, content in hub.files.items()}
@@ -183,13 +180,15 @@ class Handler(http.server.BaseHTTPRequestHandler):
             files = [{"rfilename": name, "size": size} for name, size in sizes.items()]
             self.answer(200, json.dumps({"id": hub.data_set, "sha": COMMIT, "siblings": files}).encode())
 
+    do_HEAD = do_GET
+
     def answer_file(self, name: str) -> None:
         content, status = self.server.files[name], 200
         headers = {"X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes", "ETag": f'"{len(content)}"'}
         if self.headers.get("Range"):
             first, last = self.headers["Range"].removeprefix("bytes=").split("-")
-            size = len(content)
-            first, last = int(first), min(int(last or size), size - 1)
+            first, size = int(first), len(content)
+            last = min(int(last or size), size - 1)
             content, status = content[first : last + 1], 206
             headers["Content-Range"] = f"bytes {first}-{last}/{size}"
         self.answer(status, content, headers, name)
