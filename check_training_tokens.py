@@ -159,7 +159,6 @@ def html_file(text: str) -> Path:
 
 def show(sets: list[TrainingSet], place: tuple[int, int], tokenizer) -> None:
     """Print the samples that supervise a turn."""
-    sys.stdout.reconfigure(errors="backslashreplace")
     colour = wants_colour(sys.stdout, os.environ)
     for sample in samples_of_turn(sets, *place):
         print(terminal_view(sample, tokenizer.decode, set(tokenizer.added_tokens_decoder), colour))
@@ -226,7 +225,7 @@ def check_trees(sets: list[TrainingSet], found: list[Findings], row_tokens: int,
 
 def ask_server(sets: list[TrainingSet], truth: Truth, args: argparse.Namespace) -> list[str]:
     """Compare the prompts with those that a server makes, print the result, and say why not to train."""
-    asked, problems = server.connect(args.server), []
+    asked, problems = server.Server(args.server), []
     for its in sets:
         compared = server.compare_with_server(
             asked, its.provenance, its.built, args.max_turns, args.reasoning_field, truth

@@ -130,34 +130,35 @@ def _sent(message: dict, reasoning_field: str) -> dict:
 # ---------------------------------------------------------------- the server
 
 
-@dataclass(frozen=True)
 class Server:
-    """A server that answers: its address, and the name of its model."""
+    """The server at an address such as http://127.0.0.1:8000, with the name of its model; ends where there is none."""
 
-    url: str
-    client: httpx.Client
-    model: str = ""
+    def __init__(self, url: str, timeout: float = SECONDS):
+        self.url, headers = url.rstrip("/").removesuffix("/v1"), {"Content-Type": "application/json"}
+        if key := os.environ.get(API_KEY):
+            headers["Authorization"] = f"Bearer {key}"
+        try:
+            self.client = httpx.Client(base_url=self.url, timeout=timeout, headers=headers)
+            self.model = self.answer("GET", "/v1/models").json()["data"][0]["id"]
+        except (httpx.InvalidURL, ValueError, TypeError, LookupError):
+            is_one = f"is it an OpenAI-compatible server, with its API key, if it wants one, in {API_KEY}?"
+            raise SystemExit(f"{self.url}: lists no model at /v1/models; {is_one}") from None
 
-
-def connect(url: str, timeout: float = SECONDS) -> Server:
-    """The server at an address such as http://127.0.0.1:8000; ends with one line where there is none."""
-    url, headers = url.rstrip("/").removesuffix("/v1"), {"Content-Type": "application/json"}
-    if key := os.environ.get(API_KEY):
-        headers["Authorization"] = f"Bearer {key}"
-    try:
-        server = Server(url, httpx.Client(base_url=url, timeout=timeout, headers=headers))
-        return replace(server, model=_response(server, "GET", "/v1/models").json()["data"][0]["id"])
-    except (httpx.InvalidURL, ValueError, TypeError, LookupError):
-        is_one = f"is it an OpenAI-compatible server, with its API key, if it wants one, in {API_KEY}?"
-        raise SystemExit(f"{url}: lists no model at /v1/models; {is_one}") from None
+    def answer(self, method: str, path: str, body: dict | None = None) -> httpx.Response:
+        content = json.dumps(body, default=str)  # NaN is in some schemas, which httpx refuses
+        try:
+            return self.client.request(method, path, content=content if body else None)
+        except httpx.HTTPError as error:
+            why = f"{type(error).__name__}: {error}"
+            raise SystemExit(f"{self.url}: {path} is not answered ({why}); is the server up, and the address right?")
 
 
 def prompt_ids(server: Server, body: dict) -> list[int] | str:
     """The token ids that the model would be given for a request, or why the server refuses it, in its words."""
     ids, body = None, {"model": server.model, **body}
-    response = _response(server, "POST", RENDER, body)
+    response = server.answer("POST", RENDER, body)
     if response.status_code in NO_SUCH_PATH:
-        response = _response(server, "POST", CHAT, ONE_TOKEN | body)
+        response = server.answer("POST", CHAT, ONE_TOKEN | body)
     if response.is_error:
         return f"{response.status_code}: {response.text[:WORDS_KEPT]}"
     with contextlib.suppress(ValueError, AttributeError):
@@ -168,15 +169,6 @@ def prompt_ids(server: Server, body: dict) -> list[int] | str:
         knows = "a vLLM from 0.10.2 on or an SGLang that knows return_prompt_token_ids gives them"
         raise SystemExit(f"{server.url}: answers without the ids of the prompt; {knows}")
     return ids
-
-
-def _response(server: Server, method: str, path: str, body: dict | None = None) -> httpx.Response:
-    content = json.dumps(body, default=str)  # NaN is in some schemas, which httpx refuses
-    try:
-        return server.client.request(method, path, content=content if body else None)
-    except httpx.HTTPError as error:
-        why = f"{type(error).__name__}: {error}"
-        raise SystemExit(f"{server.url}: {path} is not answered ({why}); is the server up, and the address right?")
 
 
 # ---------------------------------------------------------------- the comparison
