@@ -66,8 +66,7 @@ class Part:
     """What a process tells of some rows."""
 
     learnt: Learnt = field(default_factory=Learnt)
-    lengths: dict = field(default_factory=dict)  # position of a sample -> its tokens as it is served
-    exact: list = field(default_factory=list)  # positions of samples
+    results: dict = field(default_factory=dict)  # position of a sample -> (its tokens as served, whether it is exact)
     answers: list = field(default_factory=list)  # an `Answer` of each turn
 
 
@@ -86,13 +85,11 @@ def check_dataset(found: Findings, provenance, built, truth: Truth) -> None:
     with progress(f"check {found.name}", " samples", len(provenance)) as bar:
         for part in in_processes(check, read_chunks([*readings], ROWS_AT_ONCE), os.cpu_count()):
             found.add(part.learnt)
-            for position, length in part.lengths.items():
-                found.lengths[position] = length
-            for position in part.exact:
-                found.exact[position] = 1
+            for position, (length, is_exact) in part.results.items():
+                found.lengths[position], found.exact[position] = length, is_exact
             for answer in part.answers:
                 note_answer(found, answers, answer)
-            bar.update(len(part.lengths))
+            bar.update(len(part.results))
     turns = set(found.supervised)
     for place in sorted(claims.keys() - {Place(source, row) for source, row, _ in turns}):
         raise SystemExit(
@@ -167,8 +164,8 @@ def _check_trajectory(part: Part, place: Place, raw, trajectory: Trajectory, sam
         if not set(turns) >= set(claim.turns):
             raise SystemExit(f"{where}: no such turn; name the file that step 1 read by --trajectories")
         learnt.supervised += [(*place, turn) for turn in claim.turns]
-        part.lengths[position] = len(trained["input_ids"])
-        learnt.tokens += len(trained["input_ids"])
+        length = len(trained["input_ids"])
+        learnt.tokens += length
         learnt.supervised_tokens += len(trained["labels"]) - trained["labels"].count(IGNORE_INDEX)
         records = [trajectory.given.recorded.get(turn) for turn in claim.turns]
         by_record = _is_as_recorded(learnt, trained, records)
@@ -184,10 +181,15 @@ def _check_trajectory(part: Part, place: Place, raw, trajectory: Trajectory, sam
         learnt.targets.update(len(target) for _, target in spans)
         if spans and by_record is None:
             expected = expected_sample(spans)
-            part.lengths[position] = len(expected["input_ids"])
+            length = len(expected["input_ids"])
             if expected != trained:
                 mismatch = mismatch_of(expected, trained, truth.tokenizer.decode)
-        _note_result(part, position, mismatch, where, truth.cutoff_len)
+        part.results[position] = length, mismatch is None
+        if mismatch and mismatch.at is not None and length > truth.cutoff_len:
+            learnt.cut += 1
+        elif mismatch:
+            learnt.kinds[mismatch.kind] += 1
+            learnt.mismatches.append((position, replace(mismatch, text=f"{where}: {mismatch.text}")))
         for turn, (prompt, target) in zip(claim.turns, texts):
             reasoning = messages[turn].get("reasoning_content", "")  # which not every target shows
             shown[turns.index(turn)] = prompt, f"{target}\0{reasoning}"
@@ -195,16 +197,6 @@ def _check_trajectory(part: Part, place: Place, raw, trajectory: Trajectory, sam
             part.answers.append(answer_of(prompt, target, turn == turns[-1], its_place))
     thinking = any(claim.served_as != "no-thinking" for claim in claims)
     check_reading(learnt, row, str(place), reading, trajectory, shown, thinking)
-
-
-def _note_result(part: Part, position: int, mismatch: Mismatch | None, where: str, cutoff_len: int) -> None:
-    if mismatch is None:
-        part.exact.append(position)
-    elif mismatch.at is not None and part.lengths[position] > cutoff_len:
-        part.learnt.cut += 1
-    else:
-        part.learnt.kinds[mismatch.kind] += 1
-        part.learnt.mismatches.append((position, replace(mismatch, text=f"{where}: {mismatch.text}")))
 
 
 def _is_as_recorded(learnt: Learnt, trained: dict, records: list) -> bool | None:

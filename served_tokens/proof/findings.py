@@ -28,7 +28,6 @@ class Learnt(Counts):
     recorded_turns: int = 0  # whose token ids a server recorded
     exact_by_record: int = 0
     rows_read_twice: int = 0  # by step 1 and by the check's own rules
-    rows_searched: int = 0  # for each of their texts, as these rules do not read them
     read_otherwise: int = 0  # rows
     kinds: Counter = field(default_factory=Counter)  # what differs -> samples
     reasons: Counter = field(default_factory=Counter)  # why it is set aside -> rows

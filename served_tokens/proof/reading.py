@@ -29,7 +29,6 @@ def check_reading(
         plain = plain_reading(row, reading.server_style)
     otherwise = []
     if plain is None:
-        learnt.rows_searched += 1
         _note_lost_texts(learnt, row, name, reading, turns, shown)
     else:
         learnt.rows_read_twice += 1

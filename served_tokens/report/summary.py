@@ -112,7 +112,7 @@ def print_findings(found: Findings, max_samples: int | None) -> None:
         exact, turns = found.exact_by_record, found.recorded_turns
         print(f"  {exact:>8} exact by record, of {turns} turns whose token ids a server recorded")
     same = found.rows_read_twice - found.read_otherwise
-    rows = many(found.rows_read_twice + found.rows_searched, "row")
+    rows = many(len(found.tasks), "row")
     print(f"  {same:>8} of {rows} with samples the check reads by its own rules too, with the same result")
     print(f"  the longest sample has {max(found.lengths, default=0)} tokens")
     for line in found.reasoned.lines():
