@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -78,8 +77,11 @@ def run_here(folder: Path, script: str, *arguments):
     """Run a script in this process, which costs no start of Python; returns what it exits with."""
     own = ["--num-proc", "1"] if script.startswith("step") else []
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    with pytest.MonkeyPatch.context() as patch, templates_as_shipped(script), pytest.raises(SystemExit) as end:
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as end:
         patch.chdir(folder)
+        if script == "check_training_tokens.py":  # which sets LlamaFactory's templates up in place
+            shipped = importlib.import_module("llamafactory.data.template")
+            patch.setattr(shipped, "TEMPLATES", copy.deepcopy(shipped.TEMPLATES))
         patch.setattr(sys, "argv", [script, *map(str, arguments), *own])
         importlib.import_module(script.removesuffix(".py")).main()
         sys.exit()
@@ -97,19 +99,6 @@ def parse_as_pasted(words: list[str]) -> None:
     config = training.read_config(words[at], words[at + 1 :])
     if str(ROOT / "check_training_tokens.py") not in words:
         assert words[0] == "FORCE_TORCHRUN=1" or not training.lacks_a_gpu(config)
-
-
-@contextmanager
-def templates_as_shipped(script: str):
-    """The check sets LlamaFactory's templates up in place."""
-    if script != "check_training_tokens.py":
-        yield
-        return
-    from llamafactory.data.template import TEMPLATES
-
-    before = copy.deepcopy(TEMPLATES)
-    yield
-    TEMPLATES.update(before)
 
 
 @pytest.fixture
@@ -172,11 +161,6 @@ def checked(pipeline, finished_check):
         return finished_check(name, "cutoff_len=100000", *overrides, expect=expect)
 
     return checked
-
-
-def interruptible() -> None:
-    """For preexec_fn: a shell lets what it starts in the background ignore Ctrl-C, and that is inherited."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def write_jsonl(path: Path, rows: list) -> Path:

@@ -18,7 +18,7 @@ from unittest import mock
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import HANGS, ROOT, assistant, interruptible, read_jsonl, user, write_jsonl
+from conftest import HANGS, ROOT, assistant, read_jsonl, user, write_jsonl
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -214,7 +214,8 @@ def start(folder, *arguments, script: str = STEP1) -> subprocess.Popen:
         stdout=subprocess.DEVNULL,
         text=True,
         start_new_session=True,
-        preexec_fn=interruptible,
+        # a shell lets what it starts in the background ignore Ctrl-C, and that is inherited
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
 
 
