@@ -223,10 +223,8 @@ class ParquetRows:
 class Built:
     """The samples of a data set as LlamaFactory makes them, each when it is asked for: {"input_ids", "labels"}.
 
-    Args:
-        samples: as step 2 wrote them, a sequence of dicts.
-        attributes: what LlamaFactory reads of the data set in dataset_info.json.
-        parts: its tokenizer, processor of other media, and template.
+    samples: as step 2 wrote them, a sequence of dicts. attributes: what LlamaFactory reads of the data set in
+    dataset_info.json. parts: its tokenizer, processor of other media, and template.
     """
 
     def __init__(self, samples, attributes, parts: dict, data_args):

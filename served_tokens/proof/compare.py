@@ -73,11 +73,8 @@ class Part:
 def check_dataset(found: Findings, provenance, built, truth: Truth) -> None:
     """Compare each sample with its turns, over processes, and note what is found.
 
-    Of a data set for evaluation, only trajectories that have samples count.
-
-    Args:
-        provenance, built: two data sets with the same rows, what step 2 says of the samples and what LlamaFactory
-            made of them.
+    Of a data set for evaluation, only trajectories that have samples count. provenance, built: two data sets with the
+    same rows, what step 2 says of the samples and what LlamaFactory made of them.
     """
     claims, readings = claims_of(provenance, truth.trajectories)
     samples = Samples(built=built, claims=claims, readings=readings, why=reasons_of(found.path, truth.trajectories))

@@ -36,8 +36,7 @@ class Checked:
 def report_page(checked: Checked, samples: list[ShownSample], decode, special: set[int]) -> str:
     """The HTML page, whose viewer holds these samples.
 
-    Args:
-        decode: decode(token ids) -> text; special: ids of the tokens that mark structure.
+    decode: decode(token ids) -> text; special: ids of the tokens that mark structure.
     """
     options = {"autoescape": True, "undefined": jinja2.StrictUndefined, "trim_blocks": True, "finalize": _shown}
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(HERE), **options)
