@@ -105,7 +105,7 @@ def test_default_output_has_the_name_of_its_input_and_the_shipped_files_name_tha
         assert said.endswith("qwen3_full_sft.yaml dataset=mine_samples\n")
         assert len(read_samples(tmp_path / "mine_samples")) == 4
     assert [*json.loads((tmp_path / "dataset_info.json").read_text())] == ["mine_samples"]
-    output = default_output("data/envscaler_plain.jsonl")
+    output = default_output("data/envscaler_plain.jsonl", "_samples")
     assert f"\ndataset: {output.name}\n" in (ROOT / "qwen3_full_sft.yaml").read_text(encoding="utf-8")
     entries = json.loads((ROOT / "dataset_info.json").read_text(encoding="utf-8"))
     assert {name: entry["file_name"] for name, entry in entries.items()} == {

@@ -68,7 +68,7 @@ def test_tasks_are_held_out_as_a_split_and_long_samples_are_left_out(ids, check,
     reasons = {line["turn"]: line["reason"] for line in read_jsonl(tmp_path / "ids.left_out.jsonl")}
     assert reasons == {6: "their sample does not fit in --cutoff-len", 1: "they are held out, to be evaluated"}
     said = check("--trees", "--report", "page.html")
-    assert "PASSED: 3 of 3 samples are exact" in said and "validation: 1 rows of token trees" in said
+    assert "PASSED: 3 of 3 samples are exact" in said and "validation: 1 row of token trees" in said
     assert "⟦<think>\nlook it up" in check("--show", "0:2")
 
 
@@ -109,7 +109,6 @@ def test_token_ids_that_are_not_those_of_step_2_are_caught(ids, check, tmp_path,
 @pytest.mark.parametrize(
     "options, why",
     [
-        ((), "--tokens writes no alpaca samples; name an OUTPUT for them"),
         (("ids.parquet",), "ids.parquet: unknown file type '.parquet'; known are none"),
         (("ids", "--tokenizer", "m"), "drop --tokenizer and --dataset-…"),
         (("there",), "there: holds more than Parquet files of these scripts; name another folder"),
