@@ -159,7 +159,6 @@ def html_file(text: str) -> Path:
 
 def show(sets: list[TrainingSet], place: tuple[int, int], tokenizer) -> None:
     """Print the samples that supervise a turn."""
-    sys.stdout.reconfigure(errors="backslashreplace")
     colour = wants_colour(sys.stdout, os.environ)
     for sample in samples_of_turn(sets, *place):
         print(terminal_view(sample, tokenizer.decode, set(tokenizer.added_tokens_decoder), colour))
@@ -172,10 +171,9 @@ def wants_colour(stream, environment) -> bool:
 
 def check_sets(sets: list[TrainingSet], truth: Truth, data_args) -> tuple[list[Findings], list[str]]:
     """(what is found in each data set, why the training is not to start)"""
-    trained, found, problems = Counter(), [], []
-    tasks = {True: set(), False: set()}  # that are trained on, that are evaluated
+    found, problems = [], []
     for its in sets:
-        trains, size = its.trains, len(its.provenance)
+        size = len(its.provenance)
         settings = f"served as {', '.join(sorted(set(its.provenance['served_as'])))}; "
         if data_args.tokenized_path:
             settings += "token ids as they are in tokenized_path"
@@ -184,16 +182,24 @@ def check_sets(sets: list[TrainingSet], truth: Truth, data_args) -> tuple[list[F
             settings += f"cutoff_len {data_args.cutoff_len}"
         if data_args.max_samples is not None:
             settings += f", max_samples {data_args.max_samples}"
-        findings = Findings(its.name, trains, settings, array("q", [0]) * size, bytearray(size), its.path, its.total)
-        checked = check_dataset(findings, its.path, its.provenance, its.built, truth)
+        findings = Findings(
+            name=its.name,
+            trains=its.trains,
+            settings=settings,
+            lengths=array("q", [0]) * size,
+            exact=bytearray(size),
+            path=its.path,
+            total=its.total,
+        )
+        check_dataset(findings, its.provenance, its.built, truth)
         found.append(findings)
-        tasks[trains] |= checked.tasks
-        trained.update(checked.supervised if trains else ())
         problems += [f"{its.name}: {problem}" for problem in problems_of(findings, its, truth, data_args)]
         print_findings(findings, data_args.max_samples)
+    trained = Counter(turn for one in found if one.trains for turn in one.supervised)
     if repeated := sum(times > 1 for times in trained.values()):
         problems.append(f"{many(repeated, 'turn is', 'turns are')} trained more than once")
-    if both := tasks[True] & tasks[False]:
+    evaluated = {task for one in found if not one.trains for task in one.tasks}
+    if both := evaluated.intersection(task for one in found if one.trains for task in one.tasks):
         shared = many(len(both), "task is", "tasks are")
         problems.append(f"{shared} both trained on and evaluated; hold them out by step 2 --val-ratio")
     return found, problems
@@ -219,7 +225,7 @@ def check_trees(sets: list[TrainingSet], found: list[Findings], row_tokens: int,
 
 def ask_server(sets: list[TrainingSet], truth: Truth, args: argparse.Namespace) -> list[str]:
     """Compare the prompts with those that a server makes, print the result, and say why not to train."""
-    asked, problems = server.connect(args.server), []
+    asked, problems = server.Server(args.server), []
     for its in sets:
         compared = server.compare_with_server(
             asked, its.provenance, its.built, args.max_turns, args.reasoning_field, truth

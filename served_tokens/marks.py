@@ -37,7 +37,7 @@ class Counts:
 
     def add(self, other: "Counts") -> None:
         """Count what another one of this kind has counted of other rows."""
-        for name in (its.name for its in fields(self)):
+        for name in (its.name for its in fields(other)):
             mine, more = getattr(self, name), getattr(other, name)
             if isinstance(mine, Counts):
                 mine.add(more)
