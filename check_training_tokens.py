@@ -171,8 +171,7 @@ def wants_colour(stream, environment) -> bool:
 
 def check_sets(sets: list[TrainingSet], truth: Truth, data_args) -> tuple[list[Findings], list[str]]:
     """(what is found in each data set, why the training is not to start)"""
-    trained, found, problems = Counter(), [], []
-    tasks = {True: set(), False: set()}  # that are trained on, that are evaluated
+    found, problems = [], []
     how = f"template {data_args.template}, mask_history {str(data_args.mask_history).lower()}, "
     how += f"cutoff_len {data_args.cutoff_len}"
     if data_args.tokenized_path:
@@ -180,18 +179,25 @@ def check_sets(sets: list[TrainingSet], truth: Truth, data_args) -> tuple[list[F
     if data_args.max_samples is not None:
         how += f", max_samples {data_args.max_samples}"
     for its in sets:
-        trains, size = its.trains, len(its.provenance)
-        settings = f"served as {', '.join(sorted(set(its.provenance['served_as'])))}; {how}"
-        findings = Findings(its.name, trains, settings, array("q", [0]) * size, bytearray(size), its.path, its.total)
-        checked = check_dataset(findings, its.path, its.provenance, its.built, truth)
+        size = len(its.provenance)
+        findings = Findings(
+            name=its.name,
+            trains=its.trains,
+            settings=f"served as {', '.join(sorted(set(its.provenance['served_as'])))}; {how}",
+            lengths=array("q", [0]) * size,
+            exact=bytearray(size),
+            path=its.path,
+            total=its.total,
+        )
+        check_dataset(findings, its.provenance, its.built, truth)
         found.append(findings)
-        tasks[trains] |= checked.tasks
-        trained.update(checked.supervised if trains else ())
         problems += [f"{its.name}: {problem}" for problem in problems_of(findings, its, truth, data_args)]
         print_findings(findings, data_args.max_samples)
+    trained = Counter(turn for one in found if one.trains for turn in one.supervised)
     if repeated := sum(times > 1 for times in trained.values()):
         problems.append(f"{many(repeated, 'turn is', 'turns are')} trained more than once")
-    if both := tasks[True] & tasks[False]:
+    evaluated = {task for one in found if not one.trains for task in one.tasks}
+    if both := evaluated.intersection(task for one in found if one.trains for task in one.tasks):
         shared = many(len(both), "task is", "tasks are")
         problems.append(f"{shared} both trained on and evaluated; hold them out by step 2 --val-ratio")
     return found, problems
@@ -217,7 +223,7 @@ def check_trees(sets: list[TrainingSet], found: list[Findings], row_tokens: int,
 
 def ask_server(sets: list[TrainingSet], truth: Truth, args: argparse.Namespace) -> list[str]:
     """Compare the prompts with those that a server makes, print the result, and say why not to train."""
-    asked, problems = server.connect(args.server), []
+    asked, problems = server.Server(args.server), []
     for its in sets:
         how = args.max_turns, args.reasoning_field, truth
         compared = server.compare_with_server(asked, its.provenance, its.built, *how)

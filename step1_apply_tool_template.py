@@ -97,15 +97,10 @@ def reading_of(args: argparse.Namespace) -> Reading:
     return Reading(**{its.name: getattr(args, its.name) for its in fields(Reading)})
 
 
-def is_on_hub(source: str) -> bool:
-    """Whether INPUT is the id of a data set, and not a file."""
-    return hub.is_data_set(source) and not read.format_of(source) and not Path(source).exists()
-
-
 def default_output(source: str) -> Path:
     """INPUT's name with SUFFIX, beside it, a .json file where it is one, else .jsonl; of a data set in ./data."""
     path, kind = Path(source), read.format_of(source) or ""
-    if is_on_hub(source):
+    if hub.is_data_set(source):
         path = ROOT / "data" / source.partition("@")[0].rpartition("/")[2]
     elif path.is_dir():
         path, kind = path if path.name.strip(".") else path.resolve(), ""
@@ -114,7 +109,7 @@ def default_output(source: str) -> Path:
 
 def input_files(source: str, pattern: str | None) -> list[str]:
     """The files behind INPUT, or the addresses of those that hold trajectories in a data set of the Hub."""
-    if is_on_hub(source):
+    if hub.is_data_set(source):
         return hub.download_trajectories(source, pattern, holds_conversation)
     if pattern:
         raise SystemExit(f"{source}: is no Hugging Face data set id; --file chooses among the files of one")

@@ -72,8 +72,8 @@ def settings_beyond_the_samples(data_args) -> list[str]:
     """What is wrong with settings that act after the samples are built, where comparing samples cannot show it."""
     from llamafactory.data.template import TEMPLATES
 
-    problems = []
-    if data_args.template in TEMPLATES and TEMPLATES[data_args.template].replace_jinja_template:
+    problems, template = [], TEMPLATES.get(data_args.template)
+    if template and template.replace_jinja_template:
         problems.append(f"template {data_args.template} puts a chat template of its own into the trained model")
     if len(data_args.dataset or []) > 1 and data_args.mix_strategy != "concat":
         problems.append(f"mix_strategy {data_args.mix_strategy} draws some samples more than once, or not at all")
@@ -103,11 +103,7 @@ def use_the_hub_if_it_answers() -> None:
 
 
 def for_the_check(data_args, max_samples: int | None):
-    """The data arguments by which the samples are built one by one, as they are before packing.
-
-    Args:
-        max_samples: of each data set, in place of the YAML's.
-    """
+    """The data arguments by which samples are built before packing; max_samples: of each data set, not the YAML's."""
     data_args = copy.copy(data_args)
     data_args.packing = data_args.neat_packing = data_args.streaming = False
     if data_args.tokenized_path is not None and not Path(data_args.tokenized_path).exists():
@@ -119,20 +115,14 @@ def for_the_check(data_args, max_samples: int | None):
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """A data set of the YAML.
-
-    path: its file, or folder of files. trains: else it is for evaluation.
-    provenance: a table of what step 2 says of each sample, less those behind max_samples.
-    built: the samples as LlamaFactory makes them, see `Built`; of `tokenized_path` those that it loads.
-    total: how many samples it holds.
-    """
+    """A data set of the YAML."""
 
     name: str
-    path: Path
-    provenance: object
-    built: object
-    total: int
-    trains: bool = True
+    path: Path  # its file, or folder of files
+    provenance: object  # a table of what step 2 says of each sample, less those behind max_samples
+    built: object  # the samples as LlamaFactory makes them; of `tokenized_path` those that it loads
+    total: int  # how many samples it holds
+    trains: bool = True  # else it is for evaluation
 
 
 def training_sets(model_args, data_args, training_args) -> tuple[list[TrainingSet], Tokens]:
@@ -208,23 +198,20 @@ class ParquetRows:
         import pyarrow.parquet as pq
 
         self.files, self.column_names = files, pq.read_schema(files[0]).names
-        self.groups, self.size, self.held = [], 0, None  # (first row, file, its row group) of each; (first row, table)
+        self.groups, self.starts = [], [0]  # (file, number in it) of each row group; its first row, last the end
         for file in files:
             metadata = pq.read_metadata(file)
             for group in range(metadata.num_row_groups):
-                self.groups.append((self.size, file, group))
-                self.size += metadata.row_group(group).num_rows
+                self.groups.append((file, group))
+                self.starts.append(self.starts[-1] + metadata.row_group(group).num_rows)
+        self.table_of = functools.lru_cache(1)(lambda file, group: pq.ParquetFile(file).read_row_group(group))
 
     def __len__(self) -> int:
-        return self.size
+        return self.starts[-1]
 
     def __getitem__(self, position: int) -> dict:
-        first, file, group = self.groups[bisect.bisect(self.groups, position, key=lambda its: its[0]) - 1]
-        if self.held is None or self.held[0] != first:
-            import pyarrow.parquet as pq
-
-            self.held = first, pq.ParquetFile(file).read_row_group(group)
-        return self.held[1].slice(position - first, 1).to_pylist()[0]
+        at = bisect.bisect(self.starts, position) - 1
+        return self.table_of(*self.groups[at]).slice(position - self.starts[at], 1).to_pylist()[0]
 
     def select_columns(self, names: list[str]):
         import pyarrow.parquet as pq
@@ -236,10 +223,8 @@ class ParquetRows:
 class Built:
     """The samples of a data set as LlamaFactory makes them, each when it is asked for: {"input_ids", "labels"}.
 
-    Args:
-        samples: as step 2 wrote them, a sequence of dicts.
-        attributes: what LlamaFactory reads of the data set in dataset_info.json.
-        parts: its tokenizer, processor of other media, and template.
+    samples: as step 2 wrote them, a sequence of dicts. attributes: what LlamaFactory reads of the data set in
+    dataset_info.json. parts: its tokenizer, processor of other media, and template.
     """
 
     def __init__(self, samples, attributes, parts: dict, data_args):
@@ -260,9 +245,9 @@ class Built:
 
 def all_built(its: TrainingSet):
     """Yield (token ids, labels) of each sample, int32 arrays, made over processes, a trajectory at a time."""
-    of_trajectory = zip(its.provenance["source"], its.provenance["trajectory"])
-    groups = itertools.groupby(enumerate(of_trajectory), key=lambda its: its[1])
-    positions = ([position for position, _ in group] for _, group in groups)
+    of_trajectory = [*zip(its.provenance["source"], its.provenance["trajectory"])]
+    groups = itertools.groupby(range(len(of_trajectory)), key=of_trajectory.__getitem__)
+    positions = ([*group] for _, group in groups)
     with progress(f"tokenize {its.name}", " samples", len(its.provenance)) as bar:
         for made in in_processes(functools.partial(_arrays, its.built), positions, os.cpu_count()):
             yield from made

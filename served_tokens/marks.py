@@ -37,7 +37,7 @@ class Counts:
 
     def add(self, other: "Counts") -> None:
         """Count what another one of this kind has counted of other rows."""
-        for name in (its.name for its in fields(self)):
+        for name in (its.name for its in fields(other)):
             mine, more = getattr(self, name), getattr(other, name)
             if isinstance(mine, Counts):
                 mine.add(more)
@@ -97,17 +97,6 @@ def says(value) -> bool:
     if isinstance(value, list):
         return any(map(says, value))
     return value is not None and value != ""
-
-
-def map_texts(value, change):
-    """A JSON value with change(text) for each text in it, keys too."""
-    if isinstance(value, str):
-        return change(value)
-    if isinstance(value, list):
-        return [map_texts(item, change) for item in value]
-    if isinstance(value, dict):
-        return {map_texts(key, change): map_texts(item, change) for key, item in value.items()}
-    return value
 
 
 def remembering(encode, characters: int = 1 << 22):

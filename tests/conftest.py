@@ -2,13 +2,12 @@ import copy
 import importlib
 import json
 import os
+import resource
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
 import tempfile
-from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -39,19 +38,6 @@ for profile, examples in (("suite", 250), ("fuzz", 2000)):
 settings.load_profile("suite")  # --hypothesis-profile=fuzz takes its place
 
 
-NEEDED = {  # by tests of these files: program, Debian packages
-    "test_page.py": ("chromium", "chromium"),
-    "test_training_on_trees.py": ("gcc", "build-essential python3-dev"),
-}
-
-
-def pytest_collection_finish(session):
-    """End with one line where a program is missing that the chosen tests need."""
-    needed = [NEEDED[name] for name in {item.path.name for item in session.items} & NEEDED.keys()]
-    if missing := sorted({packages for program, packages in needed if not shutil.which(program)}):
-        pytest.exit(f"these tests need: apt-get install {' '.join(missing)}", returncode=2)
-
-
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("tiny_qwen3")
@@ -68,10 +54,10 @@ def tokenizer():
 def process(tmp_path):
     """process("script.py", *arguments, expect=0, **environment) -> the finished process, with its output as text.
 
-    In a folder of its own, as `run`.
+    In a folder of its own, as `run`; disk: bytes over which no file can grow, as where a disk is full.
     """
 
-    def process(script: str, *arguments, expect: int = 0, **environment):
+    def process(script: str, *arguments, expect: int = 0, disk: int = resource.RLIM_INFINITY, **environment):
         process = subprocess.run(
             [sys.executable, str(ROOT / script), *map(str, arguments)],
             cwd=tmp_path,
@@ -79,6 +65,7 @@ def process(tmp_path):
             text=True,
             env={**os.environ, **environment},
             timeout=HANGS,
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (disk, disk)),
         )
         assert process.returncode == expect, process.stdout + process.stderr
         return process
@@ -90,8 +77,11 @@ def run_here(folder: Path, script: str, *arguments):
     """Run a script in this process, which costs no start of Python; returns what it exits with."""
     own = ["--num-proc", "1"] if script.startswith("step") else []
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    with pytest.MonkeyPatch.context() as patch, templates_as_shipped(script), pytest.raises(SystemExit) as end:
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as end:
         patch.chdir(folder)
+        if script == "check_training_tokens.py":  # which sets LlamaFactory's templates up in place
+            shipped = importlib.import_module("llamafactory.data.template")
+            patch.setattr(shipped, "TEMPLATES", copy.deepcopy(shipped.TEMPLATES))
         patch.setattr(sys, "argv", [script, *map(str, arguments), *own])
         importlib.import_module(script.removesuffix(".py")).main()
         sys.exit()
@@ -109,19 +99,6 @@ def parse_as_pasted(words: list[str]) -> None:
     config = training.read_config(words[at], words[at + 1 :])
     if str(ROOT / "check_training_tokens.py") not in words:
         assert words[0] == "FORCE_TORCHRUN=1" or not training.lacks_a_gpu(config)
-
-
-@contextmanager
-def templates_as_shipped(script: str):
-    """The check sets LlamaFactory's templates up in place."""
-    if script != "check_training_tokens.py":
-        yield
-        return
-    from llamafactory.data.template import TEMPLATES
-
-    before = copy.deepcopy(TEMPLATES)
-    yield
-    TEMPLATES.update(before)
 
 
 @pytest.fixture
@@ -184,11 +161,6 @@ def checked(pipeline, finished_check):
         return finished_check(name, "cutoff_len=100000", *overrides, expect=expect)
 
     return checked
-
-
-def interruptible() -> None:
-    """For preexec_fn: a shell lets what it starts in the background ignore Ctrl-C, and that is inherited."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def write_jsonl(path: Path, rows: list) -> Path:

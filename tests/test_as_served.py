@@ -5,7 +5,7 @@ import unicodedata
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import GOLDEN, ROOT, assistant, call, golden, read_jsonl, tool, user, write_jsonl
+from conftest import GOLDEN, ROOT, assistant, golden, read_jsonl, tool, user, write_jsonl
 from reading_rows import served_text
 from recorded import ECHOED_BY_SGLANG, ECHOED_BY_VLLM, SGLANG, VLLM
 
@@ -162,33 +162,6 @@ def test_a_recorded_prompt_of_an_echoing_agent_comes_out_the_same(steps, check, 
 
 
 # ---------------------------------------------------------------- --server-style
-
-
-PARTS = [{"type": "text", "text": text} for text in ("a", "", "b")]
-ODD_TOOL = {
-    "function": {"parameters": {"type": "dict"}, "name": "f", "x": 1, "strict": None},
-    "type": "function",
-    "y": 2,
-}
-IGNORED = ("--ignore-key", "x", "--ignore-key", "y")  # keys that SGLang does not show
-
-
-def odd_row() -> dict:
-    turn = assistant("", "r", [call("f", '{"n": 18446744073709551615}')])
-    return {"messages": [user(PARTS), turn, tool("o"), assistant("done")], "tools": [ODD_TOOL]}
-
-
-def test_tools_parts_and_arguments_are_those_of_the_style_and_the_check_follows_it(steps, check, tmp_path):
-    [_, prompt] = steps([odd_row()], *OF_SGLANG, *IGNORED).values()
-    function = '{"parameters": {"type": "object"}, "name": "f", "description": null}'
-    assert f'<tools>\n{{"type": "function", "function": {function}, "defer_loading": null}}\n</tools>' in prompt
-    assert "<|im_start|>user\na  b<|im_end|>" in prompt
-    assert '{"name": "f", "arguments": {"n": 18446744073709551615}}' in prompt
-    told = read_jsonl(tmp_path / "plain.jsonl")[0]["served"]["reading"]
-    assert told.items() >= {"server_style": "sglang", "echo": "none", "ignore_keys": ["x", "y"]}.items()
-    samples = pq.read_table(tmp_path / "samples.parquet").to_pylist()
-    assert [json.loads(sample["reading"]) for sample in samples] == [told] * 2
-    assert EXACT(2) in check("samples", "template=qwen3_nothink")
 
 
 def test_tools_that_are_printed_otherwise_are_counted_and_named(run, tmp_path):

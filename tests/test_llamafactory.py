@@ -4,7 +4,7 @@ import contextlib
 import io
 
 import pytest
-from conftest import ROOT, golden, write_jsonl
+from conftest import ROOT, golden
 from llamafactory.data import get_dataset, get_template_and_fix_tokenizer
 from llamafactory.model import load_tokenizer
 
@@ -46,22 +46,10 @@ def arguments(tiny_model, tmp_path):
     return arguments
 
 
-@pytest.fixture
-def samples(run, tmp_path):
-    """samples(name, *step 2's options): the golden cases as a data set in tmp_path"""
-    write_jsonl(tmp_path / "rows.jsonl", golden())
-
-    def samples(name: str, *options) -> None:
-        run("step1_apply_tool_template.py", "rows.jsonl", "plain.jsonl")
-        run("step2_to_alpaca_mask_history.py", "plain.jsonl", name, "--dataset-dir", ".", *options)
-
-    return samples
-
-
 @pytest.mark.parametrize("setting", SETTINGS)
-def test_each_sample_is_what_the_loader_makes_of_it(setting, samples, arguments):
+def test_each_sample_is_what_the_loader_makes_of_it(setting, pipeline, arguments):
     options, overrides = SETTINGS[setting]
-    samples("samples", *options)
+    pipeline(golden(), *options, suffix="")
     [its], _ = llamafactory.training_sets(*arguments("dataset=samples", *overrides))
     built = [its.built[position] for position in range(len(its.provenance))]
     assert built == loaded(arguments("dataset=samples", *overrides), "samples")
@@ -71,10 +59,10 @@ def test_each_sample_is_what_the_loader_makes_of_it(setting, samples, arguments)
     assert of_processes == built
 
 
-def test_several_data_sets_are_built_each_by_itself_those_for_evaluation_last(samples, arguments):
-    samples("one")
-    samples("two.jsonl")
-    samples("three.json", *TEMPLATE)
+def test_several_data_sets_are_built_each_by_itself_those_for_evaluation_last(pipeline, arguments):
+    pipeline(golden(), name="one")
+    pipeline(golden(), name="two", suffix=".jsonl")
+    pipeline(golden(), *TEMPLATE, name="three", suffix=".json")
     settings = "dataset=two,one", "eval_dataset=three", "val_size=0.0"
     sets, _ = llamafactory.training_sets(*arguments(*settings))
     assert [its.name for its in sets] == ["two", "one", "three"]
@@ -83,8 +71,8 @@ def test_several_data_sets_are_built_each_by_itself_those_for_evaluation_last(sa
         assert built == loaded(arguments(*settings), its.name)
 
 
-def test_a_loader_that_makes_other_samples_ends_the_run(samples, arguments, monkeypatch):
-    samples("samples")
+def test_a_loader_that_makes_other_samples_ends_the_run(pipeline, arguments, monkeypatch):
+    pipeline(golden())
     monkeypatch.setattr(llamafactory.Built, "__getitem__", lambda built, position: {"input_ids": [1], "labels": [1]})
     with pytest.raises(SystemExit, match="LlamaFactory's loader makes other samples"):
         llamafactory.training_sets(*arguments("dataset=samples"))

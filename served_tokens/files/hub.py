@@ -15,8 +15,8 @@ LOOKED_AT = 1 << 14  # bytes of a file read at a time until its first row is who
 
 
 def is_data_set(source: str) -> bool:
-    """Whether this is how a data set is named: ID or ID@REVISION."""
-    return DATA_SET.fullmatch(source) is not None
+    """Whether this is the ID or ID@REVISION of a data set, and not a file."""
+    return DATA_SET.fullmatch(source) is not None and not format_of(source) and not Path(source).exists()
 
 
 def download_trajectories(source: str, pattern: str | None, is_of_trajectories) -> list[str]:

@@ -37,23 +37,16 @@ TOO_DEEP = "the row is nested too deeply"
 class Work:
     """What is done with rows.
 
-    convert: convert(row, place) -> (counts, [(stream, row), …]); it raises TrajectoryError where the row is to be set
-        aside. A stream is of the rows that go into one output: "" of the converted ones, REJECTS of those set aside.
-    counts: the class of the counts.
-    outputs: {stream: the file or folder for its rows}
-    folder: a work folder; in it is a folder for each output, with its parts.
-    schema: of outputs that are Parquet.
-    strict: stop at the first row that is to be set aside.
-    loads: what reads the JSON of a line.
+    A stream is of the rows that go into one output: "" of the converted ones, REJECTS of those set aside.
     """
 
-    convert: Callable
+    convert: Callable  # convert(row, place) -> (counts, [(stream, row), …]); TrajectoryError sets the row aside
     counts: type[Counts]
-    outputs: dict[str, Path]
-    folder: Path
-    schema: object = None
-    strict: bool = False
-    loads: Callable = json.loads
+    outputs: dict[str, Path]  # {stream: the file or folder for its rows}
+    folder: Path  # a work folder; in it is a folder for each output, with its parts
+    schema: object = None  # of outputs that are Parquet
+    strict: bool = False  # stop at the first row that is to be set aside
+    loads: Callable = json.loads  # what reads the JSON of a line
 
     def finish(self, stream: str) -> Path | None:
         """Give an output its name, and return it. Where it has no rows, the file of an earlier run goes."""
@@ -67,17 +60,13 @@ class Work:
 
 @dataclass
 class Totals(Counts):
-    """What comes of rows.
+    """What comes of rows."""
 
-    counts: what `convert` counts of them. rows_in: how many were read; set_aside: how many of these are set aside.
-    reasons: {why, with # for each number: rows set aside}; unread: {key that nobody reads: rows set aside for it}.
-    """
-
-    counts: Counts
+    counts: Counts  # what `convert` counts of them
     rows_in: int = 0
     set_aside: int = 0
-    reasons: Counter = field(default_factory=Counter)
-    unread: Counter = field(default_factory=Counter)
+    reasons: Counter = field(default_factory=Counter)  # why, with # for each number -> rows set aside
+    unread: Counter = field(default_factory=Counter)  # key that nobody reads -> rows set aside for it
 
 
 def convert_files(sources: list[str], work: Work, num_proc: int, desc: str) -> Totals:

@@ -125,9 +125,7 @@ def progress(desc: str, unit: str = " rows", total: int | None = None):
 def read_chunks(sources: list[str], rows: int = CHUNK_ROWS, opened=open_data):
     """Yield the rows of files, in order, as lists of (place, raw); raw is the bytes of a line, or a parsed value.
 
-    Args:
-        rows: in a list.
-        opened: opened(source) -> the file that is open for reading.
+    rows: the most of a list; opened: opened(source) -> the file that is open for reading.
     """
     for source in sources:
         try:

@@ -56,9 +56,8 @@ def read_chat_template(name: str) -> ChatTemplate:
 def load_chat_template(template: ChatTemplate, kwargs: str = "{}"):
     """render(messages, tools, add_generation_prompt=False, **variables) -> str; made once in each process.
 
-    A template that is not trusted is rendered in Jinja's sandbox, as transformers does
-    (utils/chat_template_utils.py), without the import of transformers. render raises TrajectoryError, and so does this
-    where the template refuses these kwargs, the chat_template_kwargs of requests as JSON.
+    A template that is not trusted is rendered in Jinja's sandbox, as transformers does, without the import of it.
+    render raises TrajectoryError, and so does this where the template refuses the kwargs, those of requests as JSON.
     """
     make = jinja2.Environment if template.trusted else jinja2.sandbox.ImmutableSandboxedEnvironment
     environment = make(trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, jinja2.ext.loopcontrols])

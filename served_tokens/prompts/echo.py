@@ -22,31 +22,12 @@ NAME = re.compile(r'"name"\s*:\s*"([^"]+)"')
 ARGUMENTS = re.compile(r'"arguments"\s*:\s*(.*)', re.DOTALL)
 
 
-def echoed_history(messages: list[dict], targets: dict[int, str], echo: str, tools: list[dict] | None) -> list[dict]:
-    """The messages with each turn k in `targets` as the server's answer to it, handed to the chat template again.
-
-    Args:
-        messages, tools: as `read_trajectory` returns them.
-        targets: what the model writes at turn k after a generation prompt that opens no think block, by k.
-        echo: one of ECHOES.
-    That is the `template` history; `without_reasoning` of it is what an agent sends that sends no reasoning back. A
-    turn stays that the server refuses when it comes back; `refused` is then why there is no prompt behind it.
-    """
-    history, names = list(messages), [tool["function"]["name"] for tool in tools or ()]
-    for k, target in targets.items():
-        try:
-            history[k] = answer_sent_back(target, echo, names)
-        except TrajectoryError as error:
-            history[k] = {**messages[k], "refused": f"the server refuses an answer before them: {error}"}
-    return history
-
-
 def answer_sent_back(target: str, echo: str, names: list[str]) -> dict:
     """A past turn as the chat template gets it; arguments are objects, which vLLM makes of all others too.
 
     Args:
-        target: what the model wrote.
-        echo: one of ECHOES.
+        target: what the model wrote after a generation prompt that opens no think block.
+        echo: one of ECHOES, but none.
         names: of the tools that the request offers; without any, a call is text.
     Raises TrajectoryError where the server refuses the answer when it comes back.
     """
@@ -71,7 +52,7 @@ def answer_sent_back(target: str, echo: str, names: list[str]) -> dict:
 
 def _whole_calls(content: str) -> tuple[str, list]:
     """(content before the calls, [(name, arguments)]) for vLLM; where one call is broken, none is parsed."""
-    read = [_read(match[1]) for match in CALLS.finditer(content)]
+    read = [_read(call) for call in CALLS.findall(content)]
     if not all(isinstance(its, dict) and isinstance(its.get("name"), str) and "arguments" in its for its in read):
         return content, []
     calls = [(its["name"], its["arguments"]) for its in read]
@@ -83,11 +64,10 @@ def _streamed_calls(content: str) -> tuple[str, list]:
     """The same of a stream, which is read while it comes: a call counts once it has a name, whole or not."""
     before, opened, _ = content.partition(CALL)
     calls = []
-    for match in CALLS.finditer(content):
-        call, name = match[1].strip(), NAME.search(match[1])
+    for call in map(str.strip, CALLS.findall(content)):
+        name, arguments = NAME.search(call), ARGUMENTS.search(call)
         if not name:
             break
-        arguments = ARGUMENTS.search(call)
         sent = arguments[1] if arguments else ""
         if _read(call) is not None:  # else the bracket that closes the call was sent before anybody knew
             sent = sent.removesuffix("}")

@@ -2,25 +2,24 @@
 
 import functools
 import itertools
+import json
 from dataclasses import dataclass
 
-from served_tokens.marks import BLOCK_START, TrajectoryError, map_texts
+from served_tokens.marks import BLOCK_START, TrajectoryError
 from served_tokens.prompts.chat_template import QUERY, RENDERS_KEPT, split_blocks
-from served_tokens.prompts.echo import echoed_history
+from served_tokens.prompts.echo import answer_sent_back
 
+MARK, HIDDEN = "<|im_", "<|im+"  # how the marks of ChatML begin, and what hides them: as long, so offsets stay right
 NO_QUERY = "the chat template renders this turn without a think block, as no user query comes before it"
 
 
 @dataclass
 class Rendered:
-    """A trajectory as the chat template shows it.
-
-    plain, turns: see `apply_chat_template`.
-    prompts: {"drop": {turn: the texts of the blocks before it, as its served prompt shows them}, "template": …}.
-    """
+    """A trajectory as the chat template shows it; for plain and turns see `apply_chat_template`."""
 
     plain: list[dict]
     turns: list[dict]
+    # {"drop": {turn: the texts of the blocks before it, as its served prompt shows them}, "template": …}
     prompts: dict[str, dict[int, list[str]]]
 
 
@@ -40,20 +39,25 @@ def apply_chat_template(
                  "given_without_thinking": text}
             A turn is messages[k] and plain[j]. Its target without the think block is plain[j]["content"][a:].
             Its served prompt is plain[:j], in which for each edit with a turn <= k, in order, the message reads
-            `content` instead. `drop` and `template` are the two histories (README, "Which history"). `given` is
+            `content` instead. `drop` and `template` are the two histories (README, "One question first"). `given` is
             the part of each target that the generation prompt holds already (nothing, or `<think>` and a newline); the
             last is what it holds with `enable_thinking=False`.
     Raises TrajectoryError where the template refuses the messages, or does not render ChatML.
     """
     rendered = _rendered(messages, tools, render)
     if echo != "none":
-        targets = {turn["turn"]: rendered.plain[turn["message"]]["content"] for turn in rendered.turns}
-        history = echoed_history(messages, targets, echo, tools)
+        history, refused = list(messages), None
+        names = [tool["function"]["name"] for tool in tools or ()]
+        for turn in rendered.turns:
+            turn["left_out"] = turn["left_out"] or refused
+            try:
+                history[turn["turn"]] = answer_sent_back(rendered.plain[turn["message"]]["content"], echo, names)
+            except TrajectoryError as error:
+                refused = refused or f"the server refuses an answer before them: {error}"
         echoed = _rendered(history, tools, render)
         rendered.prompts = echoed.prompts
         for turn, sent_back in zip(rendered.turns, echoed.turns):
-            refused = (past["refused"] for past in history[: turn["turn"]] if "refused" in past)
-            turn["left_out"] = turn["left_out"] or sent_back["left_out"] or next(refused, None)
+            turn["left_out"] = turn["left_out"] or sent_back["left_out"]
     edits = {history: _edits(rendered.plain, prompts) for history, prompts in rendered.prompts.items()}
     given = {"given": _given(render), "given_without_thinking": _given(render, enable_thinking=False)}
     return rendered.plain, {"turns": rendered.turns, **edits, **given}
@@ -63,13 +67,16 @@ def apply_despite_control_tokens(
     messages: list[dict], tools: list[dict] | None, render, echo: str = "none"
 ) -> tuple[list[dict], dict]:
     """`apply_chat_template` for texts that may hold the marks of ChatML, at which its renderings could not be split."""
-    # The marks are hidden by texts as long as they are, so that offsets stay right.
-    hide = functools.partial(map_texts, change=lambda text: text.replace("<|im_", "<|im+"))
-    reveal = functools.partial(map_texts, change=lambda text: text.replace("<|im+", "<|im_"))
-    if reveal(render(hide(messages), hide(tools))) != render(messages, tools):
+    hidden = [_replaced(value, MARK, HIDDEN) for value in (messages, tools)]
+    if render(*hidden).replace(HIDDEN, MARK) != render(messages, tools):
         raise TrajectoryError("the chat template alters texts with control tokens, so its rendering cannot be split")
-    plain, served = apply_chat_template(hide(messages), hide(tools), render, echo)
-    return reveal(plain), reveal(served)
+    plain, served = apply_chat_template(*hidden, render, echo)
+    return _replaced(plain, HIDDEN, MARK), _replaced(served, HIDDEN, MARK)
+
+
+def _replaced(value, mark: str, other: str):
+    """A JSON value with another mark in its texts, keys too; JSON writes neither mark with an escape."""
+    return json.loads(json.dumps(value, ensure_ascii=False).replace(mark, other))
 
 
 def without_reasoning(messages: list[dict]) -> list[dict]:
@@ -139,11 +146,9 @@ def is_ordinary(messages: list[dict]) -> bool:
     roles = [message["role"] for message in messages]
     if roles[:1] != ["user"] and roles[:2] != ["system", "user"]:
         return False
-    if ("assistant", "assistant") in itertools.pairwise(roles):
-        return False
-    texts = [message["content"] for message in messages]
-    outputs = [text for role, text in zip(roles, texts) if role == "user" and text.startswith("<tool_response>")]
-    return not outputs and not any("</think>" in text for text in texts)
+    both = ((message["role"], message["content"]) for message in messages)
+    marked = any("</think>" in text or (role == "user" and text.startswith("<tool_response>")) for role, text in both)
+    return not marked and ("assistant", "assistant") not in itertools.pairwise(roles)
 
 
 @functools.lru_cache(maxsize=RENDERS_KEPT)

@@ -46,12 +46,12 @@ def note_answer(found: Findings, known: dict[bytes, list[Answer]], answer: Answe
         return
     for other in others:
         if other.answer == answer.answer and other.thinks != answer.thinks:
-            found.counts.with_and_without += 1
+            found.with_and_without += 1
             with_it, without = (answer, other) if answer.thinks else (other, answer)
             if with_it.ends_row and not without.ends_row:
-                found.counts.reasoning_lost += 1
-                found.reasoning_lost = found.reasoning_lost or f"{with_it.place}, and {without.place}"
+                found.reasoning_lost += 1
+                found.first_reasoning_lost = found.first_reasoning_lost or f"{with_it.place}, and {without.place}"
     if others:
-        found.counts.other_targets += 1
-        found.other_targets = found.other_targets or f"{others[0].place}, and {answer.place}"
+        found.other_targets += 1
+        found.first_other_targets = found.first_other_targets or f"{others[0].place}, and {answer.place}"
     others.append(answer)

@@ -4,8 +4,7 @@ import functools
 import json
 import os
 import re
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 
 import jinja2
 
@@ -13,9 +12,9 @@ from served_tokens.files.processes import TOO_DEEP, in_processes
 from served_tokens.files.read import Place, parse_row, progress, read_chunks
 from served_tokens.marks import HELD_OUT, IGNORE_INDEX, Tokens, TrajectoryError
 from served_tokens.proof.answers import answer_of, note_answer
-from served_tokens.proof.findings import PLACES_KEPT, Findings
+from served_tokens.proof.findings import Findings, Learnt
 from served_tokens.proof.reading import check_reading
-from served_tokens.proof.tokens import described, first_mismatch, supervised_spans
+from served_tokens.proof.tokens import Mismatch, mismatch_of, supervised_spans
 from served_tokens.proof.told import Claim, claims_of, reasons_of
 from served_tokens.proof.turn import echoed_messages, expected_sample, served_turn, task_of
 from served_tokens.rows.trajectory import Reading, Trajectory, read_trajectory
@@ -32,18 +31,12 @@ ROWS_AT_ONCE = 8  # trajectories that a process checks at a time
 
 @dataclass(frozen=True)
 class Truth:
-    """What samples are compared with.
+    """What samples are compared with."""
 
-    encode: the model's tokenizer, with its chat template.
-    cutoff_len: LlamaFactory's, in tokens.
-    trajectories: the file that step 1 read, where it is not the one that the samples name.
-    is_cut: only the first samples of a data set are there.
-    """
-
-    encode: Tokens
-    cutoff_len: int
-    trajectories: str | None
-    is_cut: bool
+    encode: Tokens  # of the model's tokenizer, with its chat template
+    cutoff_len: int  # LlamaFactory's, in tokens
+    trajectories: str | None  # the file that step 1 read, where it is not the one that the samples name
+    is_cut: bool  # only the first samples of a data set are there
 
     @property
     def tokenizer(self):
@@ -60,65 +53,52 @@ class Truth:
 
 @dataclass(frozen=True)
 class Samples:
-    """The samples of a data set, which processes inherit; built: what LlamaFactory made of them, a row for each."""
+    """The samples of a data set, which processes inherit."""
 
-    built: object
+    built: object  # what LlamaFactory made of them, a row for each
     claims: dict[Place, list[Claim]]  # of each trajectory
     readings: dict[str, Reading]  # how step 1 read each file
     why: dict[tuple[str, int, int], str]  # why step 2 left out a turn, (source, trajectory, turn)
 
 
 @dataclass
-class Checked:
-    """What is learnt of some rows of a data set.
+class Part:
+    """What a process tells of some rows."""
 
-    supervised: (source, trajectory, turn) of each turn that a sample trains, as often as one does.
-    tasks: of the trajectories that samples are of, see `task_of`.
-    answers: an `Answer` of each turn.
-    """
-
-    found: Findings
-    supervised: list = field(default_factory=list)
-    tasks: set = field(default_factory=set)
-    answers: list = field(default_factory=list)
+    learnt: Learnt = field(default_factory=Learnt)
+    results: dict = field(default_factory=dict)  # position of a sample -> (its tokens as served, whether it is exact)
+    answers: list = field(default_factory=list)  # an `Answer` of each turn
 
 
-def check_dataset(found: Findings, path: Path, provenance, built, truth: Truth) -> Checked:
+def check_dataset(found: Findings, provenance, built, truth: Truth) -> None:
     """Compare each sample with its turns, over processes, and note what is found.
 
-    Of a data set for evaluation, only trajectories that have samples count.
-
-    Args:
-        path: of the samples, beside which step 2 says why it left turns out.
-        provenance, built: two data sets with the same rows, what step 2 says of the samples and what LlamaFactory
-            made of them.
+    Of a data set for evaluation, only trajectories that have samples count. provenance, built: two data sets with the
+    same rows, what step 2 says of the samples and what LlamaFactory made of them.
     """
     claims, readings = claims_of(provenance, truth.trajectories)
-    samples = Samples(built=built, claims=claims, readings=readings, why=reasons_of(path, truth.trajectories))
-    checked, answers = Checked(found), {}
-    check = functools.partial(_check_rows, found.trains, samples, truth)
+    samples = Samples(built=built, claims=claims, readings=readings, why=reasons_of(found.path, truth.trajectories))
+    check, answers = functools.partial(_check_rows, found.trains, samples, truth), {}
     with progress(f"check {found.name}", " samples", len(provenance)) as bar:
         for part in in_processes(check, read_chunks([*readings], ROWS_AT_ONCE), os.cpu_count()):
-            found.add(part.found)
-            checked.supervised += part.supervised
-            checked.tasks |= part.tasks
+            found.add(part.learnt)
+            for position, (length, is_exact) in part.results.items():
+                found.lengths[position], found.exact[position] = length, is_exact
             for answer in part.answers:
                 note_answer(found, answers, answer)
-            bar.update(len(part.found.lengths))
-    turns = set(checked.supervised)
+            bar.update(len(part.results))
+    turns = set(found.supervised)
     for place in sorted(claims.keys() - {Place(source, row) for source, row, _ in turns}):
         raise SystemExit(
             f"{place.source}: has no usable row {place.row}, of which there are samples, so it is not what "
             "step 1 read; run both steps again, or name the file that step 1 read by --trajectories"
         )
-    found.counts.supervised_turns = len(turns)
-    return checked
+    found.supervised_turns = len(turns)
 
 
-def _check_rows(trains: bool, samples: Samples, truth: Truth, rows: list) -> Checked:
-    """What is learnt of some rows, (place, raw) of each."""
-    found = Findings("", trains, "", lengths={}, exact={})
-    checked = Checked(found)
+def _check_rows(trains: bool, samples: Samples, truth: Truth, rows: list) -> Part:
+    """What there is to tell of some rows, (place, raw) of each."""
+    part = Part()
     for place, raw in rows:
         if not (trains or place in samples.claims):
             continue
@@ -126,12 +106,12 @@ def _check_rows(trains: bool, samples: Samples, truth: Truth, rows: list) -> Che
             trajectory = read_trajectory(parse_row(raw), samples.readings[place.source])
             _refuse_without_trace(place, trajectory, samples, truth)
         except (TrajectoryError, jinja2.TemplateError, RecursionError) as error:
-            found.reasons[TOO_DEEP if isinstance(error, RecursionError) else str(error)] += 1
+            part.learnt.reasons[TOO_DEEP if isinstance(error, RecursionError) else str(error)] += 1
         else:
-            _note_turns(found, place, trajectory, samples)
+            _note_turns(part.learnt, place, trajectory, samples)
             if place in samples.claims:
-                _check_trajectory(checked, place, raw, trajectory, samples, truth)
-    return checked
+                _check_trajectory(part, place, raw, trajectory, samples, truth)
+    return part
 
 
 def _refuse_without_trace(place: Place, trajectory: Trajectory, samples: Samples, truth: Truth) -> None:
@@ -148,70 +128,76 @@ def _refuse_without_trace(place: Place, trajectory: Trajectory, samples: Samples
     raise TrajectoryError(NO_TRACE)
 
 
-def _note_turns(found: Findings, place: Place, trajectory: Trajectory, samples: Samples) -> None:
+def _note_turns(learnt: Learnt, place: Place, trajectory: Trajectory, samples: Samples) -> None:
     turns, claims = trajectory.turns, samples.claims.get(place, [])
-    found.turns[len(turns)] += 1
-    found.unread.update(trajectory.given.known.keys())
+    learnt.turns[len(turns)] += 1
+    learnt.unread.update(trajectory.given.known.keys())
     sampled = {turn for claim in claims for turn in claim.turns}
     why = {turn: samples.why.get((*place, turn), NOT_SAID) for turn in turns if turn not in sampled}
     left_out = [turn for turn in why if why[turn] != HELD_OUT]
-    found.counts.held_out += len(why) - len(left_out)
-    found.left_out += [f"{place.row}:{turn}" for turn in left_out][: PLACES_KEPT - len(found.left_out)]
-    found.why_left_out.update(why[turn] for turn in left_out)
+    learnt.held_out += len(why) - len(left_out)
+    learnt.left_out += [f"{place.row}:{turn}" for turn in left_out]
+    learnt.why_left_out.update(why[turn] for turn in left_out)
     if any(claim.served_as != "no-thinking" for claim in claims):
         for turn in sampled.intersection(turns):
-            found.counts.reasoned.count(trajectory.messages[turn])
+            learnt.reasoned.count(trajectory.messages[turn])
 
 
-def _check_trajectory(
-    checked: Checked, place: Place, raw, trajectory: Trajectory, samples: Samples, truth: Truth
-) -> None:
+def _check_trajectory(part: Part, place: Place, raw, trajectory: Trajectory, samples: Samples, truth: Truth) -> None:
     """Compare the samples of one trajectory with its turns, and what was read of it with its row."""
-    row = json.loads(raw) if isinstance(raw, bytes) else raw
+    row, learnt = json.loads(raw) if isinstance(raw, bytes) else raw, part.learnt
     reading, claims = samples.readings[place.source], samples.claims[place]
     messages, tools, turns = trajectory.messages, trajectory.tools, trajectory.turns
-    shown, found, render = {}, checked.found, truth.render_of(trajectory)
-    checked.tasks.add(task_of(row.get("task_info"), messages, tools))
+    shown, render = {}, truth.render_of(trajectory)
+    learnt.tasks.append(task_of(row.get("task_info"), messages, tools))
 
     @functools.cache
     def history(served_as: str) -> list[dict]:
-        if reading.echo == "none":
-            return messages
         return echoed_messages(messages, tools, served_as, reading.echo, render)
 
     for claim in claims:
-        turn, trained = claim.turns[-1], samples.built[claim.position]
+        turn, position, trained = claim.turns[-1], claim.position, samples.built[claim.position]
         where = f"{place}, turn {turn} (--show {place.row}:{turn})"
         if not set(turns) >= set(claim.turns):
             raise SystemExit(f"{where}: no such turn; name the file that step 1 read by --trajectories")
-        checked.supervised += [(*place, turn) for turn in claim.turns]
-        found.lengths[claim.position] = len(trained["input_ids"])
-        found.counts.tokens += len(trained["input_ids"])
-        found.counts.supervised_tokens += len(trained["labels"]) - trained["labels"].count(IGNORE_INDEX)
+        learnt.supervised += [(*place, turn) for turn in claim.turns]
+        length = len(trained["input_ids"])
+        learnt.tokens += length
+        learnt.supervised_tokens += len(trained["labels"]) - trained["labels"].count(IGNORE_INDEX)
         records = [trajectory.given.recorded.get(turn) for turn in claim.turns]
-        decided = _compare_records(found, claim.position, trained, records, where)
+        by_record = _is_as_recorded(learnt, trained, records)
+        mismatch = Mismatch(OFF_RECORD, None, OFF_RECORD) if by_record is False else None
         try:
             past = history(claim.served_as)
             texts = [served_turn(messages, tools, turn, claim.served_as, render, past) for turn in claim.turns]
         except (jinja2.TemplateError, TrajectoryError) as error:
-            if not decided:
-                found.mismatch(claim.position, REFUSED, None, f"{where}: {REFUSED}: {error}")
-            continue
+            if by_record is None:
+                mismatch = Mismatch(REFUSED, None, f"{REFUSED}: {error}")
+            texts = []
         spans = [(truth.encode(prompt), truth.encode(target)) for prompt, target in texts]
-        found.targets.update(len(target) for _, target in spans)
-        if not decided:
-            _compare(found, claim.position, expected_sample(spans), trained, where, truth)
+        learnt.targets.update(len(target) for _, target in spans)
+        if spans and by_record is None:
+            expected = expected_sample(spans)
+            length = len(expected["input_ids"])
+            if expected != trained:
+                mismatch = mismatch_of(expected, trained, truth.tokenizer.decode)
+        part.results[position] = length, mismatch is None
+        if mismatch and mismatch.at is not None and length > truth.cutoff_len:
+            learnt.cut += 1
+        elif mismatch:
+            learnt.kinds[mismatch.kind] += 1
+            learnt.mismatches.append((position, replace(mismatch, text=f"{where}: {mismatch.text}")))
         for turn, (prompt, target) in zip(claim.turns, texts):
             reasoning = messages[turn].get("reasoning_content", "")  # which not every target shows
             shown[turns.index(turn)] = prompt, f"{target}\0{reasoning}"
             its_place = f"row {place.row}, turn {turn}"
-            checked.answers.append(answer_of(prompt, target, turn == turns[-1], its_place))
+            part.answers.append(answer_of(prompt, target, turn == turns[-1], its_place))
     thinking = any(claim.served_as != "no-thinking" for claim in claims)
-    check_reading(found, row, str(place), reading, trajectory, shown, thinking)
+    check_reading(learnt, row, str(place), reading, trajectory, shown, thinking)
 
 
-def _compare_records(found: Findings, position: int, trained: dict, records: list, where: str) -> bool:
-    """Compare a sample with what a server recorded of its turns, which outranks any rendering; whether that decides."""
+def _is_as_recorded(learnt: Learnt, trained: dict, records: list) -> bool | None:
+    """Whether a sample is what a server recorded of its turns, which outranks any rendering; None where not all was."""
     spans, wrong = supervised_spans(trained["labels"]) if any(records) else [], 0
     for (start, end), record in zip(spans, records):
         if record and start:
@@ -219,24 +205,9 @@ def _compare_records(found: Findings, position: int, trained: dict, records: lis
             wrote = record.get("token_ids", target)
             rest = len(target) - len(wrote)  # a server stops at <|im_end|>, with it or without
             exact = record.get("prompt_token_ids", prompt) == prompt and target[: len(wrote)] == wrote and rest <= 2
-            found.counts.recorded_turns += 1
-            found.counts.exact_by_record += exact
+            learnt.recorded_turns += 1
+            learnt.exact_by_record += exact
             wrong += not exact
-    whole = len(spans) == len(records) and all(record and len(record) == 2 for record in records)
     if wrong:
-        found.mismatch(position, OFF_RECORD, None, f"{where}: {OFF_RECORD}")
-    elif whole:
-        found.exact[position] = 1
-    return bool(wrong) or whole
-
-
-def _compare(found: Findings, position: int, expected: dict, trained: dict, where: str, truth: Truth) -> None:
-    found.lengths[position] = len(expected["input_ids"])
-    if expected == trained:
-        found.exact[position] = 1
-    elif len(expected["input_ids"]) > truth.cutoff_len:
-        found.counts.cut += 1
-    else:
-        kind, at = first_mismatch(expected, trained)
-        said = described(expected, trained, kind, at, truth.tokenizer.decode)
-        found.mismatch(position, kind, at, f"{where}: {said}")
+        return False
+    return True if len(spans) == len(records) and all(record and len(record) == 2 for record in records) else None

@@ -9,6 +9,8 @@ import json
 import re
 from dataclasses import dataclass
 
+from served_tokens.marks import in_json
+
 ASSISTANT = "<|im_start|>assistant\n"
 CONVERSATIONS = (("messages",), ("conversations",), ("prompt", "completion"))
 ARGUMENTS = ("arguments", "args", "input", "parameters", "input_schema", "inputSchema")  # or schemas: all is shown
@@ -45,15 +47,12 @@ SHOWN_TEXT = 60  # characters of a text that is lost, that are shown
 
 @dataclass
 class Loss:
-    """A text that is not where it should be.
+    """A text that is not where it should be."""
 
-    place: of the message or column; key: under which the text stands; where: the target or the prompt that lacks it.
-    """
-
-    place: str
-    key: str
+    place: str  # of the message or column
+    key: str  # under which the text stands
     text: str
-    where: str
+    where: str  # the target or the prompt that lacks it
 
     def __str__(self) -> str:
         return f"{self.place}: {self.key}: {self.text[:SHOWN_TEXT]!r} is not in {self.where}"
@@ -71,7 +70,7 @@ def lost_texts(row: dict, shown: dict, turns: int, read_as: dict, ignored: tuple
     skipped = NOT_SHOWN | _ignored(ignored, "call", "part", "tool")
     row = _less(row, NOT_SHOWN | _ignored(ignored, "row"), read_as)
     columns = next((names for names in CONVERSATIONS if all(row.get(name) for name in names)), ())
-    given = [_json(message) for name in columns for message in _json(row.pop(name))]
+    given = [in_json(message) for name in columns for message in in_json(row.pop(name))]
     messages = [_less(message, {"name"} | _ignored(ignored, "message"), read_as) for message in given]
     before = _turns_before(messages)
     if before[-1] != turns:
@@ -160,12 +159,11 @@ def _behind_turns(prompt: str, number: int, turn: int) -> str:
 def _texts(value, skipped: frozenset, key: str = "", all_shown: bool = False):
     """Yield (key, text) for each text that is to be looked for; key is the outermost one that it stands under.
 
-    Args:
-        all_shown: inside arguments and schemas, where keys are texts as well.
+    all_shown: inside arguments and schemas, where keys are texts as well.
     """
-    if isinstance(value, str) and all_shown and value in SYNTAX:
-        return
     if isinstance(value, str):
+        if all_shown and value in SYNTAX:
+            return
         pieces = [value] if all_shown else THINK.split(value)
         yield from ((key, piece.strip()) for piece in pieces if len(piece.strip()) >= LONG and piece != "null")
     elif isinstance(value, list):
@@ -176,9 +174,9 @@ def _texts(value, skipped: frozenset, key: str = "", all_shown: bool = False):
         yield from _texts([*value, *items], skipped, key, True)
     elif isinstance(value, dict):
         for name in [name for name in value if name not in skipped]:
-            item = _json(value[name]) if name in IN_JSON else value[name]
+            item = in_json(value[name]) if name in IN_JSON else value[name]
             if name in IN_JSON and isinstance(item, list):
-                item = [_json(one) for one in item]
+                item = [in_json(one) for one in item]
             inside = name in ARGUMENTS or (name == "content" and isinstance(item, dict))
             yield from _texts(item, skipped, key or name, inside)
 
@@ -190,19 +188,9 @@ def _end(text: str, shown: str, start: int) -> int:
     found = [(shown.find(form, start), form) for form in (text, *once, *twice)]
     if ends := [place + len(form) for place, form in found if place >= 0]:
         return min(ends)
-    value = _json(text)
+    value = in_json(text)
     if value is text:
         return -1
     is_call = isinstance(value, dict) and value.keys() == A_CALL
     ends = [_end(part, shown, start) for _, part in _texts(value, frozenset(), all_shown=not is_call)]
     return -1 if -1 in ends else max(ends, default=start)
-
-
-def _json(value):
-    """A list or object, also out of a JSON string; any other value as it is."""
-    if not (isinstance(value, str) and value.lstrip()[:1] in ("[", "{")):
-        return value
-    try:
-        return json.loads(value)
-    except (ValueError, RecursionError):
-        return value

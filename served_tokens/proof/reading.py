@@ -2,7 +2,7 @@
 
 import json
 
-from served_tokens.proof.findings import LOSSES_KEPT, Findings
+from served_tokens.proof.findings import Learnt
 from served_tokens.proof.lost import lost_texts
 from served_tokens.proof.own_reader import not_to_be_trained, plain_reading
 from served_tokens.rows.trajectory import Reading, Trajectory
@@ -13,7 +13,7 @@ READ_OF_PLAIN_ROWS = frozenset(
 
 
 def check_reading(
-    found: Findings, row: dict, name: str, reading: Reading, trajectory: Trajectory, shown: dict, thinking: bool
+    learnt: Learnt, row: dict, name: str, reading: Reading, trajectory: Trajectory, shown: dict, thinking: bool
 ) -> None:
     """Compare what step 1 reads of a row with the row itself, and note what is wrong.
 
@@ -27,15 +27,17 @@ def check_reading(
     ignored = {key.rpartition(".")[2] for key in reading.ignore_keys if "." in key}
     if not (reading.read_as or ignored & READ_OF_PLAIN_ROWS):
         plain = plain_reading(row, reading.server_style)
+    otherwise = []
     if plain is None:
-        found.counts.rows_searched += 1
-        _note_lost_texts(found, row, name, reading, turns, shown)
+        _note_lost_texts(learnt, row, name, reading, turns, shown)
     else:
-        found.counts.rows_read_twice += 1
+        learnt.rows_read_twice += 1
         if plain != as_plain(trajectory):
-            _note_otherwise(found, f"{name}: step 1 reads it otherwise than the check itself does")
+            otherwise.append(f"{name}: step 1 reads it otherwise than the check itself does")
     if thinking and not reading.read_as and not_to_be_trained(row, turns) & shown.keys():
-        _note_otherwise(found, f"{name}: turns are trained that the row says not to train on")
+        otherwise.append(f"{name}: turns are trained that the row says not to train on")
+    learnt.read_otherwise += len(otherwise)
+    learnt.lost += otherwise
 
 
 def as_plain(trajectory: Trajectory) -> tuple[list, list, dict]:
@@ -48,20 +50,14 @@ def as_plain(trajectory: Trajectory) -> tuple[list, list, dict]:
     return messages, [json.dumps(tool) for tool in trajectory.tools or []], trajectory.given.template_kwargs
 
 
-def _note_otherwise(found: Findings, said: str) -> None:
-    found.counts.read_otherwise += 1
-    found.lost += [said][: LOSSES_KEPT - len(found.lost)]
-
-
-def _note_lost_texts(found: Findings, row: dict, name: str, reading: Reading, turns: int, shown: dict) -> None:
+def _note_lost_texts(learnt: Learnt, row: dict, name: str, reading: Reading, turns: int, shown: dict) -> None:
     try:
         lost = lost_texts(row, shown, turns, dict(reading.read_as), reading.ignore_keys)
     except RecursionError:
         lost = None
     if lost is None:
-        found.lost_under["messages"] += 1
-        said = [f"{name}: its turns cannot be told in the raw row; bring it into a shape of docs/rows.md"]
+        learnt.lost_under["messages"] += 1
+        learnt.lost.append(f"{name}: its turns cannot be told in the raw row; bring it into a shape of docs/rows.md")
     else:
-        found.lost_under.update(loss.key for loss in lost)
-        said = [f"{name}: {loss}" for loss in lost]
-    found.lost += said[: LOSSES_KEPT - len(found.lost)]
+        learnt.lost_under.update(loss.key for loss in lost)
+        learnt.lost += [f"{name}: {loss}" for loss in lost]

@@ -9,18 +9,17 @@ a GPU, and `vllm serve --enable-scale-out`). Where there is none, the chat itsel
 import contextlib
 import json
 import os
-from collections import Counter, defaultdict
+from collections import Counter
 from dataclasses import dataclass, field, replace
 
 import httpx
 import jinja2
-from tqdm import tqdm
 
-from served_tokens.files.read import Place, read_rows
+from served_tokens.files.read import Place, progress, read_rows
 from served_tokens.marks import TrajectoryError
 from served_tokens.proof.compare import Truth
-from served_tokens.proof.tokens import TOKENS_DIFFER, described, first_difference, supervised_spans
-from served_tokens.proof.told import reading_of
+from served_tokens.proof.tokens import mismatch_of, supervised_spans
+from served_tokens.proof.told import claims_of
 from served_tokens.proof.turn import echoed_messages, served_turn
 from served_tokens.rows.anthropic import are_texts
 from served_tokens.rows.servers import STYLES
@@ -56,28 +55,29 @@ class Question:
     trained: list[int]  # its token ids
 
 
-def questions_about(chosen: list[tuple[int, int]], provenance, built, truth: Truth):
+def questions_about(chosen: set[tuple[int, int]], provenance, built, truth: Truth):
     """Yield a `Question` for each chosen turn, less those that LlamaFactory cut off.
 
     chosen: (position of a sample, turn) of each. provenance, built: what step 2 says of each sample, and what
     LlamaFactory made of it.
     """
-    of_rows = defaultdict(list)
-    for position, turn in chosen:
-        sample = provenance[position]
-        of_rows[Place(truth.trajectories or sample["source"], sample["trajectory"])].append((position, turn))
-    for source in dict.fromkeys(place.source for place in of_rows):
+    claims, readings = claims_of(provenance, truth.trajectories)
+    for source, reading in readings.items():
         for index, row in read_rows(source):
-            for position, turn in of_rows.get(place := Place(source, index), ()):
-                sample, trained = provenance[position], built[position]
-                spans = dict(zip(sample["turns"], supervised_spans(trained["labels"])))
+            place = Place(source, index)
+            asked = [(claim, turn) for claim in claims.get(place, ()) for turn in claim.turns]
+            for claim, turn in asked:
+                if (claim.position, turn) not in chosen:
+                    continue
+                trained = built[claim.position]
+                spans = dict(zip(claim.turns, supervised_spans(trained["labels"])))
                 if turn in spans:
                     yield Question(
                         place=f"{place}, turn {turn}",
                         row=row,
-                        reading=reading_of(sample["reading"], place.source),
+                        reading=reading,
                         turn=turn,
-                        served_as=sample["served_as"],
+                        served_as=claim.served_as,
                         trained=trained["input_ids"][: spans[turn][0]],
                     )
 
@@ -96,9 +96,7 @@ def request_for(question: Question, reasoning_field: str | None, truth: Truth) -
     body = {"messages": [_sent(message, reasoning_field) for message in messages]}
     if trajectory.given.tools:
         body["tools"] = trajectory.given.tools
-    kwargs = dict(trajectory.template_kwargs)
-    if question.served_as == "no-thinking":
-        kwargs["enable_thinking"] = False
+    kwargs = trajectory.template_kwargs | ({"enable_thinking": False} if question.served_as == "no-thinking" else {})
     if kwargs:
         body["chat_template_kwargs"] = kwargs
     return body
@@ -106,11 +104,9 @@ def request_for(question: Question, reasoning_field: str | None, truth: Truth) -
 
 def _conversation(question: Question, truth: Truth) -> tuple[Trajectory, list[dict]]:
     """The row as it is served, and the messages before the turn as the agent has them, which may echo answers."""
-    trajectory, echo = read_trajectory(question.row, question.reading), question.reading.echo
-    history = trajectory.messages[: question.turn]
-    if echo != "none":
-        history = echoed_messages(history, trajectory.tools, question.served_as, echo, truth.render_of(trajectory))
-    return trajectory, history
+    its, echo = read_trajectory(question.row, question.reading), question.reading.echo
+    before = its.messages[: question.turn]
+    return its, echoed_messages(before, its.tools, question.served_as, echo, truth.render_of(its))
 
 
 def _sent(message: dict, reasoning_field: str) -> dict:
@@ -134,34 +130,35 @@ def _sent(message: dict, reasoning_field: str) -> dict:
 # ---------------------------------------------------------------- the server
 
 
-@dataclass(frozen=True)
 class Server:
-    """A server that answers: its address, and the name of its model."""
+    """The server at an address such as http://127.0.0.1:8000, with the name of its model; ends where there is none."""
 
-    url: str
-    client: httpx.Client
-    model: str = ""
+    def __init__(self, url: str, timeout: float = SECONDS):
+        self.url, headers = url.rstrip("/").removesuffix("/v1"), {"Content-Type": "application/json"}
+        if key := os.environ.get(API_KEY):
+            headers["Authorization"] = f"Bearer {key}"
+        try:
+            self.client = httpx.Client(base_url=self.url, timeout=timeout, headers=headers)
+            self.model = self.answer("GET", "/v1/models").json()["data"][0]["id"]
+        except (httpx.InvalidURL, ValueError, TypeError, LookupError):
+            is_one = f"is it an OpenAI-compatible server, with its API key, if it wants one, in {API_KEY}?"
+            raise SystemExit(f"{self.url}: lists no model at /v1/models; {is_one}") from None
 
-
-def connect(url: str, timeout: float = SECONDS) -> Server:
-    """The server at an address such as http://127.0.0.1:8000; ends with one line where there is none."""
-    url, headers = url.rstrip("/").removesuffix("/v1"), {"Content-Type": "application/json"}
-    if key := os.environ.get(API_KEY):
-        headers["Authorization"] = f"Bearer {key}"
-    try:
-        server = Server(url, httpx.Client(base_url=url, timeout=timeout, headers=headers))
-        return replace(server, model=_response(server, "GET", "/v1/models").json()["data"][0]["id"])
-    except (httpx.InvalidURL, ValueError, TypeError, LookupError):
-        is_one = f"is it an OpenAI-compatible server, with its API key, if it wants one, in {API_KEY}?"
-        raise SystemExit(f"{url}: lists no model at /v1/models; {is_one}") from None
+    def answer(self, method: str, path: str, body: dict | None = None) -> httpx.Response:
+        content = json.dumps(body, default=str)  # NaN is in some schemas, which httpx refuses
+        try:
+            return self.client.request(method, path, content=content if body else None)
+        except httpx.HTTPError as error:
+            why = f"{type(error).__name__}: {error}"
+            raise SystemExit(f"{self.url}: {path} is not answered ({why}); is the server up, and the address right?")
 
 
 def prompt_ids(server: Server, body: dict) -> list[int] | str:
     """The token ids that the model would be given for a request, or why the server refuses it, in its words."""
     ids, body = None, {"model": server.model, **body}
-    response = _response(server, "POST", RENDER, body)
+    response = server.answer("POST", RENDER, body)
     if response.status_code in NO_SUCH_PATH:
-        response = _response(server, "POST", CHAT, ONE_TOKEN | body)
+        response = server.answer("POST", CHAT, ONE_TOKEN | body)
     if response.is_error:
         return f"{response.status_code}: {response.text[:WORDS_KEPT]}"
     with contextlib.suppress(ValueError, AttributeError):
@@ -172,15 +169,6 @@ def prompt_ids(server: Server, body: dict) -> list[int] | str:
         knows = "a vLLM from 0.10.2 on or an SGLang that knows return_prompt_token_ids gives them"
         raise SystemExit(f"{server.url}: answers without the ids of the prompt; {knows}")
     return ids
-
-
-def _response(server: Server, method: str, path: str, body: dict | None = None) -> httpx.Response:
-    content = json.dumps(body, default=str)  # NaN is in some schemas, which httpx refuses
-    try:
-        return server.client.request(method, path, content=content if body else None)
-    except httpx.HTTPError as error:
-        why = f"{type(error).__name__}: {error}"
-        raise SystemExit(f"{server.url}: {path} is not answered ({why}); is the server up, and the address right?")
 
 
 # ---------------------------------------------------------------- the comparison
@@ -211,20 +199,21 @@ def compare_with_server(
     """
     turns = [(position, turn) for position, its_turns in enumerate(provenance["turns"]) for turn in its_turns]
     asked = min(max_turns, len(turns))
-    chosen = [turns[index * len(turns) // asked] for index in range(asked)]
-    compared, questions = Compared(len(turns)), questions_about(chosen, provenance, built, truth)
-    for question in tqdm(questions, total=asked, desc="ask the server", unit="turn", mininterval=1):
-        compared.asked += 1
-        served = prompt_ids(server, request_for(question, reasoning_field, truth))
-        if isinstance(served, str):
-            compared.refused[served] += 1
-        elif served != question.trained:
-            compared.causes[cause_of(served, question, truth)] += 1
-            if len(compared.differences) < DIFFERENCES_KEPT:
+    chosen = {turns[index * len(turns) // asked] for index in range(asked)}
+    compared = Compared(len(turns))
+    with progress("ask the server", " turns", asked) as bar:
+        for question in questions_about(chosen, provenance, built, truth):
+            compared.asked += 1
+            served = prompt_ids(server, request_for(question, reasoning_field, truth))
+            if isinstance(served, str):
+                compared.refused[served] += 1
+            elif served != question.trained:
+                compared.causes[cause_of(served, question, truth)] += 1
                 sides = [{"input_ids": ids, "labels": []} for ids in (served, question.trained)]
-                at = first_difference(served, question.trained)
-                said = described(*sides, TOKENS_DIFFER, at, truth.tokenizer.decode)
+                said = mismatch_of(*sides, truth.tokenizer.decode).text
                 compared.differences.append(f"{question.place}: {said}")
+            bar.update()
+    del compared.differences[DIFFERENCES_KEPT:]
     return compared
 
 

@@ -1,11 +1,21 @@
 """Token ids on both sides: which are supervised, and where two samples differ."""
 
 import itertools
+from dataclasses import dataclass
 
 from served_tokens.marks import IGNORE_INDEX
 
 TOKENS_DIFFER, MASK_DIFFERS = "the tokens differ", "the loss mask differs"
 SHOWN_TOKENS = 12  # on each side of the first difference
+
+
+@dataclass(frozen=True)
+class Mismatch:
+    """How a sample differs: in what, from which token on (None where it is no token), and as text."""
+
+    kind: str
+    at: int | None
+    text: str
 
 
 def supervised_spans(labels: list[int]) -> list[tuple[int, int]]:
@@ -15,25 +25,17 @@ def supervised_spans(labels: list[int]) -> list[tuple[int, int]]:
     return [*zip(edges[::2], edges[1::2])]
 
 
-def first_difference(ours: list[int], theirs: list[int]) -> int:
-    """The first position at which two lists differ, or the length of the shorter one."""
-    return next((k for k, (a, b) in enumerate(zip(ours, theirs)) if a != b), min(len(ours), len(theirs)))
-
-
-def first_mismatch(expected: dict, trained: dict) -> tuple[str, int]:
-    """(what is wrong, from which token on) of two samples, {"input_ids", "labels"}, that differ."""
-    if expected["input_ids"] != trained["input_ids"]:
-        return TOKENS_DIFFER, first_difference(expected["input_ids"], trained["input_ids"])
-    return MASK_DIFFERS, first_difference(expected["labels"], trained["labels"])
-
-
-def described(expected: dict, trained: dict, kind: str, at: int, decode) -> str:
-    """A mismatch as text on both sides."""
+def mismatch_of(served: dict, trained: dict, decode) -> Mismatch:
+    """Where two samples, {"input_ids", "labels"}, that differ begin to, with the text there on both sides."""
+    differs = served["input_ids"] != trained["input_ids"]
+    kind, column = (TOKENS_DIFFER, "input_ids") if differs else (MASK_DIFFERS, "labels")
+    pairs = enumerate(itertools.zip_longest(served[column], trained[column]))
+    at = next(position for position, (ours, theirs) in pairs if ours != theirs)
     start, end = max(0, at - SHOWN_TOKENS), at + SHOWN_TOKENS
-    lines = [f"{kind} from token {at} of {len(expected['input_ids'])}:"]
-    for side, sample in (("served ", expected), ("trained", trained)):
+    lines = [f"{kind} from token {at} of {len(served['input_ids'])}:"]
+    for side, sample in (("served ", served), ("trained", trained)):
         ids, labels = sample["input_ids"], sample["labels"]
         loss = at < len(labels) and labels[at] != IGNORE_INDEX
-        said = f" (loss: {loss})" if kind == MASK_DIFFERS else ""
+        said = "" if differs else f" (loss: {loss})"
         lines.append(f"  {side}: …{decode(ids[start:at])!r} >>> {decode(ids[at:end])!r}{said}")
-    return "\n".join(lines)
+    return Mismatch(kind, at, "\n".join(lines))

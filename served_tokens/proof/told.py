@@ -34,11 +34,10 @@ def claims_of(provenance, trajectories: str | None) -> tuple[dict[Place, list[Cl
         told[source] = sample["reading"]
         claim = Claim(position=position, turns=sample["turns"], served_as=sample["served_as"])
         claims[Place(source, sample["trajectory"])].append(claim)
-    return dict(claims), {source: reading_of(text, source) for source, text in told.items()}
+    return dict(claims), {source: _reading_of(text, source) for source, text in told.items()}
 
 
-def reading_of(told: str, source: str) -> Reading:
-    """How step 1 read a file, as a sample tells it."""
+def _reading_of(told: str, source: str) -> Reading:
     try:
         return Reading(**{key: value for key, value in json.loads(told).items() if key not in MADE_OF})
     except (ValueError, TypeError, AttributeError):

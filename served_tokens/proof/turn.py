@@ -50,9 +50,11 @@ def _without_reasoning(message: dict) -> dict:
 def echoed_messages(messages: list[dict], tools: list[dict] | None, served_as: str, echo: str, render) -> list[dict]:
     """The messages of an agent that sends back what the server answered: each turn as its target comes back.
 
-    Args: as for `served_turn`; echo: "vllm", "vllm-stream" or "sglang", as step 1 writes it.
+    Args: as for `served_turn`; echo: as step 1 writes it, with "none" they are the messages as they are.
     A turn whose answer the server refuses is there with the key `refused`: no prompt comes behind it.
     """
+    if echo == "none":
+        return messages
     came_back, names = list(messages), [tool["function"]["name"] for tool in tools or ()]
     for turn, message in enumerate(messages):
         if message["role"] == "assistant":

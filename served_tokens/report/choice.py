@@ -4,26 +4,29 @@ import sys
 
 from served_tokens.llamafactory import TrainingSet
 from served_tokens.proof.findings import Findings
+from served_tokens.proof.tokens import Mismatch
 from served_tokens.report.tokens import ShownSample, visible
 
 SAMPLES_IN_PAGE = 200  # about
 EXTREMES = 20  # samples that are in the page for being the longest, and as many for being the shortest
+EXACT = Mismatch("", None, "")
 
 
 def samples_to_show(found: list[Findings], sets: list[TrainingSet]) -> list[ShownSample]:
     """A bounded choice of samples of each data set, with the reason to show each."""
     shown = []
     for findings, its in zip(found, sets):
+        mismatches = dict(findings.mismatches)
         for position, why in choice_of_samples(findings, SAMPLES_IN_PAGE // len(sets)).items():
-            at, mismatch = findings.mismatches.get(position, (None, ""))
+            mismatch = mismatches.get(position, EXACT)
             sample = ShownSample(
                 name=its.name,
                 told=its.provenance[position],
                 trained=its.built[position],
                 why=why if findings.exact[position] or why == "mismatch" else f"{why}, not exact",
                 served=findings.lengths[position],
-                at=at,
-                mismatch=visible(mismatch),
+                at=mismatch.at,
+                mismatch=visible(mismatch.text),
             )
             shown.append(sample)
     return shown
@@ -33,7 +36,7 @@ def choice_of_samples(found: Findings, number: int) -> dict[int, str]:
     """{position: why it is shown}: mismatches, the longest, the shortest, and of the rest what makes the number."""
     every, chosen = range(len(found.lengths)), {}
     by_length = sorted(every, key=found.lengths.__getitem__, reverse=True)
-    reasons = {"mismatch": found.mismatches, "longest": by_length[:EXTREMES], "shortest": by_length[-EXTREMES:]}
+    reasons = {"mismatch": dict(found.mismatches), "longest": by_length[:EXTREMES], "shortest": by_length[-EXTREMES:]}
     for why, positions in reasons.items():
         chosen |= {position: why for position in positions if position not in chosen}
     rest = [position for position in every if position not in chosen]

@@ -23,24 +23,20 @@ HERE = Path(__file__).parent
 
 @dataclass(frozen=True)
 class Checked:
-    """What was checked, with what, and what came out.
-
-    problems: why the check failed; none where it passed. found: the findings of each data set.
-    """
+    """What was checked, with what, and what came out."""
 
     command: str
     model: str
     cutoff_len: int
-    problems: list[str]
-    found: list[Findings]
+    problems: list[str]  # why the check failed; none where it passed
+    found: list[Findings]  # of each data set
     schedule: Schedule
 
 
 def report_page(checked: Checked, samples: list[ShownSample], decode, special: set[int]) -> str:
     """The HTML page, whose viewer holds these samples.
 
-    Args:
-        decode: decode(token ids) -> text; special: ids of the tokens that mark structure.
+    decode: decode(token ids) -> text; special: ids of the tokens that mark structure.
     """
     options = {"autoescape": True, "undefined": jinja2.StrictUndefined, "trim_blocks": True, "finalize": _shown}
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(HERE), **options)

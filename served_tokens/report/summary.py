@@ -28,7 +28,7 @@ def what_mends(found: Findings, provenance, truth: Truth, data_args) -> str:
     blocks = TEMPLATES[data_args.template].format_user.slots if data_args.template in TEMPLATES else BLOCK_START
     mends = {
         f"template {data_args.template} writes no {BLOCK_START}; set template={fits}": BLOCK_START not in str(blocks),
-        TOO_LONG: found.counts.cut,
+        TOO_LONG: found.cut,
         "set template=qwen3_nothink": "template" in served_as and data_args.template == "qwen3",
         "set mask_history=false": merged and data_args.mask_history,
         "set mask_history=true": not (merged or data_args.mask_history),
@@ -54,7 +54,7 @@ def made_of_others(provenance, truth: Truth) -> list[str]:
 
 def problems_of(found: Findings, its: TrainingSet, truth: Truth, data_args) -> list[str]:
     """Why a data set is not to be trained on."""
-    problems, counts = [], found.counts
+    problems = []
     if sum(found.exact) < len(its.provenance):
         exact = f"{sum(found.exact)} of {len(its.provenance)} samples are exact"
         mend = what_mends(found, its.provenance, truth, data_args)
@@ -63,14 +63,14 @@ def problems_of(found: Findings, its: TrainingSet, truth: Truth, data_args) -> l
     if unsaid:
         without = many(unsaid, "turn or row has", "turns or rows have")
         problems.append(f"{without} no sample and no reason; run both steps again")
-    if counts.read_otherwise:
-        rows = many(counts.read_otherwise, "row is", "rows are")
+    if found.read_otherwise:
+        rows = many(found.read_otherwise, "row is", "rows are")
         problems.append(f"{rows} read otherwise by step 1 than by the check itself")
-    if counts.reasoning_lost:
-        prompts = many(counts.reasoning_lost, "prompt is", "prompts are")
+    if found.reasoning_lost:
+        prompts = many(found.reasoning_lost, "prompt is", "prompts are")
         problems.append(
             f"{prompts} trained both with and without reasoning to the same answer "
-            f"({found.reasoning_lost}): in a log with a row for each call, past turns have lost theirs; step 2 "
+            f"({found.first_reasoning_lost}): in a log with a row for each call, past turns have lost theirs; step 2 "
             "--turns last trains the last turn of each row only"
         )
     if lost := found.lost_under.total():
@@ -85,10 +85,10 @@ def problems_of(found: Findings, its: TrainingSet, truth: Truth, data_args) -> l
 
 def print_findings(found: Findings, max_samples: int | None) -> None:
     """Print what is found: first the texts of a few faults, then the numbers."""
-    counts, checked, kept = found.counts, found.turns.total(), found.counts.supervised_turns
+    checked, kept = found.turns.total(), found.supervised_turns
     set_aside, turns = found.reasons.total(), sum(found.turns.elements())
-    others = {"held out": counts.held_out, "left out": turns - kept - counts.held_out}
-    for text in [text for _, text in found.mismatches.values()][:SHOWN_MISMATCHES] + found.lost:
+    others = {"held out": found.held_out, "left out": turns - kept - found.held_out}
+    for text in [mismatch.text for _, mismatch in found.mismatches[:SHOWN_MISMATCHES]] + found.lost:
         print(text)
     print(f"{found.name}: {found.settings}")
     print("  " + accounted("row", checked + set_aside, checked, "checked for samples", {"set aside": set_aside}))
@@ -99,23 +99,23 @@ def print_findings(found: Findings, max_samples: int | None) -> None:
         lines.append((number, f"left out: max_samples is {max_samples}" if cut_short else f"left out: {why}"))
     lines += [
         (found.kinds.total(), "mismatched"),
-        (counts.cut, "over cutoff_len"),
+        (found.cut, "over cutoff_len"),
         (found.lost_under.total(), "of the rows' texts in no sample that should hold them"),
         *((number, f"of them under {key}") for key, number in found.lost_under.most_common(SHOWN_KEYS)),
-        (counts.other_targets, f"of the prompts trained to another target too, the first: {found.other_targets}"),
-        (counts.with_and_without, "of them to the same answer with and without reasoning"),
+        (found.other_targets, f"of the prompts trained to another target too, the first: {found.first_other_targets}"),
+        (found.with_and_without, "of them to the same answer with and without reasoning"),
     ]
     for number, said in lines:
         if number:
             print(f"  {number:>8} {said}")
-    if counts.recorded_turns:
-        exact, turns = counts.exact_by_record, counts.recorded_turns
+    if found.recorded_turns:
+        exact, turns = found.exact_by_record, found.recorded_turns
         print(f"  {exact:>8} exact by record, of {turns} turns whose token ids a server recorded")
-    same = counts.rows_read_twice - counts.read_otherwise
-    rows = many(counts.rows_read_twice + counts.rows_searched, "row")
+    same = found.rows_read_twice - found.read_otherwise
+    rows = many(len(found.tasks), "row")
     print(f"  {same:>8} of {rows} with samples the check reads by its own rules too, with the same result")
     print(f"  the longest sample has {max(found.lengths, default=0)} tokens")
-    for line in counts.reasoned.lines():
+    for line in found.reasoned.lines():
         print(f"  {line}")
     if found.unread and found.trains:  # of one for evaluation, the other has said them
         print(f"  {NOT_SHOWN}: {listed(found.unread)}")

@@ -17,20 +17,15 @@ UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud80
 
 @dataclass(frozen=True)
 class ShownSample:
-    """A sample that is shown.
+    """A sample that is shown."""
 
-    name: of its data set. told: what step 2 says of it. trained: its input_ids and labels as LlamaFactory made them.
-    why: the reason for which it is shown. served: its tokens before any are cut.
-    at: the first token that differs from what is served, or None. mismatch: how it differs.
-    """
-
-    name: str
-    told: dict
-    trained: dict
-    why: str = ""
-    served: int = 0
-    at: int | None = None
-    mismatch: str = ""
+    name: str  # of its data set
+    told: dict  # what step 2 says of it
+    trained: dict  # its input_ids and labels as LlamaFactory made them
+    why: str = ""  # it is shown
+    served: int = 0  # its tokens before any are cut
+    at: int | None = None  # the first token that differs from what is served
+    mismatch: str = ""  # how it differs
 
     @property
     def place(self) -> str:

@@ -80,21 +80,16 @@ RECORDED = ("prompt_token_ids", "token_ids")  # what a server was given and what
 class Reader:
     """How the objects of a row are read, and what is met on the way.
 
-    read_as: (key, field) pairs of --read-as.
-    ignore_keys: those of --ignore-key, "note" or "message.note". One that is named with its level is as if it were not
-        there; one without is never taken from what is read.
-    style: the server's; whether it prints all keys of a tool decides whether one can be left over.
-    shapes: {name: how often it was met}.
-    known: {"message.usage": how often}, left over and harmless or ignored.
-    unknown: {"message.note": what to do about it, or nothing where all that is known of it is its name}.
+    Of ignore_keys, one with its level ("message.note") is as if it were not there; one without ("note") is never taken
+    from what is read.
     """
 
-    read_as: list
-    ignore_keys: list
-    style: Style
-    shapes: Counter = field(default_factory=Counter)
-    known: Counter = field(default_factory=Counter)
-    unknown: dict = field(default_factory=dict)
+    read_as: list  # (key, field) pairs of --read-as
+    ignore_keys: list  # those of --ignore-key
+    style: Style  # where it prints all keys of a tool, none is left over
+    shapes: Counter = field(default_factory=Counter)  # {name: how often it was met}
+    known: Counter = field(default_factory=Counter)  # {"message.usage": how often}, left over and harmless or ignored
+    unknown: dict = field(default_factory=dict)  # {"message.note": what to do about it, or "" for a name alone}
 
     def opened(self, value, level: str) -> dict:
         """A copy to take out of, with the keys of --read-as renamed; raises TrajectoryError where it is no object."""
@@ -130,9 +125,9 @@ class Reader:
             inside = [] if name in REPEATING else list(objects_in(value))
             cut_here = cut_off([{key: value}, *inside]) if level in ("row", "message") else None
             cut = cut or cut_here
-            holds = next(filter(None, (_held(its, turn or {}) for its in inside)), None)
             if cut_here and key in ENDS:
                 continue
+            holds = next(filter(None, (_held(its, turn or {}) for its in inside)), None)
             if cut_here and level == "message":  # the turn is not trained, so it may lack what is there
                 self.known[name] += 1
             elif name in CONVERT:
@@ -166,7 +161,8 @@ def one_of(readings: dict, what: str):
     said = {where: value for where, value in readings.items() if says(value)}
     (first, value), *others = said.items() or [("", None)]
     for other, its_value in others:
-        if not _agree(its_value, value):
+        one, two = (its.strip() if isinstance(its, str) else its for its in map(in_json, (value, its_value)))
+        if one != two:
             raise TrajectoryError(f"{what} stands in both {first} and {other}, and they differ")
     return value
 
@@ -177,11 +173,6 @@ def rename(left: dict, key: str, its_field: str) -> None:
         value, there = left.pop(key), left.get(its_field)
         is_empty = not says(in_json(there))
         left[its_field] = value if is_empty else one_of({its_field: there, key: value}, f"the {its_field}")
-
-
-def _agree(one, other) -> bool:
-    one, other = in_json(one), in_json(other)
-    return one == other or (isinstance(one, str) and isinstance(other, str) and one.strip() == other.strip())
 
 
 def objects_in(value):
@@ -248,12 +239,18 @@ KWARGS = "chat_template_kwargs"
 PLACES = ("metadata", "extra_body", KWARGS)  # where they stand, beside the row
 
 
-def thinking_of(left: dict) -> bool | None:
-    """What a row says of thinking, under any name that requests have for it; None where it says nothing.
+def request_of(left: dict) -> tuple[dict, bool | None]:
+    """What a row hands to the chat template, and what it says of thinking; None where it says nothing.
 
-    Takes the columns that it understands out of the row. Raises TrajectoryError where two places differ.
+    The first are its chat_template_kwargs, and reasoning_effort, as vLLM does; the second stands under any name that
+    requests have for it. Takes the columns that it understands out of the row.
+    Raises TrajectoryError where two places differ about thinking.
     """
     objects = [left, *objects_in([left.get(place) for place in PLACES])]
+    kwargs = {"reasoning_effort": left.get("reasoning_effort")}
+    for given in (in_json(its.get(KWARGS)) for its in objects):
+        kwargs |= given if isinstance(given, dict) else {}
+    kwargs = {key: value for key, value in kwargs.items() if value is not None}  # Arrow fills rows up with null
     said = {switch_of(its.get(key)) for its in objects for key in SWITCHES} - {None}
     if len(said) > 1:
         raise TrajectoryError("its switches differ about whether the model is to think; take the wrong one out")
@@ -262,17 +259,7 @@ def thinking_of(left: dict) -> bool | None:
             del left[key]
     if isinstance(in_json(left.get(KWARGS)), dict):
         del left[KWARGS]
-    return said.pop() if said else None
-
-
-def template_kwargs_of(left: dict) -> dict:
-    """What a row hands to the chat template: its chat_template_kwargs, and reasoning_effort, as vLLM does."""
-    objects = [left, *objects_in([left.get(place) for place in PLACES[:2]])]
-    given = [in_json(its.get(KWARGS)) for its in objects]
-    kwargs = {"reasoning_effort": left.get("reasoning_effort")}
-    for its in (its for its in given if isinstance(its, dict)):
-        kwargs |= its
-    return {key: value for key, value in kwargs.items() if value is not None}  # Arrow fills rows up with null
+    return kwargs, said.pop() if said else None
 
 
 def switch_of(value) -> bool | None:

@@ -61,26 +61,19 @@ class Reasoned(Counts):
 
 @dataclass
 class Noted(Counts):
-    """What step 1 counts of trajectories.
-
-    not_rendered: turns whose reasoning the chat template does not render.
-    left_out: {why: turns}; shapes: {name: how often}; known: {"message.usage": trajectories}, which nobody reads;
-    notes: {what may be a mistake: how often}, first: {the same: where}.
-    printed: {how a server prints tools otherwise: trajectories}.
-    digests: 8 bytes of each trajectory's plain messages, so that equal ones are found.
-    """
+    """What step 1 counts of trajectories."""
 
     trajectories: int = 0
     turns: int = 0
     reasoned: Reasoned = field(default_factory=Reasoned)
-    not_rendered: int = 0
-    left_out: Counter = field(default_factory=Counter)
-    shapes: Counter = field(default_factory=Counter)
-    known: Counter = field(default_factory=Counter)
-    notes: Counter = field(default_factory=Counter)
-    first: dict = field(default_factory=dict)
-    printed: Counter = field(default_factory=Counter)
-    digests: array = field(default_factory=lambda: array("Q"))
+    not_rendered: int = 0  # turns whose reasoning the chat template does not render
+    left_out: Counter = field(default_factory=Counter)  # {why: turns}
+    shapes: Counter = field(default_factory=Counter)  # {name: how often}
+    known: Counter = field(default_factory=Counter)  # {"message.usage": trajectories}, which nobody reads
+    notes: Counter = field(default_factory=Counter)  # {what may be a mistake: how often}
+    first: dict = field(default_factory=dict)  # {the same: where}
+    printed: Counter = field(default_factory=Counter)  # {how a server prints tools otherwise: trajectories}
+    digests: array = field(default_factory=lambda: array("Q"))  # of plain messages, so that equal ones are found
 
     def lines(self) -> list[str]:
         """What a person should know of the data, a line each."""

@@ -29,18 +29,13 @@ OF_TURNS = frozenset((*SWITCHES, *keys.ENDS, *NOT_WHOLE))
 
 @dataclass
 class Read:
-    """What is read of one message.
+    """What is read of one message."""
 
-    message: in the one shape; not_trained: why the turn is context only, or None.
-    tools: those of a system message, or None; answer: the id of the answer that a turn is a part of, or None.
-    recorded: the token ids that a server recorded of the turn.
-    """
-
-    message: dict
-    not_trained: str | None = None
-    tools: list | None = None
-    answer: str | None = None
-    recorded: dict = field(default_factory=dict)
+    message: dict  # in the one shape
+    not_trained: str | None = None  # why the turn is context only
+    tools: list | None = None  # of a system message
+    answer: str | None = None  # the id of the answer that a turn is a part of
+    recorded: dict = field(default_factory=dict)  # the token ids that a server recorded of the turn
 
     @property
     def is_turn(self) -> bool:
@@ -48,11 +43,9 @@ class Read:
 
 
 def tools_of(tools, name: str, reader: Reader) -> list[dict]:
-    """Tools as {"type", "function": {"name", "description", "parameters"}}, whichever way they are given.
+    """Tools as {"type", "function": {"name", "description", "parameters"}}; raises TrajectoryError with their name.
 
-    Args:
-        tools: a list or an object of tools by name, of objects or JSON strings; or a JSON string of it.
-    Raises TrajectoryError, which calls the tools by this name.
+    They are a list, or an object of tools by name, of objects or JSON strings; or a JSON string of it.
     """
     tools = decoded(tools if says(tools) else None, f"{name} is", (list, dict))
     read = []

@@ -1,12 +1,12 @@
 """Rows of any known shape as one: which column holds the conversation, and what else of a row is part of it."""
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from served_tokens.marks import TrajectoryError, decoded, says
 from served_tokens.rows import sharegpt
 from served_tokens.rows.anthropic import text_of
-from served_tokens.rows.keys import CONVERT, RECORDED, Reader, objects_in, one_of, template_kwargs_of, thinking_of
+from served_tokens.rows.keys import CONVERT, RECORDED, Reader, objects_in, one_of, request_of
 from served_tokens.rows.openai import Read, message_of, tools_of
 
 CONVERSATIONS, TOOLS = ("messages", "conversations"), ("tools", "functions", "tool_defs")
@@ -19,24 +19,17 @@ BEHIND = "messages behind the last turn of a role that is no chat, which change 
 
 @dataclass
 class Shaped:
-    """A row in the one shape (see `openai`).
-
-    messages, tools: tools is None where there are none.
-    not_trained: {position of a turn in messages: why it is context only}.
-    thinking: what the row says of `enable_thinking`, or None.
-    template_kwargs: what its request hands to the chat template.
-    recorded: {position of a turn: {"prompt_token_ids": …, "token_ids": …}} as a server recorded them; one may lack.
-    shapes, known: see `Reader`.
-    """
+    """A row in the one shape (see `openai`)."""
 
     messages: list[dict]
-    tools: list[dict] | None
-    not_trained: dict[int, str] = field(default_factory=dict)
-    thinking: bool | None = None
-    template_kwargs: dict = field(default_factory=dict)
-    recorded: dict[int, dict] = field(default_factory=dict)
-    shapes: Counter = field(default_factory=Counter)
-    known: Counter = field(default_factory=Counter)
+    tools: list[dict] | None  # None where there are none
+    not_trained: dict[int, str]  # {position of a turn in messages: why it is context only}
+    thinking: bool | None  # what the row says of `enable_thinking`
+    template_kwargs: dict  # what its request hands to the chat template
+    # {position of a turn: {"prompt_token_ids": …, "token_ids": …}} as a server recorded them; one may lack
+    recorded: dict[int, dict]
+    shapes: Counter  # this and `known`: see `Reader`
+    known: Counter
 
 
 def holds_conversation(columns) -> bool:
@@ -50,7 +43,7 @@ def in_one_shape(row: dict, reader: Reader) -> Shaped:
     An error names the first message that cannot be read, else all keys that nobody reads.
     """
     left = reader.opened(row, "row")
-    template_kwargs, thinking = template_kwargs_of(left), thinking_of(left)
+    template_kwargs, thinking = request_of(left)
     reads = _all_read(left, reader)
     tools = {column: tools_of(left.pop(column), column, reader) for column in TOOLS if column in left}
     tools |= {f"tools of message {position}": read.tools for position, read in enumerate(reads) if read.tools}

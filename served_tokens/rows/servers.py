@@ -118,27 +118,17 @@ def _refuse_arguments_of_sglang(given, arguments: dict) -> None:
 
 @dataclass(frozen=True)
 class Style:
-    """What one server does.
+    """What one server does; its functions raise TrajectoryError for what the server refuses."""
 
-    tool: (tool) -> the tool as the chat template prints it; raises TrajectoryError where the server refuses it.
-    joined: (the text parts of a message) -> its text.
-    refuse_arguments: (the arguments of a call in the history as the row has them, the object that they are) -> None;
-        raises TrajectoryError where the server would refuse them, or change them.
-    prints_tools_as_sent: whether tools are printed with all their keys.
-    developer_is_system: whether a developer message is served as system message.
-    hidden: keys and parts of messages that the server takes and does not show.
-    tool_choices: values of `tool_choice` that leave all tools in the prompt; None where any does.
-    last_is_user: whether a turn that comes last before the answer is shown as a user message.
-    """
-
-    tool: Callable
-    joined: Callable
+    tool: Callable  # (tool) -> the tool as the chat template prints it
+    joined: Callable  # (the text parts of a message) -> its text
+    # (the arguments of a past call as the row has them, the object that they are); raises where they would change too
     refuse_arguments: Callable = lambda given, arguments: None
-    prints_tools_as_sent: bool = False
-    developer_is_system: bool = False
-    hidden: list | tuple = ()
-    tool_choices: tuple | None = None
-    last_is_user: bool = False
+    prints_tools_as_sent: bool = False  # with all their keys
+    developer_is_system: bool = False  # a developer message is served as system message
+    hidden: list | tuple = ()  # keys and parts of messages that the server takes and does not show
+    tool_choices: tuple | None = None  # values of `tool_choice` that leave all tools in the prompt; None: any does
+    last_is_user: bool = False  # a turn that comes last before the answer is shown as a user message
 
 
 STYLES = {

@@ -1,5 +1,6 @@
 """A trajectory as served: what an OpenAI-compatible server hands to the chat template for the messages of a row."""
 
+import itertools
 import json
 import re
 from dataclasses import asdict, dataclass, field
@@ -56,18 +57,13 @@ AS_IT_IS = Reading()
 
 @dataclass
 class Trajectory:
-    """A row as it is served, and what was met on the way.
-
-    messages, tools, template_kwargs: what the chat template gets; tools is None where there are none.
-    given: the row in the one shape, before a server took it; messages at the same positions.
-    not_trained: {position of a turn: why it is context only}.
-    """
+    """A row as it is served: what the chat template gets, and what was met on the way."""
 
     messages: list[dict]
-    tools: list[dict] | None
-    given: Shaped
-    template_kwargs: dict = field(default_factory=dict)
-    not_trained: dict[int, str] = field(default_factory=dict)
+    tools: list[dict] | None  # None where there are none
+    template_kwargs: dict
+    given: Shaped  # the row before a server took it; messages at the same positions
+    not_trained: dict[int, str]  # {position of a turn: why it is context only}
 
     @property
     def turns(self) -> list[int]:
@@ -107,19 +103,17 @@ def read_trajectory(row: dict, reading: Reading = AS_IT_IS, control_tokens: tupl
     trajectory = Trajectory(
         messages=messages,
         tools=tools,
-        given=given,
         template_kwargs=kwargs,
+        given=given,
         not_trained=not_trained | given.not_trained,
     )
     if not trajectory.turns:
         raise TrajectoryError("the trajectory has no assistant message, so there is nothing to train on")
-    for position in trajectory.turns:
-        if position - 1 not in trajectory.turns:
-            continue
-        if not_trained.get(position - 1) == EMPTY:  # no server made such a prompt
-            raise TrajectoryError(f"message {position - 1}: {EMPTY_BEFORE_ANOTHER}")
-        if style.last_is_user:
-            trajectory.not_trained.setdefault(position, LAST_IS_USER)
+    for before, turn in itertools.pairwise(trajectory.turns):
+        if turn == before + 1 and not_trained.get(before) == EMPTY:  # no server made such a prompt
+            raise TrajectoryError(f"message {before}: {EMPTY_BEFORE_ANOTHER}")
+        if turn == before + 1 and style.last_is_user:
+            trajectory.not_trained.setdefault(turn, LAST_IS_USER)
     if not (tools or reading.allow_calls_without_tools) and any("tool_calls" in message for message in messages):
         raise TrajectoryError(f"the trajectory {NO_TOOLS}")
     return trajectory
@@ -156,45 +150,39 @@ def _served_message(message: dict, style: Style) -> dict:
     if role in ("user", "assistant"):
         _refuse_written_out_parts(served["content"])
     if role == "assistant":
-        reasoning = served.pop("reasoning_content", None) or ""
-        reasoning, served["content"] = _reasoning_and_answer(reasoning, served["content"])
+        given = served.pop("reasoning_content", None) or ""
+        reasoning, served["content"] = _reasoning_and_answer(given, served["content"])
         if "<tool_response>" in served["content"] or "<tool_response>" in reasoning:
             raise TrajectoryError(
                 "has the output of a tool inside the answer (<tool_response>), which would be trained as the model's "
                 "own words; convert it to messages"
             )
-        calls = served.pop("tool_calls", [])
         if reasoning:
             served["reasoning_content"] = reasoning
-        if calls:
-            served["tool_calls"] = [_served_call(call, style) for call in calls]
+        if "tool_calls" in served:
+            served["tool_calls"] = [_served_call(call, style) for call in served["tool_calls"]]
             _refuse_twice(served)
     return served
 
 
 def _reasoning_and_answer(reasoning: str, content: str) -> tuple[str, str]:
-    """Reasoning from its own field or inline, and the answer without it; raises TrajectoryError where marks lie."""
-    if not reasoning:
-        other = OTHER_THINKING.match(content)
-        if other and not content.lstrip().startswith("<think>"):
-            raise TrajectoryError(
-                f"its answer opens with {other[0].strip()}: reasoning that would be trained as text; convert it "
-                "to reasoning_content"
-            )
-        return _inline_reasoning(content)
-    if "</think>" in reasoning or reasoning.lstrip().startswith("<think>"):
-        raise TrajectoryError("has think marks inside its reasoning field; take <think> and </think> out of it")
-    if content.lstrip().startswith(("<think>", "</think>")):
-        raise TrajectoryError("has stray think marks in content beside its reasoning field; take one of them out")
-    return reasoning, content
+    """Reasoning from its own field or inline, and the answer without it; raises TrajectoryError where marks lie.
 
-
-def _inline_reasoning(content: str) -> tuple[str, str]:
-    """Split `<think>…</think>answer` into (reasoning, answer); ("", content) without one.
-
-    The edges are cut as in Qwen3's template. That would lose what stands before the first `<think>` or between two
-    `</think>`: the first is an error here, the second stays in the answer.
+    The edges of inline reasoning are cut as in Qwen3's template. That would lose what stands before the first `<think>`
+    or between two `</think>`: the first is an error here, the second stays in the answer.
     """
+    if reasoning:
+        if "</think>" in reasoning or reasoning.lstrip().startswith("<think>"):
+            raise TrajectoryError("has think marks inside its reasoning field; take <think> and </think> out of it")
+        if content.lstrip().startswith(("<think>", "</think>")):
+            raise TrajectoryError("has stray think marks in content beside its reasoning field; take one of them out")
+        return reasoning, content
+    other = OTHER_THINKING.match(content)
+    if other and not content.lstrip().startswith("<think>"):
+        raise TrajectoryError(
+            f"its answer opens with {other[0].strip()}: reasoning that would be trained as text; convert it "
+            "to reasoning_content"
+        )
     before, close, answer = content.partition("</think>")
     if not close:
         return "", content
@@ -216,11 +204,10 @@ def _refuse_written_out_parts(content: str) -> None:
 
 def _refuse_twice(turn: dict) -> None:
     """A call in the text and in the field would be made twice."""
-    names = [call["function"]["name"] for call in turn["tool_calls"]]
-    for text in CALL_TEXT.findall(turn["content"]):
-        for name in names:
-            if json.dumps(name) in text:
-                raise TrajectoryError(f"has a call of {name} both as text and in tool_calls")
+    in_text = "\n".join(CALL_TEXT.findall(turn["content"]))
+    for name in (call["function"]["name"] for call in turn["tool_calls"]):
+        if json.dumps(name) in in_text:
+            raise TrajectoryError(f"has a call of {name} both as text and in tool_calls")
 
 
 def _served_call(call: dict, style: Style) -> dict:

@@ -7,7 +7,6 @@ import gzip
 import json
 import os
 import re
-import resource
 import signal
 import subprocess
 import sys
@@ -19,7 +18,7 @@ from unittest import mock
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import HANGS, ROOT, assistant, interruptible, read_jsonl, user, write_jsonl
+from conftest import HANGS, ROOT, assistant, read_jsonl, user, write_jsonl
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -33,6 +32,10 @@ LINE = json.dumps(ROW, ensure_ascii=False).encode()
 
 def names(folder) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
+
+
+def files_in(folder) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 # ---------------------------------------------------------------- reading
@@ -142,38 +145,27 @@ def test_output_goes_into_a_folder_that_is_made_and_over_an_earlier_file(run, tm
     assert names(tmp_path / "other/new") == ["out.parquet", "out_preview.json"]
 
 
-def errors_of_full_disk(folder, size: int, script: str, *arguments) -> str:
-    """What the script says where no file may grow beyond `size` bytes, as on a disk that is full."""
-    process = subprocess.run(
-        [sys.executable, str(ROOT / script), *arguments],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=HANGS,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size)),
-        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
-    )
-    assert process.returncode == 1 and "Traceback" not in process.stderr
-    return process.stderr
-
-
 def many(rows: int = 400) -> list[dict]:
     return [{"id": number, "messages": [user(os.urandom(400).hex()), assistant("a", "r")]} for number in range(rows)]
 
 
-def test_full_disk_is_a_clear_error_and_leaves_the_earlier_output_whole(tmp_path):
+@pytest.mark.parametrize(
+    "script, output, disk",
+    [(STEP1, "y.jsonl", 40_000), (STEP2, "out", 10_000), (STEP2, "out.parquet", 90_000), (STEP2, "out.jsonl", 300_000)],
+)
+def test_full_disk_is_a_clear_error_and_leaves_the_earlier_output_whole(run, process, tmp_path, script, output, disk):
     write_jsonl(tmp_path / "x.jsonl", [*many(), *({"bad": row} for row in many())])
-    (tmp_path / "y.jsonl").write_text("earlier")
-    assert "y.jsonl: cannot be written" in errors_of_full_disk(tmp_path, 40_000, STEP1, "x.jsonl", "y.jsonl")
-    assert (tmp_path / "y.jsonl").read_text() == "earlier" and names(tmp_path) == ["x.jsonl", "y.jsonl"]
-
-
-@pytest.mark.parametrize("output, size", [("out", 10_000), ("out.parquet", 90_000), ("out.jsonl", 300_000)])
-def test_full_disk_in_step_2_is_a_clear_error_and_leaves_nothing(run, tmp_path, output, size):
-    write_jsonl(tmp_path / "x.jsonl", many())
-    run(STEP1, "x.jsonl", "y.jsonl")
-    errors = errors_of_full_disk(tmp_path, size, STEP2, "y.jsonl", output, "--dataset-dir", ".")
-    assert f"{output}: cannot be written" in errors and names(tmp_path) == ["x.jsonl", "y.jsonl"]
+    if script == STEP2:
+        run(STEP1, "x.jsonl", "plain.jsonl")
+        (tmp_path / "plain.jsonl").replace(tmp_path / "x.jsonl")
+        (tmp_path / "plain.jsonl.rejects.jsonl").unlink()
+    if "." in output:
+        (tmp_path / output).write_text("earlier")
+    before = files_in(tmp_path)
+    options = ["--dataset-dir", "."] if script == STEP2 else []
+    errors = process(script, "x.jsonl", output, *options, expect=1, disk=disk, PYTHONDONTWRITEBYTECODE="1").stderr
+    assert f"{output}: cannot be written" in errors and "Traceback" not in errors
+    assert files_in(tmp_path) == before
 
 
 @pytest.mark.parametrize(
@@ -222,7 +214,8 @@ def start(folder, *arguments, script: str = STEP1) -> subprocess.Popen:
         stdout=subprocess.DEVNULL,
         text=True,
         start_new_session=True,
-        preexec_fn=interruptible,
+        # a shell lets what it starts in the background ignore Ctrl-C, and that is inherited
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
 
 
@@ -278,10 +271,6 @@ def test_folder_of_samples_takes_the_place_of_an_earlier_one(run, tmp_path):
 # ---------------------------------------------------------------- processes
 
 LONG = {"messages": [user("q" * 20_000), assistant("a", "r")]}
-
-
-def files_in(folder) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.mark.parametrize(

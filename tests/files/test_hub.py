@@ -144,31 +144,18 @@ def test_row_of_a_shard_is_named_with_its_file_and_the_check_reads_it_there(step
 # ---------------------------------------------------------------- from a server that speaks the Hub's API
 
 
-class Hub(http.server.ThreadingHTTPServer):
-    """A stub of the Hub with one data set, which counts the bytes that it sends of each file.
-
-    breaks_after: bytes of a file after which its connections break; requests: (path, range) of each.
-    """
-
-    def __init__(self, data_set: str, files: dict[str, bytes]):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.data_set, self.files, self.sent, self.requests = data_set, files, Counter(), []
-        self.breaks_after = None
-
-
 class Handler(http.server.BaseHTTPRequestHandler):
+    """Answers as the Hub does that has one data set, ENVSCALER, with the `files` of the server; see `hub`."""
+
     protocol_version = "HTTP/1.1"
 
     def log_message(self, *arguments) -> None:
         pass
 
-    def do_HEAD(self) -> None:
-        self.do_GET()
-
     def do_GET(self) -> None:
         hub, path = self.server, self.path.partition("?")[0]
         sizes = {name: len(content) for name, content in hub.files.items()}
-        api, files = f"/api/datasets/{hub.data_set}", f"/datasets/{hub.data_set}/resolve/"
+        api, files = f"/api/datasets/{ENVSCALER}", f"/datasets/{ENVSCALER}/resolve/"
         hub.requests.append((path, self.headers.get("Range")))
         if path.startswith(files):
             self.answer_file(path.removeprefix(files).partition("/")[2])
@@ -181,15 +168,17 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.answer(200, json.dumps(files).encode())
         else:
             files = [{"rfilename": name, "size": size} for name, size in sizes.items()]
-            self.answer(200, json.dumps({"id": hub.data_set, "sha": COMMIT, "siblings": files}).encode())
+            self.answer(200, json.dumps({"id": ENVSCALER, "sha": COMMIT, "siblings": files}).encode())
+
+    do_HEAD = do_GET
 
     def answer_file(self, name: str) -> None:
         content, status = self.server.files[name], 200
         headers = {"X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes", "ETag": f'"{len(content)}"'}
         if self.headers.get("Range"):
             first, last = self.headers["Range"].removeprefix("bytes=").split("-")
-            size = len(content)
-            first, last = int(first), min(int(last or size), size - 1)
+            first, size = int(first), len(content)
+            last = min(int(last or size), size - 1)
             content, status = content[first : last + 1], 206
             headers["Content-Range"] = f"bytes {first}-{last}/{size}"
         self.answer(status, content, headers, name)
@@ -211,7 +200,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def hub():
-    with Hub(ENVSCALER, dict(TWO_FILES)) as hub:
+    """A stub of the Hub: sent: bytes of each file, breaks_after: so many; requests: (path, range) of each."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as hub:
+        hub.files, hub.sent, hub.requests, hub.breaks_after = dict(TWO_FILES), Counter(), [], None
         threading.Thread(target=hub.serve_forever, daemon=True).start()
         yield hub
         hub.shutdown()

@@ -9,14 +9,12 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import ROOT, assistant, golden, user, write_jsonl
 
-EXACT = [  # step 2's options, LlamaFactory's overrides
-    ([], ["template=qwen3"]),
-    ([], ["template=qwen3_nothink"]),
-    (["--history-thinking", "template"], ["template=qwen3_nothink"]),
-    (["--no-thinking"], ["template=qwen3", "enable_thinking=false"]),
-]
-
-
+EXACT = {  # ending of the samples: step 2's options, LlamaFactory's overrides
+    ".parquet": ([], ["template=qwen3"]),
+    ".json": ([], ["template=qwen3_nothink"]),
+    ".jsonl": (["--history-thinking", "template"], ["template=qwen3_nothink"]),
+    "": (["--no-thinking"], ["template=qwen3", "enable_thinking=false"]),
+}
 MISSING = "samples: 1 turn or row has no sample and no reason; run both steps again"
 
 
@@ -46,15 +44,11 @@ def breaking(pipeline, tmp_path):
     return breaking
 
 
-@pytest.mark.parametrize("options, overrides", EXACT, ids=lambda value: "-".join(value).strip("-") or "default")
-def test_golden_cases_are_exact_in_every_mode(pipeline, check, options, overrides):
-    output = check(pipeline(golden(), *options), *overrides)
+@pytest.mark.parametrize("suffix", EXACT)
+def test_golden_cases_are_exact_in_every_mode_and_format(pipeline, check, suffix):
+    options, overrides = EXACT[suffix]
+    output = check(pipeline(golden(), *options, suffix=suffix), *overrides)
     assert "PASSED: 53 of 53 samples are exact" in output and "54 turns in = 53 turns in samples + 1 left out" in output
-
-
-@pytest.mark.parametrize("suffix", [".json", ".jsonl", ".parquet", ""])
-def test_each_format_and_a_folder_of_shards_load_through_llamafactory(pipeline, check, suffix):
-    assert "PASSED: 53 of 53 samples are exact" in check(pipeline(golden(), suffix=suffix))
 
 
 def test_data_set_in_which_no_sample_has_a_history_loads_through_llamafactory(pipeline, check):
@@ -79,10 +73,10 @@ def test_thinking_mode_that_is_wrong_for_the_targets_is_caught(pipeline, check):
     assert "the loss mask differs" in check(pipeline(golden(), "--no-thinking"), expect=1)
 
 
-CHANGES = "preserve_thinking=true mask_history=false default_system=hi template=default split_special_tokens=true"
-
-
-@pytest.mark.parametrize("override", CHANGES.split())
+@pytest.mark.parametrize(
+    "override",
+    "preserve_thinking=true mask_history=false default_system=hi template=default split_special_tokens=true".split(),
+)
 def test_setting_that_changes_the_tokens_or_the_mask_is_caught(pipeline, check, override):
     assert mismatched(check(pipeline(golden()), override, expect=1)) > 0
 

@@ -10,7 +10,7 @@ from small_server import MODELS, a_server, serving
 from served_tokens.marks import Tokens
 from served_tokens.proof import server as asking
 from served_tokens.proof.compare import Truth
-from served_tokens.proof.server import CHAT, Question, connect, prompt_ids, request_for
+from served_tokens.proof.server import CHAT, Question, Server, prompt_ids, request_for
 from served_tokens.rows.trajectory import Reading
 
 TOOL = {"type": "function", "function": {"name": "f", "description": "d", "parameters": {}}}
@@ -85,7 +85,7 @@ def test_a_trained_prompt_is_what_stands_before_the_supervised_run_of_its_turn(t
     told = json.dumps({"server_style": "sglang", "echo": "none"})
     provenance = [{"source": path, "trajectory": 1, "turns": [1, 3, 5], "served_as": "template", "reading": told}]
     cut = [{"input_ids": [1, 2, 3, 4, 5, 6], "labels": [-100, -100, 3, 4, -100, 6]}]
-    asked = [*asking.questions_about([(0, 1), (0, 3), (0, 5)], provenance, cut, truth)]
+    asked = [*asking.questions_about({(0, 1), (0, 3), (0, 5)}, provenance, cut, truth)]
     assert [(one.place, one.turn, one.trained) for one in asked] == [
         (f"{path}: row 1, turn 1", 1, [1, 2]),
         (f"{path}: row 1, turn 3", 3, [1, 2, 3, 4, 5]),
@@ -112,7 +112,7 @@ def test_without_a_render_path_the_chat_is_asked_for_one_token(answer, render):
         return 200, answer
 
     with serving(a_server(render, **{CHAT: chat})) as url:
-        server = connect(url)
+        server = Server(url)
         assert prompt_ids(server, {"messages": [user("q")]}) == [1, 2]
     switches = {"max_tokens": 1, "temperature": 0, "return_token_ids": True, "return_prompt_token_ids": True}
     assert bodies == [{"model": "tiny", **switches, "messages": [user("q")]}]
@@ -122,7 +122,7 @@ def test_the_key_is_that_of_the_environment(monkeypatch):
     monkeypatch.setenv("SERVER_API_KEY", "secret")
     seen = []
     with serving({"/v1/models": lambda _, headers: seen.append(headers["Authorization"]) or (200, MODELS)}) as url:
-        connect(url)
+        Server(url)
     assert set(seen) == {"Bearer secret"}
 
 
@@ -138,18 +138,18 @@ def test_the_key_is_that_of_the_environment(monkeypatch):
 )
 def test_what_is_no_such_server_ends_it_with_one_line(paths, said):
     with serving(paths) as url, pytest.raises(SystemExit, match=said) as end:
-        prompt_ids(connect(url), {"messages": [user("q")]})
+        prompt_ids(Server(url), {"messages": [user("q")]})
     assert str(end.value).startswith(f"{url}: ") and "\n" not in str(end.value)
 
 
 def test_a_server_that_does_not_answer_in_time_ends_it_with_one_line():
     late = a_server(lambda *_: time.sleep(0.5) or (400, {}))
     with serving(late) as url, pytest.raises(SystemExit, match=f"{url}: .*ReadTimeout: timed out.*; is the server up"):
-        prompt_ids(connect(url, timeout=0.25), {"messages": [user("q")]})
+        prompt_ids(Server(url, timeout=0.25), {"messages": [user("q")]})
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:9", "localhost:8000", "http://127.0.0.1:port"])
 def test_an_address_without_a_server_ends_it_with_one_line(url):
     with pytest.raises(SystemExit, match=r"is the server up, and the address right\?|lists no model") as end:
-        connect(url)
+        Server(url)
     assert str(end.value).startswith(f"{url}: ") and "\n" not in str(end.value)

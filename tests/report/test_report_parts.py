@@ -13,7 +13,7 @@ from datasets import Dataset
 import check_training_tokens as check
 from served_tokens.files.read import checksum
 from served_tokens.llamafactory import TrainingSet
-from served_tokens.proof.findings import Findings, Numbers
+from served_tokens.proof.findings import Findings
 from served_tokens.report.charts import Bar, histogram, length_statistics
 from served_tokens.report.choice import choice_of_samples, samples_of_turn
 from served_tokens.report.cost import Schedule, costs_by_way, training_cost
@@ -25,7 +25,8 @@ HOSTILE = "</script><script>document.title='run'</script><img src=x onerror=aler
 
 
 def found_of(lengths, **more) -> Findings:
-    return Findings("x", True, "", array("q", lengths), bytearray(len(lengths)), **more)
+    settings = {"name": "x", "settings": "", "lengths": array("q", lengths), "exact": bytearray(len(lengths))}
+    return Findings(**settings | more)
 
 
 def shown(ids: list, labels: list, source="x", name="x", **more) -> ShownSample:
@@ -107,8 +108,7 @@ def test_cost_counts_steps_and_tokens_as_the_trainer_does(changes, steps, tokens
 
 
 def test_costs_of_token_trees_stand_beside_those_of_the_samples_unless_they_are_packed():
-    found = found_of([10] * 64, counts=Numbers(tokens=640, supervised_tokens=64))
-    found.ways = {AS_WRITTEN: (64, 640), TREES: (4, 100)}
+    found = found_of([10] * 64, ways={AS_WRITTEN: (64, 640), TREES: (4, 100)})
 
     def told(packing: bool) -> dict:
         schedule = Schedule(epochs=2, max_steps=-1, batch=1, accumulation=16, gpus=2, packing=packing)
@@ -133,10 +133,11 @@ def test_checksum_of_a_folder_is_that_of_the_sorted_lines_of_sha256sum(tmp_path)
 def test_no_text_of_the_data_is_read_as_html(tmp_path):
     file = tmp_path / "<img src=x>.jsonl"
     file.write_text("{}")
-    found = Findings(HOSTILE, True, HOSTILE, array("q", [2]), bytearray(1), file)
-    for counted in (found.kinds, found.reasons, found.why_left_out, found.lost_under, found.unread):
-        counted[HOSTILE] = 1
-    found.left_out, found.lost, found.other_targets = [HOSTILE], [HOSTILE], HOSTILE
+    counted = ("kinds", "reasons", "why_left_out", "lost_under", "unread")
+    texts = {"name": HOSTILE, "settings": HOSTILE, "left_out": [HOSTILE], "lost": [HOSTILE]}
+    found = found_of([2], path=file, first_other_targets=HOSTILE, other_targets=1, **texts)
+    for name in counted:
+        getattr(found, name)[HOSTILE] = 1
     found.ways = dict.fromkeys((AS_WRITTEN, TREES), (1, 2))
     sample = shown([1, 2], [-100, 2], HOSTILE, name=HOSTILE, why=HOSTILE, at=1, mismatch=HOSTILE)
     checked = Checked(HOSTILE, HOSTILE, 8, [HOSTILE], [found], Schedule(1, -1, 1, 1, 1))

@@ -8,7 +8,7 @@ from conftest import assistant, tool, user, write_jsonl
 
 from served_tokens.marks import TrajectoryError
 from served_tokens.rows import notes
-from served_tokens.rows.keys import thinking_of
+from served_tokens.rows.keys import request_of
 from served_tokens.rows.other import BEHIND, IN_PROMPT
 from served_tokens.rows.trajectory import EMPTY, UNCLOSED, Reading, read_trajectory
 
@@ -150,14 +150,8 @@ def test_a_role_behind_the_last_turn_is_dropped_where_it_is_no_chat_and_set_asid
         (row({"from": "gpt", "value": "a", "content": "b"}), "the content stands in both content and value, and they"),
         (turn(weight=1, train=False), "whether the turn is trained stands in both weight and train, and they differ"),
         (row(enable_thinking=True, metadata={"enable_thinking": False}), "its switches differ about whether the model"),
-        (
-            row(extra_body={"chat_template_kwargs": {"tools": []}}),
-            "chat_template_kwargs has tools, which no request can",
-        ),
-        (
-            turn(thinking_blocks=BLOCKS, reasoning_content="y"),
-            "in both reasoning_content and thinking_blocks, and",
-        ),
+        (row(extra_body={"chat_template_kwargs": {"tools": []}}), "chat_template_kwargs has tools, which no request"),
+        (turn(thinking_blocks=BLOCKS, reasoning_content="y"), "in both reasoning_content and thinking_blocks, and"),
         (row({"from": "human", "role": "system", "value": "q"}), "the role stands in both role and from, and they"),
     ],
 )
@@ -255,8 +249,6 @@ def test_reasoning_under_other_marks_sets_the_row_aside_where_there_is_none_besi
 @pytest.mark.parametrize(
     "one, why",
     [
-        (turn(content="<think>x</think>a", thinking="r"), "has stray think marks in content"),
-        (turn(reasoning_content="r</think>x"), "has think marks inside its reasoning field"),
         (row(user("q"), tool([{"type": "image"}]), assistant("a")), "message 1: content has a part of type image"),
         (turn(reasoning="off"), "nobody reads its keys message.reasoning;"),
         (turn(content='{"role": "assistant", "content": "a"}'), "holds the JSON of content parts"),
@@ -302,7 +294,7 @@ def test_what_a_row_says_of_thinking_is_understood_under_every_name_and_place(pl
     for thinks, its in ((False, OFF_BY), (True, ON_BY), (None, [{"enable_thinking": None}, {}])):
         for said in its:
             assert read(row(**said) if place is None else row(**{place: said})).given.thinking is thinks
-            assert place is None or thinks is None or thinking_of({place: json.dumps(said)}) is thinks
+            assert place is None or thinks is None or request_of({place: json.dumps(said)})[1] is thinks
 
 
 @pytest.mark.parametrize(
@@ -310,11 +302,7 @@ def test_what_a_row_says_of_thinking_is_understood_under_every_name_and_place(pl
     [
         ({}, {"a": 1, "enable_thinking": False}, False),
         ({"chat_template_kwargs": {"a": 2, "b": None}}, {"a": 2, "enable_thinking": False}, False),
-        (
-            {"extra_body": {"chat_template_kwargs": '{"enable_thinking": true}'}},
-            {"a": 1, "enable_thinking": True},
-            True,
-        ),
+        ({"extra_body": {"chat_template_kwargs": '{"enable_thinking": 1}'}}, {"a": 1, "enable_thinking": 1}, True),
         ({"reasoning_effort": "low"}, {"a": 1, "enable_thinking": True, "reasoning_effort": "low"}, True),
     ],
 )

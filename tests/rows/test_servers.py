@@ -83,5 +83,3 @@ def test_text_parts_are_joined_as_the_server_joins_them():
 def test_sglang_refuses_arguments_that_are_no_object_of_strict_json(text):
     with pytest.raises(TrajectoryError, match="tool call arguments are not"):
         STYLES["sglang"].refuse_arguments(text, {})
-    for style in ("vllm", "template"):
-        STYLES[style].refuse_arguments(text, {})
