@@ -7,7 +7,7 @@ tokenizes the samples of step 2 as it does; they become rows, in which what samp
 these. Loss, optimizer, checkpoints, logs and resuming are its own, and so are the gradients. Before the
 first step attention is compared, on the device, with that on single samples: where it is wrong, nothing is trained.
 
-row_tokens: the longest row (default: cutoff_len; on a CPU, where attention takes row × row, 8,192 if that is less).
+row_tokens: the longest row (default: cutoff_len; on a CPU, where attention takes row × row, 16,384 if that is less).
     Where cutoff_len is near the longest sample, a longer row holds a trajectory whole.
 row_samples: the most samples of a row (default: no limit).
 
@@ -61,7 +61,7 @@ SET = {
     "per_device_train_batch_size": (1, "a batch is one row; samples are counted by gradient_accumulation_steps"),
     "per_device_eval_batch_size": (1, "a batch is one row"),
 }
-ROW_ON_CPU = 8192  # tokens
+ROW_ON_CPU = 16384  # tokens: 1.3 GB of attention
 WHOLE_LOGITS = ("compute_accuracy", "use_dft_loss", "use_eaft_loss", "label_smoothing_factor")
 
 
