@@ -71,7 +71,7 @@ def main() -> None:
         sets, encode = llamafactory.training_sets(model_args, data_args, training_args)
     tokenizer = encode.tokenizer
     steps = math.inf if args.trees else math.ceil(sum(its.total for its in sets if its.trains) / schedule.of_step)
-    earlier, afresh = training.earlier_training(training_args, steps)
+    earlier, afresh = training.earlier_training(training_args, config, steps)
     if afresh:
         problems.append(earlier)
     elif earlier:

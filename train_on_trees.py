@@ -142,7 +142,7 @@ def prepared(arguments: list[str]) -> list[str]:
 
 def stop_where_nothing_is_done(training_args, steps_of_epoch: float, args, config: dict) -> None:
     """Stop where all steps of the training are done in its output_dir; say where it goes on, once that is known."""
-    said, afresh = training.earlier_training(training_args, steps_of_epoch)
+    said, afresh = training.earlier_training(training_args, config, steps_of_epoch)
     if afresh:
         command = training.training_command(["python", sys.argv[0]], args.yaml, [*args.overrides, afresh], config)
         sys.exit(f"FAILED: {said}\nnext: {command}")

@@ -43,12 +43,17 @@ def read_config(yaml: str, overrides: list[str]) -> dict:
     if config.get("tokenized_path") and Path(config["tokenized_path"]).exists():
         return config  # LlamaFactory looks for no data set then
     for key in ("dataset", "eval_dataset"):
-        names = config.get(key) or []
-        if isinstance(names, (int, float)):  # a name that is a number
-            names = config[key] = str(names)
-        for name in names.split(",") if isinstance(names, str) else names:
-            _find_data_set(name.strip(), str(config.get("dataset_dir", "data")))
+        if isinstance(config.get(key), (int, float)):  # a name that is a number
+            config[key] = str(config[key])
+        for name in data_sets_of(config, key):
+            _find_data_set(name, str(config.get("dataset_dir", "data")))
     return config
+
+
+def data_sets_of(config: dict, key: str = "dataset") -> list[str]:
+    """The names of the data sets in a setting."""
+    names = config.get(key) or []
+    return [name.strip() for name in (names.split(",") if isinstance(names, str) else names)]
 
 
 def _find_data_set(name: str, folder: str) -> None:
@@ -79,10 +84,11 @@ def refuse_mistakes(config: dict) -> None:
         sys.exit(f"template={template}: LlamaFactory has no such template{meant(template, TEMPLATES)}")
 
 
-def earlier_training(training_args, steps_of_epoch: float = math.inf) -> tuple[str, str]:
-    """(what LlamaFactory would go on from, in its output_dir; where it would do nothing, the override to begin anew)
+def earlier_training(training_args, config: dict, steps_of_epoch: float = math.inf) -> tuple[str, str]:
+    """(what LlamaFactory would go on from, in its output_dir; the override to begin anew, where it must be set)
 
-    Both are "" where there is nothing, or no look at it. steps_of_epoch: at the most.
+    It must where LlamaFactory would do nothing, or go on from a training on other data sets. Both are "" where there
+    is nothing, or no look at it. steps_of_epoch: at the most.
     """
     args, folder, resume = training_args, Path(training_args.output_dir), training_args.resume_from_checkpoint
     if not args.do_train or resume is False or (resume is None and args.overwrite_output_dir):
@@ -106,6 +112,8 @@ def earlier_training(training_args, steps_of_epoch: float = math.inf) -> tuple[s
     is_done = epoch >= args.num_train_epochs or step >= args.num_train_epochs * steps_of_epoch
     if step >= args.max_steps if args.max_steps > 0 else is_done:
         return f"{said} would do nothing; set {afresh}", afresh
+    if of and any(name not in of[1] for name in data_sets_of(config)):
+        return f"{said} would go on from there on other data; set {afresh}", afresh
     return f"{said} goes on from there; {afresh} begins anew", ""
 
 

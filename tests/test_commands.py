@@ -160,7 +160,7 @@ def test_what_is_named_next_runs_as_it_is_pasted_to_a_trained_model_and_so_does_
 @pytest.mark.parametrize(
     "state, settings, says",
     [
-        ((4, 2.0), {}, "is step 4 of 6, epoch 2.00: LlamaFactory goes on from there"),
+        ((4, 2.0), {}, "is step 4 of 6, epoch 2.00, on the a and the b datasets: LlamaFactory goes on from there"),
         ((6, 3.0), {}, "would do nothing"),
         ((4, 2.0), {"max_steps": 4}, "would do nothing"),
         ((6, 3.0), {"max_steps": 9}, "goes on"),
@@ -181,9 +181,14 @@ def test_what_a_training_finds_in_its_output_dir_is_told(tmp_path, state, settin
     default = {"do_train": True, "max_steps": -1, "num_train_epochs": 3.0, "output_dir": tmp_path}
     default |= {"resume_from_checkpoint": None, "overwrite_output_dir": False}
     arguments = SimpleNamespace(**{**default, **settings})
-    said, afresh = earlier_training(arguments)
+    (tmp_path / "README.md").write_text("This model is trained on the a and the b datasets.\n")
+    said, afresh = earlier_training(arguments, {"dataset": "b, a"})
     assert says in said and bool(said) == bool(says) and ("anew" in said or not said) == (not afresh)
-    assert settings or earlier_training(arguments, steps_of_epoch=1)[1].endswith("-2")  # of a smaller data set
+    assert settings or earlier_training(arguments, {}, steps_of_epoch=1)[1].endswith("-2")  # of a smaller data set
+    if "goes on" in said:
+        assert (
+            "would go on from there on other data; set output_dir=" in earlier_training(arguments, {"dataset": "c"})[0]
+        )
 
 
 def test_shipped_yaml_is_the_training_that_the_readme_promises(tiny_model):

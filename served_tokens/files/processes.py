@@ -66,6 +66,7 @@ class Totals(Counts):
     rows_in: int = 0
     set_aside: int = 0
     reasons: Counter = field(default_factory=Counter)  # why, with # for each number -> rows set aside
+    first: dict = field(default_factory=dict)  # the same -> why and where in its first row
     unread: Counter = field(default_factory=Counter)  # key that nobody reads -> rows set aside for it
 
 
@@ -99,7 +100,9 @@ def convert_chunk(work: Work, named: tuple[str, list]) -> Totals:
                 raise SystemExit(f"{place} (counted from 0): {reason}; {way_out}") from None
             made[REJECTS].append(_rejected(place, reason, raw))
             totals.set_aside += 1
-            totals.reasons[re.sub(r"(?<!step )\d+", "#", reason)] += 1
+            kind = re.sub(r"\d+", "#", reason)
+            totals.reasons[kind] += 1
+            totals.first.setdefault(kind, f"{reason} (first in {place})")
             totals.unread.update(getattr(error, "keys", ()))
         else:
             totals.counts.add(counts)
@@ -127,7 +130,7 @@ def finish_rejects(work: Work, totals: Totals) -> None:
     if path := work.finish(REJECTS):
         print(f"{many(totals.set_aside, 'row')} set aside with reasons: {shown(path)}", file=sys.stderr)
     for reason, rows in totals.reasons.most_common(SHOWN_REASONS):
-        print(f"  {many(rows, 'row')}: {reason}", file=sys.stderr)
+        print(f"  {many(rows, 'row')}: {totals.first[reason]}", file=sys.stderr)
 
 
 def in_processes(function, items, num_proc: int):

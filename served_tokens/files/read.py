@@ -158,7 +158,7 @@ def parse_row(raw, loads=json.loads) -> dict:
         try:
             raw = loads(raw)
         except (ValueError, RecursionError) as error:
-            raise TrajectoryError(f"the row is not valid JSON ({error})") from None
+            raise TrajectoryError(f"the row is not valid JSON ({error}); a line of .jsonl is one row") from None
     if not isinstance(raw, dict):
         raise TrajectoryError(f"the row is not an object but {kind_of(raw)}")
     return raw
@@ -181,7 +181,7 @@ def _read_lines(file, name: str):
 def _read_json(file, name: str):
     """The rows of an array, read as a stream: the text in memory grows with the longest row, not with the file."""
     decode, skip = json.JSONDecoder().raw_decode, re.compile(r"\s*").match
-    invalid = "not valid JSON; a .json file holds one array of rows, a .jsonl file a row per line"
+    invalid = "no array of rows, as [{…}, {…}]; a .jsonl file holds a row per line"
     try:
         file = io.TextIOWrapper(file, encoding="utf-8-sig")
         text, size = file.read(FIRST_READ).lstrip(), FIRST_READ

@@ -32,6 +32,8 @@ def what_mends(found: Findings, provenance, truth: Truth, data_args) -> str:
         "set template=qwen3_nothink": "template" in served_as and data_args.template == "qwen3",
         "set mask_history=false": merged and data_args.mask_history,
         "set mask_history=true": not (merged or data_args.mask_history),
+        "drop enable_thinking=false, or run step 2 with --no-thinking": "no-thinking" not in served_as
+        and data_args.enable_thinking is False,
         "set enable_thinking=false": "no-thinking" in served_as and data_args.enable_thinking is not False,
         "set preserve_thinking=false": getattr(data_args, "preserve_thinking", False),
     }
@@ -102,7 +104,10 @@ def print_findings(found: Findings, max_samples: int | None) -> None:
         (found.cut, "over cutoff_len"),
         (found.lost_under.total(), "of the rows' texts in no sample that should hold them"),
         *((number, f"of them under {key}") for key, number in found.lost_under.most_common(SHOWN_KEYS)),
-        (found.other_targets, f"of the prompts trained to another target too, the first: {found.first_other_targets}"),
+        (
+            found.other_targets,
+            f"of the prompts are answered in two ways by the rows: {found.first_other_targets}",
+        ),
         (found.with_and_without, "of them to the same answer with and without reasoning"),
     ]
     for number, said in lines:

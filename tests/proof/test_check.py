@@ -203,7 +203,7 @@ def test_prompt_with_several_targets_is_counted_and_fails_where_a_past_turn_has_
     one, other = assistant("a", "so it is"), assistant("b", "so it is")
     output = checked(asked(one, other, one, assistant("a", "or so"))).stdout
     first = "row 0, turn 1, and row 1, turn 1"
-    assert f" 2 of the prompts trained to another target too, the first: {first}" in output
+    assert f" 2 of the prompts are answered in two ways by the rows: {first}" in output
     both = asked(one, assistant("a"))
     assert "1 of them to the same answer with and without reasoning" in checked(both).stdout
     log = [both[0], {"messages": [*both[1]["messages"], user("and?"), assistant("c", "r")]}]
