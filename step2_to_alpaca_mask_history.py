@@ -8,7 +8,7 @@ OUTPUT  a folder of Parquet files, or one .parquet, .jsonl or .json file: one sa
         {"instruction": "…", "input": "", "output": "<target of the turn>", "system": "…", "history": [["…", "…"], …],
          "source": "data/x.jsonl", "trajectory": 17, "turns": [4], "served_as": "drop" | "template" | "no-thinking",
          "reading": "<the options by which step 1 read the row, and digests, as JSON>"}
-        Beside it go a preview of the first samples, those that are held out (--val-ratio), a list of the turns that are
+        Beside it go those that are held out (--val-ratio), and lists of the turns that are
         left out and of the rows set aside. dataset_info.json gets an entry for it.
         With --tokens it is a folder of token ids instead, which LlamaFactory loads by `tokenized_path`.
 
@@ -22,19 +22,16 @@ system) text with its role blocks, where LlamaFactory's tokenizer turns it into 
 
 import argparse
 import functools
-import itertools
 import os
 import re
 import sys
 from dataclasses import fields
 from pathlib import Path
 
-import orjson
-
 from served_tokens.files import read, write
 from served_tokens.files.command_line import CommandLine, exit_on_signals, positive_count, print_command, run
 from served_tokens.files.processes import Totals, Work, convert_files, finish_rejects
-from served_tokens.files.read import LEFT_OUT, PREVIEW, REJECTS
+from served_tokens.files.read import LEFT_OUT, REJECTS
 from served_tokens.files.write import accounted, shown
 from served_tokens.marks import many
 from served_tokens.samples.alpaca import sample_schema, training_settings
@@ -46,7 +43,6 @@ ROOT = Path(__file__).resolve().parent
 DEFAULT_INPUT = ROOT / "data" / "envscaler_sample_apply_qwen3_template.jsonl"
 SHIPPED = ROOT / "data" / "envscaler_samples"  # which the YAML and the dataset_info.json beside this script name
 SUFFIX_OF_STEP_1 = re.compile("_(plain|apply_qwen3_template)$")
-SHOWN_SAMPLES = 5  # in the preview
 
 
 def add_options(parser: CommandLine) -> None:
@@ -125,12 +121,8 @@ def outputs_of(output: Path, inputs: list[str], options: Options) -> dict[str, P
     for its in samples.values():
         write.check_output(its, *may_hold)
     outputs = samples | {stream: output.with_name(output.name + stream) for stream in (REJECTS, LEFT_OUT)}
-    write.refuse_inputs(inputs, *outputs.values(), *map(preview_of, samples.values()), options.dataset_info)
+    write.refuse_inputs(inputs, *outputs.values(), options.dataset_info)
     return outputs
-
-
-def preview_of(output: Path) -> Path:
-    return output.with_name(name_of(output) + PREVIEW)
 
 
 def finish(args: argparse.Namespace, options: Options, work: Work, totals: Totals) -> None:
@@ -167,7 +159,7 @@ def print_counts(totals: Totals) -> None:
 
 
 def save(work: Work, stream: str, options: Options) -> str:
-    """Give samples their name, write the first ones beside them to be read by a person, and register them.
+    """Give samples their name, and register them.
 
     Token ids are one folder with both splits, and are not registered. Returns what there is now.
     """
@@ -179,13 +171,8 @@ def save(work: Work, stream: str, options: Options) -> str:
         save_tokens(parts, output)
         return f"{shown(output)}{replaced}, the token ids of {options.tokens}"
     work.finish(stream)
-    rows = (row for file in read.find_files(str(output)) for _, row in read.read_rows(file))
-    first = [*itertools.islice(rows, SHOWN_SAMPLES)]
-    with write.whole_file(preview_of(output)) as part:
-        part.write_bytes(orjson.dumps(first, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
     register(options.dataset_info, name, output)
-    registered = f"registered as {name} in {shown(options.dataset_info)}"
-    return f"{shown(output)}{replaced}, {registered}; the first samples: {shown(preview_of(output))}"
+    return f"{shown(output)}{replaced}, registered as {name} in {shown(options.dataset_info)}"
 
 
 def print_next(options: Options, counts: Selected, output: Path) -> None:

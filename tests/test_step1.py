@@ -186,7 +186,7 @@ def test_folder_is_read_in_the_order_of_its_names_but_not_what_scripts_leave_bes
     (folder / "a").mkdir()
     (folder / "a" / "x.jsonl.gz").write_bytes(gzip.compress(b"\n".join(json.dumps(row(at)).encode() for at in (0, 1))))
     (folder / "c.json").write_text(json.dumps([row(4)]))
-    for name in ".d.jsonl _e.jsonl b.jsonl.rejects.jsonl b.jsonl.left_out.jsonl b_preview.json README.md".split():
+    for name in ".d.jsonl _e.jsonl b.jsonl.rejects.jsonl b.jsonl.left_out.jsonl README.md".split():
         (folder / name).write_text("not read")
     process = run(STEP1, "data", "y.jsonl")
     rows = read_jsonl(tmp_path / "y.jsonl")

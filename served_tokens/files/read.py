@@ -19,7 +19,7 @@ from tqdm import tqdm
 from served_tokens.marks import TrajectoryError, kind_of
 
 FORMATS = (".json", ".jsonl", ".jsonl.gz", ".parquet")
-REJECTS, LEFT_OUT, PREVIEW = ".rejects.jsonl", ".left_out.jsonl", "_preview.json"  # beside an output: its name and this
+REJECTS, LEFT_OUT = ".rejects.jsonl", ".left_out.jsonl"  # beside an output: its name and this
 ADDRESS = re.compile(r"hf://datasets/([\w.-]+/[\w.-]+)@([^/]+)/(.+)")  # of a file, as huggingface_hub writes it
 CHUNK_ROWS = 32
 FIRST_READ, JSON_READ = 1 << 13, 1 << 20  # characters of a JSON array read at first, for its first row alone, and then
@@ -62,7 +62,7 @@ def find_files(source: str) -> list[str]:
 def is_data(path: Path) -> bool:
     """Whether a file of a folder is read: not what a script writes beside its output, nor what is hidden."""
     hidden = any(part.startswith((".", "_")) for part in path.parts)
-    return bool(format_of(path)) and not hidden and not path.name.endswith((REJECTS, LEFT_OUT, PREVIEW))
+    return bool(format_of(path)) and not hidden and not path.name.endswith((REJECTS, LEFT_OUT))
 
 
 def open_data(source: str):

@@ -142,7 +142,7 @@ def test_output_goes_into_a_folder_that_is_made_and_over_an_earlier_file(run, tm
         run(STEP1, "x.jsonl", "new/folder/y.jsonl")
         run(STEP2, "new/folder/y.jsonl", "other/new/out.parquet", "--dataset-dir", ".")
     assert names(tmp_path / "new/folder") == ["y.jsonl"]
-    assert names(tmp_path / "other/new") == ["out.parquet", "out_preview.json"]
+    assert names(tmp_path / "other/new") == ["out.parquet"]
 
 
 def many(rows: int = 400) -> list[dict]:
@@ -175,14 +175,13 @@ def test_full_disk_is_a_clear_error_and_leaves_the_earlier_output_whole(run, pro
         (STEP1, ["link.jsonl"]),
         (STEP1, ["z.jsonl"]),  # beside which rejects would be written
         (STEP2, ["link.jsonl"]),
-        (STEP2, ["out.parquet"]),  # of which it would be the preview
-        (STEP2, ["v.jsonl", "--val-ratio", "0.3"]),  # of which it would be that of the validation set
+        (STEP2, ["v.jsonl", "--val-ratio", "0.3"]),  # whose validation set it would be
     ],
 )
 def test_input_is_not_written_over_under_any_name(run, tmp_path, script, arguments):
     write_jsonl(tmp_path / "x.jsonl", [ROW])
     (tmp_path / "link.jsonl").symlink_to("x.jsonl")
-    for name in ("z.jsonl.rejects.jsonl", "out_preview.json", "v_val_preview.json"):
+    for name in ("z.jsonl.rejects.jsonl", "v_val.jsonl"):
         (tmp_path / name).hardlink_to(tmp_path / "x.jsonl")
     assert "is the input too; name another output" in run(script, "x.jsonl", *arguments, expect=1).stderr
     assert read_jsonl(tmp_path / "x.jsonl") == [ROW]
