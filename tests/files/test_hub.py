@@ -81,7 +81,7 @@ def test_what_is_no_file_of_trajectories_does_not_end_the_run(step1, tmp_path):
     }
     output = step1(files).stdout
     assert ids(tmp_path / "y.jsonl") == [1] and "  t.jsonl: holds trajectories\n" in output
-    assert "  stats.json: not valid JSON" in output and "  a.jsonl: the row is not valid JSON" in output
+    assert "  stats.json: no array of rows" in output and "  a.jsonl: the row is not valid JSON" in output
     assert "index.parquet: its rows have no column messages, but image" in output
     assert "d.parquet: not a Parquet file" in output and "README" not in output and "png" not in output
 
