@@ -115,7 +115,7 @@ def test_shard_that_cannot_be_read_is_named_and_leaves_nothing(tmp_path, cluster
     process = start("shards", "out", cwd=tmp_path, **cluster)
     _, stderr = process.communicate(timeout=HANGS)
     assert process.returncode == 1
-    assert "bad.json: not valid JSON" in stderr.splitlines()[-1]
+    assert "bad.json: no array of rows" in stderr.splitlines()[-1]
     assert [path.name for path in tmp_path.iterdir()] == ["shards"]
 
 
