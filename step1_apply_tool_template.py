@@ -28,7 +28,7 @@ from pathlib import Path
 from served_tokens.files import hub, read, write
 from served_tokens.files.command_line import CommandLine, exit_on_signals, print_command, run
 from served_tokens.files.processes import Totals, Work, convert_files, finish_rejects
-from served_tokens.marks import TrajectoryError, decoded, many
+from served_tokens.marks import TrajectoryError, in_json, many
 from served_tokens.prompts.chat_template import QWEN3, ChatTemplate, fingerprint, load_chat_template, read_chat_template
 from served_tokens.prompts.echo import ECHOES
 from served_tokens.prompts.turns import apply_chat_template, apply_despite_control_tokens
@@ -75,7 +75,10 @@ def key_and_field(text: str) -> tuple[str, str]:
 
 def json_object(text: str) -> dict:
     """An object out of its JSON, for argparse."""
-    return decoded(text, "it is", dict)
+    value = in_json(text)
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"{text!r} is no JSON object, such as '{{\"enable_thinking\": true}}'")
+    return value
 
 
 def parsed_arguments() -> argparse.Namespace:
@@ -191,7 +194,8 @@ def main() -> None:
         work.finish("")
     print_counts(totals, f"{write.shown(output)}{replaced}")
     no_thinking = totals.counts.reasoned.nowhere and args.echo == "none"  # with --echo step 2 would refuse it
-    options = ["--no-thinking"] if no_thinking else []
+    is_off = args.template_kwargs.get("enable_thinking") is False
+    options = ["--no-thinking"] if no_thinking or is_off else []
     print_command(ROOT / "step2_to_alpaca_mask_history.py", write.shown(output), *options)
 
 

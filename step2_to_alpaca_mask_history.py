@@ -37,7 +37,7 @@ from served_tokens.marks import many
 from served_tokens.samples.alpaca import sample_schema, training_settings
 from served_tokens.samples.dataset_info import name_of, read_dataset_info, register
 from served_tokens.samples.select import VALIDATION, Options, Selected, load_text, samples_of_row
-from served_tokens.samples.tokens import EVALUATED, HELD, TRAIN, load_encoder, save_tokens
+from served_tokens.samples.tokens import EVALUATED, HELD, PROVENANCE_FILE, TRAIN, load_encoder, save_tokens
 
 ROOT = Path(__file__).resolve().parent
 DEFAULT_INPUT = ROOT / "data" / "envscaler_sample_apply_qwen3_template.jsonl"
@@ -120,6 +120,9 @@ def outputs_of(output: Path, inputs: list[str], options: Options) -> dict[str, P
     may_hold = [("",), HELD] if options.tokens else []
     for its in samples.values():
         write.check_output(its, *may_hold)
+        holds_any = its.is_dir() and any(its.iterdir())
+        if options.tokens and holds_any and not (its / PROVENANCE_FILE.format(TRAIN)).exists():
+            sys.exit(f"{its}: holds folders that are not of these scripts; name another folder")
     outputs = samples | {stream: output.with_name(output.name + stream) for stream in (REJECTS, LEFT_OUT)}
     write.refuse_inputs(inputs, *outputs.values(), options.dataset_info)
     return outputs

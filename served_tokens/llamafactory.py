@@ -23,7 +23,7 @@ import numpy as np
 
 from served_tokens.files.processes import in_processes
 from served_tokens.files.read import progress
-from served_tokens.marks import Tokens, remembering
+from served_tokens.marks import BLOCK_END, Tokens, remembering
 from served_tokens.samples.alpaca import COLUMNS, PROVENANCE
 from served_tokens.samples.tokens import TRAIN, read_tokens
 from served_tokens.training import read_config, refuse_mistakes
@@ -144,9 +144,11 @@ def training_sets(model_args, data_args, training_args) -> tuple[list[TrainingSe
     served = copy.deepcopy(tokenizer)  # before the template changes it
     served.split_special_tokens = False  # a server never does
     tokens = Tokens(served)
-    if data_args.tokenized_path:
-        return tokenized_sets(Path(data_args.tokenized_path), data_args.max_samples), tokens
     parts["template"] = get_template_and_fix_tokenizer(tokenizer, data_args)
+    if data_args.tokenized_path:
+        if tokenizer.eos_token not in (served.eos_token, BLOCK_END):
+            sys.exit(f"template {data_args.template} ends answers by {tokenizer.eos_token}; set template=qwen3_nothink")
+        return tokenized_sets(Path(data_args.tokenized_path), data_args.max_samples), tokens
     remembers = copy.copy(tokenizer)
     same = served.added_tokens_decoder == tokenizer.added_tokens_decoder and not tokenizer.split_special_tokens
     remembers.encode = tokens if same else remembering(tokenizer.encode)

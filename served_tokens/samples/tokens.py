@@ -82,7 +82,6 @@ def read_tokens(folder: Path) -> dict[str, tuple]:
 
     Raises ValueError where step 2 has not written it so.
     """
-    import pyarrow.compute as pc
     import pyarrow.parquet as pq
     from datasets import Dataset, load_from_disk
 
@@ -94,7 +93,22 @@ def read_tokens(folder: Path) -> dict[str, tuple]:
                 f"tokenized_path: {folder} does not say which turns its samples are of; write it with step 2 --tokens, "
                 "or remove it where LlamaFactory tokenized it earlier"
             )
-        if pc.min(pc.list_flatten(rows.data.column("attention_mask"))).as_py() == 0:
-            raise ValueError(f"tokenized_path: {folder} hides tokens by its attention_mask; run step 2 again")
-        read[split] = Dataset(pq.read_table(provenance)), rows.select_columns(["input_ids", "labels"])
+        told = Dataset(pq.read_table(provenance))
+        if set(rows.column_names) != {*IDS} or len(told) != len(rows) or not _all_is_seen(rows.data.table):
+            raise ValueError(
+                f"tokenized_path: {folder} holds more or less than {', '.join(IDS)} of each sample, or hides tokens by "
+                "its attention_mask; run step 2 again"
+            )
+        read[split] = told, rows.select_columns(["input_ids", "labels"])
+    if TRAIN not in read:
+        raise ValueError(f"tokenized_path: {folder} has no split {TRAIN}; write it with step 2 --tokens")
     return read
+
+
+def _all_is_seen(table) -> bool:
+    """Whether each sample has as many labels as token ids, and an attention mask of ones as long."""
+    import pyarrow.compute as pc
+
+    sizes, seen = pc.list_value_length(table["input_ids"]), pc.list_flatten(table["attention_mask"])
+    whole = all(table[name].null_count == 0 and pc.list_value_length(table[name]).equals(sizes) for name in IDS)
+    return whole and seen.null_count == 0 and pc.all(pc.equal(seen, 1)).as_py() is not False

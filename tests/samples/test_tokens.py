@@ -77,7 +77,8 @@ def test_tasks_are_held_out_as_a_split_and_long_samples_are_left_out(ids, check,
     [
         ("input_ids", 0, 1, "the tokens differ from token 0 of"),
         ("labels", -1, IGNORE_INDEX, "the loss mask differs from token"),
-        ("attention_mask", 0, 0, "ids hides tokens by its attention_mask; run step 2 again"),
+        ("attention_mask", 0, 0, "or hides tokens by its attention_mask; run step 2 again"),
+        ("attention_mask", slice(5), [1], "or hides tokens by its attention_mask; run step 2 again"),
     ],
 )
 def test_token_ids_that_are_not_those_of_step_2_are_caught(ids, check, tmp_path, column, at, value, why):
@@ -86,6 +87,7 @@ def test_token_ids_that_are_not_those_of_step_2_are_caught(ids, check, tmp_path,
     rows, kept = load_from_disk(str(tmp_path / "ids"))["train"].to_list(), provenance.read_bytes()
     rows[1][column][at] = value
     DatasetDict(train=Dataset.from_list(rows)).save_to_disk(str(tmp_path / "ids"))
+    assert "template llama3 ends answers by <|eot_id|>; set template=" in check("template=llama3", expect=1)
     provenance.unlink(missing_ok=True)
     assert "ids does not say which turns its samples are of; write it with step 2 --tokens" in check(expect=1)
     provenance.write_bytes(kept)
@@ -98,10 +100,12 @@ def test_token_ids_that_are_not_those_of_step_2_are_caught(ids, check, tmp_path,
         (("ids.parquet",), "ids.parquet: unknown file type '.parquet'; known are none"),
         (("ids", "--tokenizer", "m"), "drop --tokenizer and --dataset-…"),
         (("there",), "there: holds more than Parquet files of these scripts; name another folder"),
+        (("pictures",), "pictures: holds folders that are not of these scripts; name another folder"),
     ],
 )
 def test_what_cannot_be_the_folder_is_a_clear_error_before_the_work(ids, tmp_path, options, why):
     (tmp_path / "there").mkdir()
+    (tmp_path / "pictures" / "train").mkdir(parents=True)
     (tmp_path / "there" / "note").touch()
     assert why in ids(*options, expect=1)
 
