@@ -131,8 +131,9 @@ def lacks_a_gpu(config: dict) -> str:
     off = without_a_gpu(config)
     if off is None or "NPROC_PER_NODE" in os.environ or not (off or is_enabled("FORCE_TORCHRUN")):
         return ""
-    settings = " ".join(off.values()) or "use_cpu=true"
-    return f"there is no GPU to train on: start it without FORCE_TORCHRUN=1, and with {settings}"
+    ways = ["without FORCE_TORCHRUN=1"] if is_enabled("FORCE_TORCHRUN") else []
+    ways += [f"with {' '.join(off.values())}"] if off else []
+    return f"there is no GPU to train on: start it {', and '.join(ways)}"
 
 
 def training_command(program: list[str], yaml: str, overrides: list[str], config: dict) -> str:
