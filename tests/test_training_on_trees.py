@@ -187,7 +187,7 @@ def test_lora(train):
         ({"neftune_noise_alpha": 5}, {}, "neftune_noise_alpha: not on token trees: .*--merge-turns"),
         ({"parallelism_config": {"cp_size": 2}}, {}, "sequence and context parallelism"),
         ({"mix_strategy": "interleave_under"}, {}, "set it to concat"),
-        ({"deepspeed": "x.json"}, {}, "with deepspeed=null"),
+        ({"deepspeed": "x.json"}, {}, "deepspeed=null"),
         ({}, {"USE_RAY": "1"}, "USE_RAY: not on token trees: start it by FORCE_TORCHRUN=1 on each machine"),
     ],
 )
