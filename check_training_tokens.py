@@ -175,7 +175,7 @@ def check_sets(sets: list[TrainingSet], truth: Truth, data_args) -> tuple[list[F
     how = f"template {data_args.template}, mask_history {str(data_args.mask_history).lower()}, "
     how += f"cutoff_len {data_args.cutoff_len}"
     if data_args.tokenized_path:
-        how = "token ids as they are in tokenized_path"
+        how = "token ids as they are in tokenized_path, of which no max_samples, mask_history or cutoff_len is read"
     if data_args.max_samples is not None:
         how += f", max_samples {data_args.max_samples}"
     for its in sets:
@@ -183,7 +183,7 @@ def check_sets(sets: list[TrainingSet], truth: Truth, data_args) -> tuple[list[F
         findings = Findings(
             name=its.name,
             trains=its.trains,
-            settings=f"served as {', '.join(sorted(set(its.provenance['served_as'])))}; {how}",
+            settings=f"served as {', '.join(sorted({*map(str, its.provenance['served_as'])}))}; {how}",
             lengths=array("q", [0]) * size,
             exact=bytearray(size),
             path=its.path,

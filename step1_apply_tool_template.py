@@ -20,6 +20,7 @@ included. How that message looks later, as history in the prompts of other turns
 import argparse
 import functools
 import json
+import re
 import shlex
 import sys
 from dataclasses import fields
@@ -36,7 +37,7 @@ from served_tokens.rows.keys import FIELDS
 from served_tokens.rows.notes import Noted, digest, noted
 from served_tokens.rows.other import holds_conversation
 from served_tokens.rows.servers import STYLES
-from served_tokens.rows.trajectory import AS_IT_IS, Reading, read_trajectory
+from served_tokens.rows.trajectory import AS_IT_IS, NO_KWARGS, Reading, read_trajectory
 
 ROOT = Path(__file__).resolve().parent
 SAMPLE = ROOT / "data" / "envscaler_sample.jsonl"
@@ -53,7 +54,7 @@ def add_options(parser: CommandLine) -> None:
     echo = "past turns as an agent sends the server's answers back, streamed or not (default: as the rows have them)"
     add("--echo", choices=ECHOES, default="none", help=echo)
     kwargs = "what the chat template gets in each row, such as '{\"enable_thinking\": true}'; the row's own win"
-    add("--template-kwargs", type=json_object, default={}, metavar="JSON", help=kwargs)
+    add("--template-kwargs", type=in_json, default={}, metavar="JSON", help=kwargs)
     add = parser.group("what is read")
     field = f"read what stands under KEY as {', '.join(FIELDS)}; repeatable"
     add("--read-as", action="append", default=[], type=key_and_field, metavar="KEY=FIELD", help=field)
@@ -73,14 +74,6 @@ def key_and_field(text: str) -> tuple[str, str]:
     return key, field
 
 
-def json_object(text: str) -> dict:
-    """An object out of its JSON, for argparse."""
-    value = in_json(text)
-    if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError(f"{text!r} is no JSON object, such as '{{\"enable_thinking\": true}}'")
-    return value
-
-
 def parsed_arguments() -> argparse.Namespace:
     parser = CommandLine(__doc__)
     add = parser.group("what is read")
@@ -93,10 +86,15 @@ def parsed_arguments() -> argparse.Namespace:
     return parser.parse_intermixed_args()
 
 
-def reading_of(args: argparse.Namespace) -> Reading:
-    """How rows are to be read; ends with one line where the options are of two servers."""
+def reading_of(args: argparse.Namespace, chat_template: ChatTemplate) -> Reading:
+    """How rows are to be read; ends with one line where options are of two servers, or the template reads no such."""
     if args.echo == "sglang" and args.server_style != "sglang":
         raise SystemExit("--echo sglang: the prompts are those of SGLang then; add --server-style sglang")
+    if not isinstance(args.template_kwargs, dict):
+        raise SystemExit("--template-kwargs: no JSON object, such as '{\"enable_thinking\": true}'")
+    for name in args.template_kwargs:
+        if name in NO_KWARGS or not re.search(rf"\b{re.escape(name)}\b", chat_template.text):
+            raise SystemExit(f"--template-kwargs: {chat_template.name} takes no {name}; correct it, or leave it out")
     return Reading(**{its.name: getattr(args, its.name) for its in fields(Reading)})
 
 
@@ -178,12 +176,13 @@ def main() -> None:
     write.check_output(output, write.TEXT)
     chat_template = read_chat_template(args.chat_template)
     of_template = fingerprint(load_chat_template(chat_template))  # before the work, so that a bad one costs nothing
+    reading = reading_of(args, chat_template)
     files = input_files(args.input, args.file)
     outputs = {"": output, read.REJECTS: output.with_name(output.name + read.REJECTS)}
     write.refuse_inputs([args.input, *files], *outputs.values())
     replaced = ", in place of an earlier one" if output.exists() else ""
     made_of = {file: {"sha256": read.digest_of(file), "chat_template": of_template} for file in files}
-    convert = functools.partial(plain_row, chat_template=chat_template, reading=reading_of(args), made_of=made_of)
+    convert = functools.partial(plain_row, chat_template=chat_template, reading=reading, made_of=made_of)
     with write.work_folder(output) as folder:
         work = Work(convert, Noted, outputs, folder, strict=args.strict)
         totals = convert_files(files, work, args.num_proc, "step 1")

@@ -97,7 +97,7 @@ def main() -> None:
     system, paths = find_files(args.input)
     if not paths:
         sys.exit(f"{args.input}: no {', '.join(read.FORMATS)} file there")
-    first = functools.partial(step1.plain_row, chat_template=template, reading=step1.reading_of(args))
+    first = functools.partial(step1.plain_row, chat_template=template, reading=step1.reading_of(args, template))
     second = functools.partial(samples_of_row, options=options)
     outputs = step2.outputs_of(args.output, [args.input, *paths], options)
     with write.work_folder(args.output.absolute()) as folder:

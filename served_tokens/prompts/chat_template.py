@@ -75,8 +75,7 @@ def load_chat_template(template: ChatTemplate, kwargs: str = "{}"):
         try:
             return compiled.render(variables, add_generation_prompt=add_generation_prompt)
         except Exception as error:
-            known = isinstance(error, (jinja2.TemplateError, ValueError))
-            what = str(error) if known else f"{type(error).__name__}: {error}"
+            what = error if isinstance(error, jinja2.TemplateError) else repr(error)
             raise TrajectoryError(f"the chat template refuses the messages: {what}") from None
 
     try:

@@ -1,5 +1,6 @@
 """What step 2 says of its samples: which turns they are of, how rows were read, and why other turns have none."""
 
+import contextlib
 import json
 from collections import defaultdict
 from dataclasses import dataclass
@@ -7,6 +8,7 @@ from pathlib import Path
 
 from served_tokens.files.read import LEFT_OUT, Place, format_of, read_rows
 from served_tokens.proof.turn import SERVED_AS
+from served_tokens.rows.servers import STYLES
 from served_tokens.rows.trajectory import Reading
 
 MADE_OF = ("sha256", "chat_template")  # what rows are made of, which step 1 tells with its reading
@@ -38,12 +40,14 @@ def claims_of(provenance, trajectories: str | None) -> tuple[dict[Place, list[Cl
 
 
 def _reading_of(told: str, source: str) -> Reading:
-    try:
-        return Reading(**{key: value for key, value in json.loads(told).items() if key not in MADE_OF})
-    except (ValueError, TypeError, AttributeError):
-        raise SystemExit(
-            f"{source}: its samples do not say how step 1 read it, or another version wrote them; run both steps again"
-        ) from None
+    with contextlib.suppress(ValueError, TypeError, AttributeError):
+        reading = Reading(**{key: value for key, value in json.loads(told).items() if key not in MADE_OF})
+        kinds, known = ([*map(type, vars(its).values())] for its in (reading, Reading()))
+        if kinds == known and reading.server_style in STYLES:
+            return reading
+    raise SystemExit(
+        f"{source}: its samples do not say how step 1 read it, or another version wrote them; run both steps again"
+    )
 
 
 def reasons_of(path: Path, trajectories: str | None) -> dict[tuple[str, int, int], str]:

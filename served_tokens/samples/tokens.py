@@ -5,7 +5,7 @@ from pathlib import Path
 
 from served_tokens.files import write
 from served_tokens.marks import BLOCK_END, BLOCK_START, IGNORE_INDEX, Tokens
-from served_tokens.samples.alpaca import IDS, PROVENANCE, NoSample, generated, served_prompts, told_of
+from served_tokens.samples.alpaca import IDS, PROVENANCE, NoSample, generated, sample_schema, served_prompts, told_of
 
 TRAIN, EVALUATED = "train", "validation"  # splits, as LlamaFactory names them
 PROVENANCE_FILE = "provenance_{}.parquet"  # of a split
@@ -85,23 +85,21 @@ def read_tokens(folder: Path) -> dict[str, tuple]:
     import pyarrow.parquet as pq
     from datasets import Dataset, load_from_disk
 
-    read = {}
-    for split, rows in load_from_disk(str(folder)).items():
-        provenance = folder / PROVENANCE_FILE.format(split)
-        if not provenance.exists():
+    read, splits = {}, load_from_disk(str(folder))
+    if TRAIN not in splits or not all((folder / PROVENANCE_FILE.format(split)).exists() for split in splits):
+        raise ValueError(
+            f"tokenized_path: {folder} has no split {TRAIN}, or does not say which turns its samples are of; write it "
+            "with step 2 --tokens, or remove it where LlamaFactory tokenized it earlier"
+        )
+    for split, rows in splits.items():
+        told = pq.read_table(folder / PROVENANCE_FILE.format(split))
+        as_written = [*told.schema] == [*sample_schema(True)][len(IDS) :] and {*rows.column_names} == {*IDS}
+        if not as_written or len(told) != len(rows) or not _all_is_seen(rows.data.table):
             raise ValueError(
-                f"tokenized_path: {folder} does not say which turns its samples are of; write it with step 2 --tokens, "
-                "or remove it where LlamaFactory tokenized it earlier"
+                f"tokenized_path: {folder} holds more or less than {', '.join(IDS)} of each sample and where it comes "
+                "from, or hides tokens by its attention_mask; run step 2 again"
             )
-        told = Dataset(pq.read_table(provenance))
-        if set(rows.column_names) != {*IDS} or len(told) != len(rows) or not _all_is_seen(rows.data.table):
-            raise ValueError(
-                f"tokenized_path: {folder} holds more or less than {', '.join(IDS)} of each sample, or hides tokens by "
-                "its attention_mask; run step 2 again"
-            )
-        read[split] = told, rows.select_columns(["input_ids", "labels"])
-    if TRAIN not in read:
-        raise ValueError(f"tokenized_path: {folder} has no split {TRAIN}; write it with step 2 --tokens")
+        read[split] = Dataset(told), rows.select_columns(["input_ids", "labels"])
     return read
 
 

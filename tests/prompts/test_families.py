@@ -1,4 +1,7 @@
-"""Other models of the ChatML family, each by a small template that has the property in question."""
+"""Other models of the ChatML family, each by a small template that has the property in question, some by their own."""
+
+import subprocess
+import sys
 
 import pytest
 import tiny_qwen3
@@ -61,11 +64,8 @@ QWEN35 = (
 NEEDS_QUERY = "{%- if query.last == messages | length -%}{{- raise_exception('No user query found.') -}}{%- endif -%}\n"
 QWEN35_STRICT = QWEN35.replace("{%- set opens_with_system", NEEDS_QUERY + "{%- set opens_with_system", 1)
 
-# Thinking is off unless a request says otherwise; a switch that keeps all reasoning; a token before the first block;
+# A switch that keeps all reasoning; a token before the first block;
 # and a mark of its own where a turn shows no reasoning, which no target after an open think block can begin with.
-OFF_BY_DEFAULT = QWEN35_STRICT.replace("is not defined or enable_thinking", "is defined and enable_thinking").replace(
-    "{%- elif enable_thinking is defined and enable_thinking is false", "{%- else"
-)
 PRESERVES = QWEN35_STRICT.replace("{%- if loop.index0 > query.last and", "{%- if keep or loop.index0 > query.last and")
 OPENED = "{{- '<|endoftext|>' -}}\n" + QWEN3
 MARKED = QWEN35.replace("{{- text -}}", "{{- '<think></think>' ~ text -}}")
@@ -95,26 +95,22 @@ TURNS = sum(message["role"] == "assistant" for row in ROWS for message in row["m
 NOTHINK, PARSED = ["template=qwen3_nothink"], ["template=null"]
 MERGE = ["--history-thinking", "template", "--merge-turns"]
 NO_THINK, NO_THINKING = ["--no-thinking"], ["template=qwen3", "enable_thinking=false"]
-CASES = [  # its template, that of the folder LlamaFactory trains (see README, "Other models"), step 2, overrides
-    pytest.param(QWEN25, QWEN25, [], NOTHINK, id="qwen2.5"),
-    pytest.param(QWEN25, QWEN25, [], ["template=qwen"], id="qwen2.5 by its own name"),
-    pytest.param(QWEN25, QWEN25, MERGE, [*NOTHINK, "mask_history=false"], id="qwen2.5 merged"),
-    pytest.param(INSTRUCT_2507, INSTRUCT_2507, [], NOTHINK, id="instruct-2507"),
-    pytest.param(INSTRUCT_2507, INSTRUCT_2507, MERGE, [*NOTHINK, "mask_history=false"], id="instruct-2507 merged"),
-    pytest.param(THINKING_2507, THINKING_2507, [], PARSED, id="thinking-2507"),
-    pytest.param(THINKING_2507, THINKING_2507, MERGE[:2], PARSED, id="thinking-2507 template"),
-    pytest.param(THINKING_2507, THINKING_2507, MERGE, [*PARSED, "mask_history=false"], id="thinking-2507 merged"),
-    pytest.param(QWEN35_STRICT, QWEN35, [], PARSED, id="qwen3.5"),
-    pytest.param(QWEN35_STRICT, QWEN35, MERGE, [*PARSED, "mask_history=false"], id="qwen3.5 merged"),
-    pytest.param(QWEN35_STRICT, QWEN35_STRICT, NO_THINK, NO_THINKING, id="qwen3.5 without thinking"),
+CASES = [  # a template, step 2, overrides
+    pytest.param(QWEN25, [], NOTHINK, id="qwen2.5"),
+    pytest.param(QWEN25, [], ["template=qwen"], id="qwen2.5 by its own name"),
+    pytest.param(QWEN25, MERGE, [*NOTHINK, "mask_history=false"], id="qwen2.5 merged"),
+    pytest.param(INSTRUCT_2507, [], NOTHINK, id="instruct-2507"),
+    pytest.param(INSTRUCT_2507, MERGE, [*NOTHINK, "mask_history=false"], id="instruct-2507 merged"),
+    pytest.param(THINKING_2507, [], PARSED, id="thinking-2507"),
+    pytest.param(THINKING_2507, MERGE[:2], PARSED, id="thinking-2507 template"),
+    pytest.param(THINKING_2507, MERGE, [*PARSED, "mask_history=false"], id="thinking-2507 merged"),
+    pytest.param(QWEN35_STRICT, NO_THINK, NO_THINKING, id="qwen3.5 without thinking"),
 ]
 
 
-@pytest.mark.parametrize("template, trained, options, overrides", CASES)
-def test_family_is_exact_through_both_scripts_and_the_check(
-    run, check, step1, tmp_path, template, trained, options, overrides
-):
-    tiny_qwen3.build_tokenizer(trained).save_pretrained(tmp_path / "model")
+@pytest.mark.parametrize("template, options, overrides", CASES)
+def test_family_is_exact_through_both_scripts_and_the_check(run, check, step1, tmp_path, template, options, overrides):
+    tiny_qwen3.build_tokenizer(template).save_pretrained(tmp_path / "model")
     Qwen3Config().save_pretrained(tmp_path / "model")
     step1(template)
     step2 = run("step2_to_alpaca_mask_history.py", "plain.jsonl", "samples.parquet", "--dataset-dir", ".", *options)
@@ -128,27 +124,62 @@ def test_family_is_exact_through_both_scripts_and_the_check(
 
 THINK, KEEP = ["--template-kwargs", '{"enable_thinking": true}'], ["--template-kwargs", '{"keep": true}']
 TOKENS = [  # a template as it is, step 1, step 2, samples: of turns that think, those of a chain are merged
-    pytest.param(QWEN35_STRICT, [], [], 10, id="qwen3.5"),
     pytest.param(QWEN35_STRICT, [], MERGE, 7, id="qwen3.5 merged"),
     pytest.param(QWEN35_STRICT, [], NO_THINK, 10, id="qwen3.5 without thinking"),
-    pytest.param(OFF_BY_DEFAULT, THINK, [], 10, id="thinking is off by default"),
-    pytest.param(PRESERVES, KEEP, MERGE[:2], 10, id="thinking is preserved"),
     pytest.param(PRESERVES, KEEP, MERGE, 5, id="thinking is preserved, merged"),
     pytest.param(OPENED, [], MERGE, 7, id="a token opens the prompt"),
     pytest.param(MARKED, [], MERGE[:2], 10, id="turns that show no reasoning have a mark"),
 ]
 
 
-@pytest.mark.parametrize("template, kwargs, options, samples", TOKENS)
-def test_token_ids_are_exact_and_no_template_is_edited(run, step1, tmp_path, template, kwargs, options, samples):
-    tiny_qwen3.build_tokenizer(template).save_pretrained(tmp_path / "model")
-    Qwen3Config().save_pretrained(tmp_path / "model")
-    step1(template, *kwargs)
+def check_ids(run, step1, folder, tokenizer, kwargs: list, options: list) -> str:
+    """What the check says of samples of token ids by this tokenizer; kwargs: options of step 1, options: of step 2."""
+    tokenizer.save_pretrained(folder / "model")
+    Qwen3Config().save_pretrained(folder / "model")
+    step1("", "--chat-template", "model", *kwargs)
     said = run("step2_to_alpaca_mask_history.py", "plain.jsonl", "ids", "--tokens", "model", *options).stdout
     settings = said.rpartition("qwen3_full_sft.yaml ")[2].split()
-    said = run("check_training_tokens.py", ROOT / "qwen3_full_sft.yaml", *settings).stdout
+    return run("check_training_tokens.py", ROOT / "qwen3_full_sft.yaml", *settings).stdout
+
+
+@pytest.mark.parametrize("template, kwargs, options, samples", TOKENS)
+def test_token_ids_are_exact_and_no_template_is_edited(run, step1, tmp_path, template, kwargs, options, samples):
+    said = check_ids(run, step1, tmp_path, tiny_qwen3.build_tokenizer(template), kwargs, options)
     assert f"turns in = {TURNS - 1} turns in samples + 1 left out" in said  # one comes before all queries
     assert f"PASSED: {samples} of {samples} samples are exact" in said
+
+
+@pytest.fixture(scope="module")
+def own_templates(tmp_path_factory):
+    """The folder of models' own chat templates in a TRL that is newer than LlamaFactory takes."""
+    folder = tmp_path_factory.mktemp("trl")
+    subprocess.check_call([sys.executable, "-m", "pip", "install", "-q", "--no-deps", "-t", folder, "trl==1.16.0"])
+    return folder / "trl" / "chat_templates"
+
+
+@pytest.mark.parametrize(
+    "name, kwargs, exact",
+    [
+        ("qwen3_5_think", [], TURNS - 1),  # one comes before all queries
+        ("qwen3_5_nothink", THINK, TURNS - 1),
+        ("qwen3_6", [], TURNS - 1),
+        ("qwen3_6", ["--template-kwargs", '{"preserve_thinking": true}'], TURNS - 1),
+        ("nemotron_3_nano", [], TURNS - 3),  # those have no reasoning
+        ("lfm2_2_5_v2", [], TURNS),
+    ],
+)
+def test_token_ids_are_exact_by_models_own_chat_templates(run, step1, tmp_path, own_templates, name, kwargs, exact):
+    tokenizer = tiny_qwen3.build_tokenizer((own_templates / f"{name}.jinja").read_text(encoding="utf-8"))
+    tokenizer.add_special_tokens({"bos_token": "<|startoftext|>"})  # LFM2.5 opens with it
+    for history in ("drop", "template"):
+        said = check_ids(run, step1, tmp_path, tokenizer, kwargs, ["--history-thinking", history])
+        assert f"PASSED: {exact} of {exact} samples are exact" in said
+
+
+@pytest.mark.parametrize("name", ["enable_thinkin", "messages"])
+def test_a_template_kwarg_that_the_template_does_not_take_is_refused_before_the_work(run, name):
+    said = run("step1_apply_tool_template.py", "--template-kwargs", f'{{"{name}": true}}', expect=1).stderr
+    assert said.endswith(f"qwen3.jinja takes no {name}; correct it, or leave it out")
 
 
 @pytest.fixture

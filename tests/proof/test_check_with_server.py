@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from conftest import assistant, call, tool, user
+from conftest import ROOT, assistant, call, tool, user, write_jsonl
 from small_server import a_server, serving
 
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {}}}
@@ -65,6 +65,17 @@ def test_a_server_that_renders_the_same_is_exact(check_with, rendering, echo):
         f"samples: asked the server\n  asked                   3  of 3 prompts at {url}\n"
         "  exact by server         3  (100.00%)\ntook: loading "
     ) in process.stdout
+
+
+def test_prompts_of_token_ids_are_asked_for_too(run, tmp_path, rendering, tiny_model):
+    write_jsonl(tmp_path / "rows.jsonl", ROWS)
+    run("step1_apply_tool_template.py", "rows.jsonl", "plain.jsonl")
+    options = ("--tokens", tiny_model, "--history-thinking", "template", "--merge-turns")
+    hint = run("step2_to_alpaca_mask_history.py", "plain.jsonl", "ids", *options).stdout.rpartition(".yaml ")[2].split()
+    with serving(a_server(rendering())) as url:
+        said = run("check_training_tokens.py", ROOT / "qwen3_full_sft.yaml", *hint, "--server", url).stdout
+    assert "train: asked the server\n  asked                   3  of 3 prompts" in said
+    assert "  exact by server         3  (100.00%)" in said
 
 
 def test_max_turns_bounds_what_is_asked_and_says_of_how_many(check_with, rendering):

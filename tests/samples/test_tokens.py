@@ -2,6 +2,7 @@
 
 import json
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import REFUND, ROOT, assistant, read_jsonl, user, write_jsonl
@@ -92,6 +93,28 @@ def test_token_ids_that_are_not_those_of_step_2_are_caught(ids, check, tmp_path,
     assert "ids does not say which turns its samples are of; write it with step 2 --tokens" in check(expect=1)
     provenance.write_bytes(kept)
     assert why in check(expect=1)
+
+
+@pytest.mark.parametrize(
+    "column, value, why",
+    [
+        ("turns", "2", "holds more or less than input_ids, attention_mask, labels of each sample and where it comes"),
+        ("served_as", pa.scalar(None, pa.string()), "sample 0 does not say which turns of which trajectory it is; wr"),
+        ("reading", '{"server_style": "x"}', "do not say how step 1 read it, or another version wrote them; run both"),
+        ("reading", '{"template_kwargs": 1}', "do not say how step 1 read it, or another version wrote them; run both"),
+    ],
+)
+def test_where_samples_come_from_changed_by_hand_is_an_error_of_one_line(ids, check, tmp_path, column, value, why):
+    ids("ids")
+    path = tmp_path / "ids" / "provenance_train.parquet"
+    told = pq.read_table(path)
+    at, values = told.column_names.index(column), pa.repeat(value, len(told))
+    pq.write_table(told.set_column(at, column, values), path)
+    assert why in check(expect=1)
+
+
+def test_tokenized_path_that_is_a_list_is_an_error_of_one_line(check):
+    assert "tokenized_path=['ids']: is not the name of a folder" in check("tokenized_path=[ids]", expect=1)
 
 
 @pytest.mark.parametrize(
