@@ -134,10 +134,11 @@ TOKENS = [  # a template as it is, step 1, step 2, samples: of turns that think,
 
 def check_ids(run, step1, folder, tokenizer, kwargs: list, options: list) -> str:
     """What the check says of samples of token ids by this tokenizer; kwargs: options of step 1, options: of step 2."""
-    tokenizer.save_pretrained(folder / "model")
-    Qwen3Config().save_pretrained(folder / "model")
-    step1("", "--chat-template", "model", *kwargs)
-    said = run("step2_to_alpaca_mask_history.py", "plain.jsonl", "ids", "--tokens", "model", *options).stdout
+    model = folder / "model"
+    tokenizer.save_pretrained(model)
+    Qwen3Config().save_pretrained(model)
+    step1("", "--chat-template", model, *kwargs)
+    said = run("step2_to_alpaca_mask_history.py", "plain.jsonl", "ids", "--tokens", model, *options).stdout
     settings = said.rpartition("qwen3_full_sft.yaml ")[2].split()
     return run("check_training_tokens.py", ROOT / "qwen3_full_sft.yaml", *settings).stdout
 

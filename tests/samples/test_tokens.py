@@ -90,7 +90,7 @@ def test_token_ids_that_are_not_those_of_step_2_are_caught(ids, check, tmp_path,
     DatasetDict(train=Dataset.from_list(rows)).save_to_disk(str(tmp_path / "ids"))
     assert "template llama3 ends answers by <|eot_id|>; set template=" in check("template=llama3", expect=1)
     provenance.unlink(missing_ok=True)
-    assert "ids does not say which turns its samples are of; write it with step 2 --tokens" in check(expect=1)
+    assert "or does not say which turns its samples are of; write it with step 2 --tokens" in check(expect=1)
     provenance.write_bytes(kept)
     assert why in check(expect=1)
 
