@@ -45,6 +45,7 @@ ANY_MACHINE = {
 def parse_arguments(yaml: str, overrides: list[str]):
     """(model, data, training) arguments, as LlamaFactory parses them, less what depends on the machine."""
     config = read_config(yaml, overrides)
+    print("loading LlamaFactory …", file=sys.stderr, flush=True)
     from llamafactory.hparams import get_train_args
 
     refuse_mistakes(config)
@@ -151,7 +152,8 @@ def training_sets(model_args, data_args, training_args) -> tuple[list[TrainingSe
         return tokenized_sets(Path(data_args.tokenized_path), data_args.max_samples), tokens
     remembers = copy.copy(tokenizer)
     same = served.added_tokens_decoder == tokenizer.added_tokens_decoder and not tokenizer.split_special_tokens
-    remembers.encode = tokens if same else remembering(tokenizer.encode)
+    encode = tokens if same else remembering(functools.partial(tokenizer.encode, add_special_tokens=False))
+    remembers.encode = lambda text, add_special_tokens: encode(text)  # by LlamaFactory it is false
     names, sets = [*(data_args.dataset or []), *(data_args.eval_dataset or [])], []
     for name, attributes in zip(names, get_dataset_list(names, data_args.dataset_dir)):
         trains = len(sets) < len(data_args.dataset or [])

@@ -116,9 +116,10 @@ def print_findings(found: Findings, max_samples: int | None) -> None:
     if found.recorded_turns:
         exact, turns = found.exact_by_record, found.recorded_turns
         print(f"  {exact:>8} exact by record, of {turns} turns whose token ids a server recorded")
-    same = found.rows_read_twice - found.read_otherwise
-    rows = many(len(found.tasks), "row")
-    print(f"  {same:>8} of {rows} with samples the check reads by its own rules too, with the same result")
+    same, rows = found.rows_read_twice - found.read_otherwise, len(found.tasks)
+    print(f"  {same:>8} of {many(rows, 'row')} with samples the check reads by its own rules too, with the same result")
+    if others := rows - found.rows_read_twice:
+        print(f"  {others:>8} in shapes that it has no such rules for: it looks for each of their texts")
     print(f"  the longest sample has {max(found.lengths, default=0)} tokens")
     for line in found.reasoned.lines():
         print(f"  {line}")
