@@ -249,7 +249,7 @@ class Built:
 
 def all_built(its: TrainingSet):
     """Yield (token ids, labels) of each sample, int32 arrays, made over processes, a trajectory at a time."""
-    of_trajectory = [*zip(its.provenance["source"], its.provenance["trajectory"])]
+    of_trajectory = [*zip(its.provenance["source"][:], its.provenance["trajectory"][:])]
     groups = itertools.groupby(range(len(of_trajectory)), key=of_trajectory.__getitem__)
     positions = ([*group] for _, group in groups)
     with progress(f"tokenize {its.name}", " samples", len(its.provenance)) as bar:
@@ -271,7 +271,7 @@ def compare_with_its_loader(its: TrainingSet, attributes, parts: dict, model_arg
     from datasets import Dataset
     from llamafactory.data import get_dataset
 
-    kinds = [(as_, len(turns) > 1) for as_, turns in zip(its.provenance["served_as"], its.provenance["turns"])]
+    kinds = [(as_, len(turns) > 1) for as_, turns in zip(its.provenance["served_as"][:], its.provenance["turns"][:])]
     each = COMPARED // len(set(kinds))
     chosen = [at for kind in sorted(set(kinds)) for at in [at for at, its in enumerate(kinds) if its == kind][:each]]
     model_args, data_args = copy.copy(model_args), copy.copy(data_args)

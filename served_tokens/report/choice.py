@@ -48,7 +48,7 @@ def samples_of_turn(sets: list[TrainingSet], trajectory: int, turn: int) -> list
     """The samples that supervise a turn, of data sets of this trajectory; ends with what there is where none does."""
     of_turn, supervised, last = [], set(), 0
     for its in sets:
-        for position, (of, turns) in enumerate(zip(its.provenance["trajectory"], its.provenance["turns"])):
+        for position, (of, turns) in enumerate(zip(its.provenance["trajectory"][:], its.provenance["turns"][:])):
             supervised.update(turns if of == trajectory else ())
             last = max(last, of)
             if of == trajectory and turn in turns:

@@ -23,7 +23,7 @@ def what_mends(found: Findings, provenance, truth: Truth, data_args) -> str:
         return "; ".join(causes)
     if data_args.tokenized_path:
         return "is it the model of step 2 --tokens, and are the trajectories those of step 1?"
-    served_as, merged = set(provenance["served_as"]), any(len(turns) > 1 for turns in provenance["turns"])
+    served_as, merged = set(provenance["served_as"][:]), any(len(turns) > 1 for turns in provenance["turns"][:])
     fits = "qwen3_nothink" if "template" in served_as else "qwen3"
     blocks = TEMPLATES[data_args.template].format_user.slots if data_args.template in TEMPLATES else BLOCK_START
     mends = {
@@ -45,7 +45,7 @@ def what_mends(found: Findings, provenance, truth: Truth, data_args) -> str:
 def made_of_others(provenance, truth: Truth) -> list[str]:
     """What step 1 made the samples of that is not what they are compared with."""
     causes, template, model = [], fingerprint(truth.render), truth.tokenizer.name_or_path
-    for source, told in dict(zip(provenance["source"], provenance["reading"])).items():
+    for source, told in dict(zip(provenance["source"][:], provenance["reading"][:])).items():
         file, made_of = truth.trajectories or source, json.loads(told)
         if made_of.get("sha256") not in (None, digest_of(file)):
             causes.append(f"{file} has changed since step 1 read it; run both steps again")
