@@ -40,9 +40,13 @@ def read_config(yaml: str, overrides: list[str]) -> dict:
         config = OmegaConf.to_container(OmegaConf.merge(OmegaConf.load(yaml), OmegaConf.from_cli(overrides)))
     except Exception as error:  # of two libraries, of many kinds
         sys.exit(f"{yaml}, or an override, is no YAML of `key: value`: {' '.join(str(error).split())}")
-    if not isinstance(path := config.get("tokenized_path") or "", str):
-        sys.exit(f"tokenized_path={path}: is not the name of a folder; write one that is a number as ./2024")
-    if path and Path(path).exists():
+    folder = Path(str(config.get("output_dir") or "."))
+    for path in (folder, *folder.parents):
+        if path.is_file():
+            sys.exit(f"output_dir={folder}: {path} is a file; set output_dir to a folder")
+    if not isinstance(tokenized := config.get("tokenized_path") or "", str):
+        sys.exit(f"tokenized_path={tokenized}: is not the name of a folder; write one that is a number as ./2024")
+    if tokenized and Path(tokenized).exists():
         return config  # LlamaFactory looks for no data set then
     for key in ("dataset", "eval_dataset"):
         if isinstance(config.get(key), (int, float)):  # a name that is a number

@@ -197,7 +197,7 @@ def compare_with_server(
 
     For the others see `questions_about` and `request_for`.
     """
-    turns = [(position, turn) for position, its_turns in enumerate(provenance["turns"]) for turn in its_turns]
+    turns = [(position, turn) for position, its_turns in enumerate(provenance["turns"][:]) for turn in its_turns]
     asked = min(max_turns, len(turns))
     chosen = {turns[index * len(turns) // asked] for index in range(asked)}
     compared = Compared(len(turns))
