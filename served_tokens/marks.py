@@ -18,6 +18,29 @@ CONTROL_TOKENS = (  # of Qwen's tokenizers: in a text they are no text but a mar
 HELD_OUT = "they are held out, to be evaluated"  # why turns have no sample to be trained on
 IGNORE_INDEX = -100  # LlamaFactory's extras/constants.py: no loss on this token
 
+# Keys that say nothing of what the model sees or writes, at each level of a row (see `rows.keys`): the reading leaves
+# them, and the proof looks for none of their texts.
+_KNOWN = {
+    "row": "id uuid index idx timestamp date created created_at model model_name object system_fingerprint provider "
+    "usage cost latency latency_sec duration score reward rewards reward_info source data_source dataset "
+    "dataset_source split language category license version generator agent episode episode_id run_id "
+    "session_id trace_id instance_id example_id sample_id task task_id domain tags info metadata extra "
+    "extra_body trajectory_format resolved exit_status termination_reason name turns num_turns call stream "
+    "traj_id trajectory_id conversation_id prompt_id hash repo patch model_patch test_result subset "
+    "subset_name question difficulty success pass_rate trial_name result verifier_output model_provider "
+    "subcategory title topic environment base_commit problem_statement stop response_format frequency_penalty "
+    "presence_penalty min_p user repetition_penalty max_completion_tokens service_tier stream_options "
+    "logit_bias done eval_count total_duration temperature top_p top_k max_tokens n seed tool_choice "
+    "parallel_tool_calls traj_type task_info user_messages steps",
+    "message": "id uuid index turn_idx timestamp date created created_at model model_name object provider usage cost "
+    "latency duration score reward logprobs refusal name tool_call_id tool_name error is_error signature "
+    "annotations extra response_metadata usage_metadata metadata ts time message_id sender agent message_type "
+    "tool_call_ids step turn_id thought_signatures token_count reasoning_tokens parentUuid",
+    "call": "index signature cache_control caller extra_content call_id status requestor",
+    "part": "id index cache_control citations signature is_error annotations",
+    "tool": "cache_control strict annotations title output_schema outputSchema returns examples",
+}
+KNOWN_KEYS = {level: frozenset(words.split()) for level, words in _KNOWN.items()}
 _MARKS = re.compile(f"({re.escape(BLOCK_START)}|{re.escape(BLOCK_END)})")
 
 

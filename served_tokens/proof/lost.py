@@ -9,7 +9,7 @@ import json
 import re
 from dataclasses import dataclass
 
-from served_tokens.marks import in_json
+from served_tokens.marks import KNOWN_KEYS, in_json
 
 ASSISTANT = "<|im_start|>assistant\n"
 CONVERSATIONS = (("messages",), ("conversations",), ("prompt", "completion"))
@@ -17,26 +17,14 @@ ARGUMENTS = ("arguments", "args", "input", "parameters", "input_schema", "inputS
 TOOLS = ("tools", "functions", "tool_defs")  # in whose schemas SGLang gives types other names
 IN_JSON = (*TOOLS, "tool_calls", *ARGUMENTS)  # which may be JSON strings
 ROLES, TURNS = ("role", "from"), ("assistant", "gpt", "function_call")
-# Keys under which no text of a conversation stands.
-NOT_SHOWN = frozenset(
-    "role from type id uuid index idx turn_idx tool_call_id tool_use_id tool_name timestamp date created created_at "
-    "model model_name object system_fingerprint provider usage cost latency latency_sec duration score reward rewards "
-    "reward_info source data_source dataset dataset_source split language category license version generator agent "
-    "episode episode_id run_id session_id trace_id instance_id example_id sample_id task task_id domain tags info "
-    "metadata extra extra_body trajectory_format resolved exit_status termination_reason num_turns call stream "
-    "temperature top_p top_k max_tokens n seed tool_choice parallel_tool_calls traj_type task_info user_messages steps "
-    "logprobs error is_error refusal signature annotations response_metadata usage_metadata cache_control caller "
-    "extra_content citations strict defer_loading finish_reason stop_reason requestor data format "
-    "chat_template_kwargs enable_thinking think reasoning_effort message_id message_type parentUuid "
-    "reasoning_tokens sender step thought_signatures time token_count tool_call_ids ts turn_id agent call_id "
-    "status output_schema outputSchema returns examples title".split()
+# Keys under which no text of a conversation stands, beside those that are known to say nothing: within messages and
+# tools, where a name is that of a tool, and as columns.
+WITHIN = frozenset("role from type tool_use_id finish_reason stop_reason defer_loading data format".split()).union(
+    *(KNOWN_KEYS[level] - {"name"} for level in ("message", "call", "part", "tool"))
 )
-OF_A_ROW = frozenset(  # of columns alone
-    "reasoning thinking function_call name turns num_turns traj_id trajectory_id conversation_id prompt_id hash "
-    "repo patch model_patch test_result subset subset_name question difficulty success pass_rate trial_name "
-    "result verifier_output model_provider subcategory title topic environment base_commit problem_statement stop "
-    "response_format frequency_penalty presence_penalty min_p user repetition_penalty max_completion_tokens "
-    "service_tier stream_options logit_bias done eval_count total_duration".split()
+COLUMNS = KNOWN_KEYS["row"].union(
+    "finish_reason stop_reason chat_template_kwargs enable_thinking think thinking reasoning reasoning_effort "
+    "function_call".split()
 )
 SYNTAX = ("properties", "type", "object")  # of a JSON schema, where a template writes another one around its texts
 A_CALL = {"name", "arguments"}  # the keys of a call, which too are syntax
@@ -67,8 +55,8 @@ def lost_texts(row: dict, shown: dict, turns: int, read_as: dict, ignored: tuple
         turns: how many turns were read.
         read_as: {key: the field that it is read as}; ignored: keys that the user ignores, alone or as "message.note".
     """
-    skipped = NOT_SHOWN | _ignored(ignored, "call", "part", "tool")
-    row = _less(row, NOT_SHOWN | _ignored(ignored, "row"), read_as)
+    skipped = WITHIN | _ignored(ignored, "call", "part", "tool")
+    row = _less(row, _ignored(ignored, "row"), read_as)
     columns = next((names for names in CONVERSATIONS if all(row.get(name) for name in names)), ())
     given = [in_json(message) for name in columns for message in in_json(row.pop(name))]
     messages = [_less(message, {"name"} | _ignored(ignored, "message"), read_as) for message in given]
@@ -99,7 +87,7 @@ def lost_texts(row: dict, shown: dict, turns: int, read_as: dict, ignored: tuple
                 ends[number] = search(part, text, ends[number], f"message {position}", f"the prompt of turn {turn}")
     if shown:
         head = _behind_turns(shown[min(shown)][0], 0, min(shown))
-        for column in row.keys() - OF_A_ROW:
+        for column in row.keys() - COLUMNS:
             search({column: row[column]}, head, 0, f"column {column}", "the first prompt")
     return lost
 

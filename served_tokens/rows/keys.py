@@ -7,7 +7,7 @@ copy, takes out of it what it reads, and closes it. Nothing is guessed by the wo
 from collections import Counter
 from dataclasses import dataclass, field
 
-from served_tokens.marks import TrajectoryError, in_json, kind_of, says
+from served_tokens.marks import KNOWN_KEYS, TrajectoryError, in_json, kind_of, says
 from served_tokens.rows.servers import Style
 
 # What --read-as can give another key to: {field: the level of the objects that have it}.
@@ -16,28 +16,6 @@ FIELDS = {
     **dict.fromkeys(("role", "content", "reasoning_content", "tool_calls", "weight"), "message"),
     "arguments": "call",
 }
-# Keys that say nothing of what the model sees or writes. Where their values hold a message, it is found all the same.
-KNOWN_WORDS = {
-    "row": "id uuid index idx timestamp date created created_at model model_name object system_fingerprint provider "
-    "usage cost latency latency_sec duration score reward rewards reward_info source data_source dataset "
-    "dataset_source split language category license version generator agent episode episode_id run_id "
-    "session_id trace_id instance_id example_id sample_id task task_id domain tags info metadata extra "
-    "extra_body trajectory_format resolved exit_status termination_reason name turns num_turns call stream "
-    "traj_id trajectory_id conversation_id prompt_id hash repo patch model_patch test_result subset "
-    "subset_name question difficulty success pass_rate trial_name result verifier_output model_provider "
-    "subcategory title topic environment base_commit problem_statement stop response_format frequency_penalty "
-    "presence_penalty min_p user repetition_penalty max_completion_tokens service_tier stream_options "
-    "logit_bias done eval_count total_duration temperature top_p top_k max_tokens n seed tool_choice "
-    "parallel_tool_calls traj_type task_info user_messages steps",
-    "message": "id uuid index turn_idx timestamp date created created_at model model_name object provider usage cost "
-    "latency duration score reward logprobs refusal name tool_call_id tool_name error is_error signature "
-    "annotations extra response_metadata usage_metadata metadata ts time message_id sender agent message_type "
-    "tool_call_ids step turn_id thought_signatures token_count reasoning_tokens parentUuid",
-    "call": "index signature cache_control caller extra_content call_id status requestor",
-    "part": "id index cache_control citations signature is_error annotations",
-    "tool": "cache_control strict annotations title output_schema outputSchema returns examples",
-}
-KNOWN = {level: frozenset(words.split()) for level, words in KNOWN_WORDS.items()}
 REPEATING = ("row.task_info", "row.user_messages", "row.reward_info")  # they repeat messages or calls
 # Keys of shapes that are not read, and what a row that has them must be brought into: {way out: "level.key …"}.
 WAYS_OUT = {
@@ -136,7 +114,7 @@ class Reader:
                 self.unknown[name] = f"it holds tools: read them by --read-as {key}=tools"
             elif holds:
                 self.unknown[name] = f"it holds {holds}: bring that into messages and tools"
-            elif key in KNOWN[level] or key in self.ignore_keys:
+            elif key in KNOWN_KEYS[level] or key in self.ignore_keys:
                 self.known[name] += 1
             else:
                 self.unknown.setdefault(name, "")
