@@ -1,7 +1,7 @@
 """Whether attention on token trees is right on this device, before a step is trained on it.
 
 A kernel may be wrong on one card, with one driver or torch alone, where no test of ours has run. So made-up rows go the
-way of the rows that are trained, and each of their samples goes alone through attention that is written out.
+way of the rows that are trained, and beside that through attention that is written out, by what their samples are.
 """
 
 import itertools
@@ -58,36 +58,30 @@ def allowed(dtype: torch.dtype) -> float:
 
 
 def attention_error(heads: int, kv_heads: int, width: int, device, dtype: torch.dtype, autocast: bool = False) -> float:
-    """How far attention on made-up rows is from attention on their samples, as a fraction; NaN where one is.
+    """How far attention on made-up rows is from attention that is written out, as a fraction; NaN where one is.
 
-    Compared are, token by token, the output, with and without gradients, and the gradients of queries, keys and values.
-    These are made up: of each the sum of a vector of the token's id and one of its position.
+    Compared are, token by token, the output, with and without gradients, and the gradients of queries, keys and values,
+    which are random.
     """
     source, errors = torch.Generator().manual_seed(0), []
-
-    def random(number: int, of_heads: int) -> torch.Tensor:
-        return torch.randn(number, of_heads, width, generator=source).to(device)
-
+    counts = (heads, kv_heads, kv_heads, heads)  # of queries, keys, values and the gradient of the output
     for turns in TURNS:
-        row, samples, shared = made_up(turns)
-        counts = (heads, kv_heads, kv_heads)  # of queries, keys and values
-        tables = [(random(2 * len(row.last), count) * 0.5**0.5).requires_grad_() for count in counts]
-        upstream = random(len(row.last), heads)
+        last, sees = (torch.as_tensor(each).to(device) for each in made_up(turns))
+        random = (torch.randn(len(last), count, width, generator=source) for count in counts)
+        *inputs, upstream = (each.to(device).requires_grad_() for each in random)
         with torch.no_grad():  # as gradient checkpointing calls it first
-            without_gradients = _of_row(row, tables, dtype, autocast)
-        ours = _of_row(row, tables, dtype, autocast)
-        expected = torch.cat([_of_sample(sample, tables, dtype)[kept:] for sample, kept in zip(samples, shared)])
-        gradients = (torch.autograd.grad(output, tables, upstream) for output in (ours, expected))
+            without_gradients = _of_row(last, inputs, dtype, autocast)
+        ours, expected = _of_row(last, inputs, dtype, autocast), _written_out(sees, inputs, dtype)
+        gradients = (torch.autograd.grad(output, inputs, upstream) for output in (ours, expected))
         pairs = [(without_gradients, expected), (ours, expected), *zip(*gradients)]
         errors += [_error(*pair) for pair in pairs]
     return float(torch.stack(errors).max())
 
 
-def made_up(turns: int) -> tuple[rows.Row, list[rows.Sample], list[int]]:
-    """(a row of two trajectories, its samples, how many tokens each shares with the one before).
+def made_up(turns: int) -> tuple[np.ndarray, np.ndarray]:
+    """(`last` of a row of two trajectories, whether each token of it sees each other: those before it in its sample).
 
-    A turn's target is not shown to the next turn, as in the drop history. Each token has an id of its own, but for the
-    padding, which is many samples of one token.
+    A turn's target is not shown to the next turn, as in the drop history. Padding sees itself.
     """
     samples, fresh = [], itertools.count()
 
@@ -101,37 +95,31 @@ def made_up(turns: int) -> tuple[rows.Row, list[rows.Sample], list[int]]:
             samples.append(rows.Sample(np.concatenate([prompt, target]), labels))
             prompt = np.concatenate([prompt, tokens(turn % 2 * 60)])  # none: the next branch opens supervised
     shared = [0, *(rows.shared_tokens(*pair) for pair in itertools.pairwise(samples))]
-    row, pad = rows.tree(samples, shared), tokens(1)
-    padding = -len(row.last) % attention.BLOCK
-    samples += [rows.Sample(pad, np.full_like(pad, IGNORE_INDEX))] * padding
-    return rows.padded(row, attention.BLOCK, int(pad[0])), samples, shared + [0] * padding
+    last = rows.padded(rows.tree(samples, shared), attention.BLOCK, 0).last.astype(np.int64)
+    sees, path, end = np.eye(len(last), dtype=bool), np.arange(0), 0  # path: where in the row a sample's tokens are
+    for sample, kept in zip(samples, shared):
+        start, end = end, end + len(sample.ids) - kept
+        path = np.concatenate([path[:kept], np.arange(start, end)])
+        sees[path[:, None], path] = np.tri(len(path), dtype=bool)
+    return last, sees
 
 
-def _of_row(row: rows.Row, tables: list, dtype: torch.dtype, autocast: bool) -> torch.Tensor:
+def _of_row(last: torch.Tensor, inputs: list, dtype: torch.dtype, autocast: bool) -> torch.Tensor:
     """The output of each token of a row, float32, (tokens, heads, width), by the functions that transformers calls."""
-    device, heads, width = tables[0].device, *tables[0].shape[1:]
-    ids, positions, last = (torch.as_tensor(row[column]).long().to(device) for column in (0, 2, 3))
-    module = SimpleNamespace(num_key_value_groups=heads // tables[1].shape[1], is_causal=True, training=True)
-    with torch.autocast(device.type, dtype, enabled=autocast):
+    _, heads, width = inputs[0].shape
+    module = SimpleNamespace(num_key_value_groups=heads // inputs[1].shape[1], is_causal=True, training=True)
+    with torch.autocast(last.device.type, dtype, enabled=autocast):
         mask = attention.tree_mask(attention_mask=last[None, None])
-        inputs = _inputs(ids, positions, tables, dtype)
-        return attention.tree_attention(module, *inputs, mask, scaling=width**-0.5)[0][0].float()
+        laid_out = (each.to(dtype)[None].transpose(1, 2) for each in inputs)  # as models do
+        return attention.tree_attention(module, *laid_out, mask, scaling=width**-0.5)[0][0].float()
 
 
-def _of_sample(sample: rows.Sample, tables: list, dtype: torch.dtype) -> torch.Tensor:
-    """The same of a sample, in float32, from the inputs as dtype has them."""
-    ids = torch.as_tensor(sample.ids, device=tables[0].device)
-    position = torch.arange(len(ids), device=ids.device)
-    query, key, value = (each[0].float() for each in _inputs(ids, position, tables, dtype))
+def _written_out(sees: torch.Tensor, inputs: list, dtype: torch.dtype) -> torch.Tensor:
+    """The same in float32, from the inputs as dtype has them."""
+    query, key, value = (each.to(dtype).float().transpose(0, 1) for each in inputs)
     key, value = (each.repeat_interleave(len(query) // len(each), dim=0) for each in (key, value))
     scores = query @ key.mT * query.shape[-1] ** -0.5
-    return (scores.masked_fill(position > position[:, None], -torch.inf).softmax(-1) @ value).transpose(0, 1)
-
-
-def _inputs(ids: torch.Tensor, positions: torch.Tensor, tables: list, dtype: torch.dtype) -> list[torch.Tensor]:
-    """Queries, keys and values of these tokens, (1, heads, tokens, width), laid out as models do."""
-    made = (table[ids] + table[len(table) // 2 + positions] for table in tables)
-    return [each.to(dtype)[None].transpose(1, 2) for each in made]
+    return (scores.masked_fill(~sees, -torch.inf).softmax(-1) @ value).transpose(0, 1)
 
 
 def _error(ours: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:

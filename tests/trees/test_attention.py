@@ -56,7 +56,7 @@ def test_flex_attention_with_the_blocks_is_the_dense_one(monkeypatch):
     """Eagerly, as a CPU never attends in training; the self-check runs the compiled kernel on each device."""
     monkeypatch.setattr(attention, "_compiled", lambda: flex_attention)
     for turns in TURNS:
-        last = torch.tensor(made_up(turns)[0].last).long()
+        last = torch.tensor(made_up(turns)[0])
         query, key, value = (torch.randn(1, len(last), heads, 32).transpose(1, 2) for heads in (4, 2, 2))
         with torch.no_grad():
             ours, _ = attention.tree_attention(None, query, key, value, attention.block_mask(last))

@@ -58,27 +58,6 @@ def mask(sees: bool, queries, keys):
     return plant
 
 
-def positions_that_go_on(monkeypatch):
-    padded = rows.padded
-
-    def wrong(row, *arguments):
-        row = padded(row, *arguments)
-        return row._replace(position_ids=np.arange(len(row.last), dtype=np.int32))
-
-    monkeypatch.setattr(rows, "padded", wrong)
-
-
-def positions_one_too_far_behind_a_branch(monkeypatch):
-    tree = rows.tree
-
-    def wrong(*arguments):
-        row = tree(*arguments)
-        row.position_ids[SECOND] += 1
-        return row
-
-    monkeypatch.setattr(rows, "tree", wrong)
-
-
 def no_padding(monkeypatch):
     """Padding sees what is before it, as under a causal mask."""
     padded = rows.padded
@@ -113,8 +92,6 @@ FAULTS = {
     "hides one ancestor": mask(False, SECOND, 200),
     "hides the other block of a trajectory": mask(False, slice(-BLOCK, None), slice(-2 * BLOCK, -BLOCK)),
     "causal": causal,
-    "positions that go on": positions_that_go_on,
-    "positions one too far behind a branch": positions_one_too_far_behind_a_branch,
     "no padding": no_padding,
     "zeros without gradients": zeros_without_gradients,
 }
@@ -130,7 +107,7 @@ def test_a_planted_fault_is_far_over_what_is_allowed(fault, monkeypatch):
 def test_rows_of_blocks_that_are_masked_wholly_are_in_the_made_up_rows():
     """A kernel that is promised that there are none makes NaN of them."""
     for turns in TURNS:
-        last = torch.tensor(made_up(turns)[0].last).long()
+        last = torch.tensor(made_up(turns)[0])
         tiles = attention.dense_mask(last)[0, 0].unflatten(1, (-1, BLOCK)).unflatten(0, (-1, BLOCK)).transpose(1, 2)
         visited, empty = tiles.any(-1).any(-1), ~tiles.any(-1).all(-1)  # a block; one of its rows sees nothing in it
         assert (visited & empty).any()
