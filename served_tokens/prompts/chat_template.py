@@ -129,11 +129,8 @@ class _GenerationTag(jinja2.ext.Extension):
         return parser.parse_statements(["name:endgeneration"], drop_needle=True)
 
 
-_encode = json.JSONEncoder(ensure_ascii=False).encode  # json.dumps would make one for every call
-
-
 def _tojson(value, **options) -> str:
-    return json.dumps(value, **{"ensure_ascii": False, **options}) if options else _encode(value)
+    return json.dumps(value, **{"ensure_ascii": False, **options})
 
 
 def _raise_exception(message: str):

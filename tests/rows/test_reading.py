@@ -186,10 +186,8 @@ def test_loss_switch_leaves_its_turn_out_or_says_nothing(key):
     for value in (1, True, None):
         assert not_trained(turn(**{key: value})) == {}
     for value in (0.5, -1, "false", [0], float("nan")):
-        assert reason(turn(**{key: value})) == (
-            f"message 1: {key} is {value!r}; a turn is trained whole (1 or true) or it is not (0 or false): write one "
-            "of these"
-        )
+        why = f"message 1: {key} is {value!r}; write 1 or true to train the turn, 0 or false to leave it out"
+        assert reason(turn(**{key: value})) == why
 
 
 def test_loss_switch_of_another_message_than_a_turn_changes_nothing():
@@ -237,9 +235,7 @@ def test_turn_that_is_no_whole_answer_is_left_out():
 
 
 def test_reasoning_under_other_marks_sets_the_row_aside_where_there_is_none_beside_it():
-    why = (
-        "message 1: its answer opens with {}: reasoning that would be trained as text; convert it to reasoning_content"
-    )
+    why = "message 1: opens with {}: reasoning that would be trained as text; convert it to reasoning_content"
     for mark in ("<thinking>", "◁think▷", "<seed:think>", "&lt;think&gt;", "**Think"):
         assert reason(turn(content=f"\n{mark}hm")) == why.format(mark)
         assert read(turn(content=f"{mark}hm", reasoning_content="r")).messages[1] == assistant(f"{mark}hm", "r")
