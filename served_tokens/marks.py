@@ -31,7 +31,7 @@ _KNOWN = {
     "subcategory title topic environment base_commit problem_statement stop response_format frequency_penalty "
     "presence_penalty min_p user repetition_penalty max_completion_tokens service_tier stream_options "
     "logit_bias done eval_count total_duration temperature top_p top_k max_tokens n seed tool_choice "
-    "parallel_tool_calls traj_type task_info user_messages steps",
+    "parallel_tool_calls function_call traj_type task_info user_messages steps",
     "message": "id uuid index turn_idx timestamp date created created_at model model_name object provider usage cost "
     "latency duration score reward logprobs refusal name tool_call_id tool_name error is_error signature "
     "annotations extra response_metadata usage_metadata metadata ts time message_id sender agent message_type "

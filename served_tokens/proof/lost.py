@@ -23,8 +23,7 @@ WITHIN = frozenset("role from type tool_use_id finish_reason stop_reason defer_l
     *(KNOWN_KEYS[level] - {"name"} for level in ("message", "call", "part", "tool"))
 )
 COLUMNS = KNOWN_KEYS["row"].union(
-    "finish_reason stop_reason chat_template_kwargs enable_thinking think thinking reasoning reasoning_effort "
-    "function_call".split()
+    "finish_reason stop_reason chat_template_kwargs enable_thinking think thinking reasoning reasoning_effort".split()
 )
 SYNTAX = ("properties", "type", "object")  # of a JSON schema, where a template writes another one around its texts
 A_CALL = {"name", "arguments"}  # the keys of a call, which too are syntax

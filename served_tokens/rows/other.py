@@ -47,8 +47,6 @@ def in_one_shape(row: dict, reader: Reader) -> Shaped:
     reads = _all_read(left, reader)
     tools = {column: tools_of(left.pop(column), column, reader) for column in TOOLS if column in left}
     tools |= {f"tools of message {position}": read.tools for position, read in enumerate(reads) if read.tools}
-    if isinstance(left.get("function_call"), str):  # "auto": as tool_choice has it now
-        del left["function_call"]
     if reader.style.tool_choices and left.get("tool_choice") not in reader.style.tool_choices:
         raise TrajectoryError("its tool_choice takes tools out of the prompt; leave them and the key out of the row")
     reads = _with_system(_joined(reads, reader), left, reader)
