@@ -12,17 +12,17 @@ def is_sharegpt(messages: list) -> bool:
 
 
 def as_openai(left: dict) -> dict:
-    """A message as OpenAI has it; a function_call holds calls behind its reasoning. Raises TrajectoryError."""
-    message, who = dict(left), left.get("from")
+    """An opened message as OpenAI has it; a function_call holds calls behind its reasoning. Raises TrajectoryError."""
+    who = left.get("from")
     if who == "function_call":
-        value = message.get("value")
+        value = left.get("value")
         thought, closed, calls = value.rpartition("</think>") if isinstance(value, str) else ("", "", value)
         calls = decoded(calls, "value is", (list, dict))
         calls = calls if isinstance(calls, list) else [calls]
-        message["value"] = thought + closed
-        message["tool_calls"] = one_of({"value": calls, "tool_calls": left.get("tool_calls")}, "a call")
+        left["value"] = thought + closed
+        left["tool_calls"] = one_of({"value": calls, "tool_calls": left.get("tool_calls")}, "a call")
     if isinstance(who, str):
-        message["from"] = ROLES.get(who, who)
-    rename(message, "from", "role")
-    rename(message, "value", "content")
-    return message
+        left["from"] = ROLES.get(who, who)
+    rename(left, "from", "role")
+    rename(left, "value", "content")
+    return left
