@@ -13,14 +13,14 @@ from served_tokens.rows.keys import Reader, one_of
 from served_tokens.rows.servers import FUNCTION_KINDS
 
 OLD_API = "calls of OpenAI's old API, function_call"
-SWITCHES = ("weight", "loss", "train", "loss_mask", "trainable")  # of OpenAI, ms-swift, axolotl and others
+LOSS_SWITCHES = ("weight", "loss", "train", "loss_mask", "trainable")  # of OpenAI, ms-swift, axolotl and others
 # Why a turn is context only.
 SWITCHED_OFF = "their weight, loss or train says not to train on them"
 NOT_WHOLE = {  # keys that are true of a turn which is no whole answer
     **dict.fromkeys(("prefix", "partial"), "they are a prefix that the model was asked to go on from"),
     **dict.fromkeys(("truncated", "is_truncated", "interrupted", "incomplete", "is_partial"), "they were cut off"),
 }
-OF_TURNS = frozenset((*SWITCHES, *keys.ENDS, *NOT_WHOLE))
+OF_TURNS = frozenset((*LOSS_SWITCHES, *keys.ENDS, *NOT_WHOLE))
 
 
 @dataclass
@@ -153,7 +153,7 @@ def _called(call: dict) -> tuple:
 
 def _why_not_trained(left: dict) -> str | None:
     """By its loss switch, or as it says that it is no whole answer; raises TrajectoryError for what is not known."""
-    said = {key: left.pop(key) for key in SWITCHES if left.get(key) is not None}
+    said = {key: left.pop(key) for key in LOSS_SWITCHES if left.get(key) is not None}
     for key, value in said.items():
         if value not in (0, 1):
             raise TrajectoryError(f"{key} is {value!r}; write 1 or true to train the turn, 0 or false to leave it out")

@@ -371,14 +371,10 @@ def test_a_key_that_is_ignored_at_its_level_is_kept_at_others():
     assert read(row(tools=tools), ignore_keys=("tool.gives", "tool.beta")).tools == TOOLS
 
 
-@pytest.mark.parametrize(
-    "one",
-    [
-        {"function": {"name": "f", "xq7": {"x": 1}}},
-        {"name": "f", "xq7": '{"x": 1}'},
-        {"name": "f", "arguments": "{ }", "xq7": {"x": 1}},
-    ],
-)
+XQ7 = {"xq7": {"x": 1}}
+
+
+@pytest.mark.parametrize("one", [{"function": {"name": "f", **XQ7}}, {"name": "f", "arguments": "{ }", **XQ7}])
 def test_call_whose_arguments_may_stand_under_another_key_is_set_aside_and_both_ways_out_work(one):
     assert "nobody reads its keys call.xq7; read them by --read-as, or leave" in reason(turn(tool_calls=[one]))
     for options, arguments in (({"read_as": (("xq7", "arguments"),)}, {"x": 1}), ({"ignore_keys": ("call.xq7",)}, {})):

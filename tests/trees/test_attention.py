@@ -62,8 +62,3 @@ def test_flex_attention_with_the_blocks_is_the_dense_one(monkeypatch):
             ours, _ = attention.tree_attention(None, query, key, value, attention.block_mask(last))
         theirs = scaled_dot_product_attention(query, key, value, attention.dense_mask(last), enable_gqa=True)
         assert torch.allclose(ours, theirs.transpose(1, 2), atol=1e-5)
-
-
-def test_the_options_of_the_kernel():
-    """Each is a promise to the kernel, whose reason is there; another one needs a run of benchmarks/gpu.sh."""
-    assert attention.KERNEL == {"IS_DIVISIBLE": True}
