@@ -183,7 +183,7 @@ def check_sets(sets: list[TrainingSet], truth: Truth, data_args) -> tuple[list[F
         findings = Findings(
             name=its.name,
             trains=its.trains,
-            settings=f"served as {', '.join(sorted(set(its.provenance['served_as'])))}; {how}",
+            settings=f"served as {', '.join(sorted(set(its.provenance['served_as'][:])))}; {how}",
             lengths=array("q", [0]) * size,
             exact=bytearray(size),
             path=its.path,

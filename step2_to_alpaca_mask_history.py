@@ -53,19 +53,19 @@ def add_options(parser: CommandLine) -> None:
     add("--no-thinking", action="store_true", help="targets without reasoning, for a non-thinking model")
     merge = "one sample for all turns whose served prompts begin with one another (with --history-thinking template)"
     add("--merge-turns", action="store_true", help=merge)
-    add = parser.group("limits")
+    add = parser.group("which turns")
     turns = "train all turns of a row (default), or the last only: for logs with a row for each call"
     add("--turns", choices=("all", "last"), default="all", help=turns)
     add("--require-reasoning", action="store_true", help="leave turns without reasoning out")
     cutoff = "leave samples out that are not shorter: LlamaFactory may cut them at this cutoff_len"
     add("--cutoff-len", type=positive_count, metavar="TOKENS", help=cutoff)
     add("--tokenizer", metavar="MODEL", help="counts the tokens: a model directory or a Hub model id")
-    add = parser.group("what is written")
-    tokens = "make samples of token ids of this model (a directory or a Hub id), for any chat template"
-    add("--tokens", metavar="MODEL", help=tokens)
     ratio = "hold about this part of the tasks out, for validation: OUTPUT's name with _val"
     add("--val-ratio", type=float, default=0.0, metavar="R", help=ratio)
     add("--seed", type=int, default=42, help="of the validation set (default: 42)")
+    add = parser.group("what is written")
+    tokens = "token ids of this model (a directory or a Hub id) instead of texts, for any chat template"
+    add("--tokens", metavar="MODEL", help=tokens)
     add("--dataset-name", help="the name in dataset_info.json (default: OUTPUT's name)")
     folder = "of dataset_info.json, LlamaFactory's dataset_dir (default: beside OUTPUT; of envscaler_samples, here)"
     add("--dataset-dir", type=Path, metavar="FOLDER", help=folder)

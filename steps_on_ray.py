@@ -17,8 +17,6 @@ import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
-import pyarrow.fs
-
 import step1_apply_tool_template as step1
 import step2_to_alpaca_mask_history as step2
 from served_tokens.files import read, write
@@ -48,8 +46,8 @@ def both_steps(row: dict, place: read.Place, first, second) -> tuple[BothCounted
     return BothCounted(of_row, of_samples), made
 
 
-def convert_file(number: int, path: str, system: pyarrow.fs.FileSystem, work: Work) -> Totals:
-    """A task: what comes of the rows of a file, which is one of many, by this number."""
+def convert_file(number: int, path: str, system, work: Work) -> Totals:
+    """A task: what comes of the rows of a file, which is one of many, by this number; system: see `find_files`."""
     totals = Totals(work.counts())
     try:
         chunks = read.read_chunks([path], opened=lambda path: io.BufferedReader(system.open_input_file(path)))
@@ -60,15 +58,17 @@ def convert_file(number: int, path: str, system: pyarrow.fs.FileSystem, work: Wo
         raise ValueError(str(error)) from None
 
 
-def find_files(address: str) -> tuple[pyarrow.fs.FileSystem, list[str]]:
-    """The data files below an address, in the order of their names, and the file system that they are in."""
+def find_files(address: str) -> tuple:
+    """(the pyarrow.fs.FileSystem of an address, its data files in the order of their names)."""
+    import pyarrow.fs
+
     system, path = pyarrow.fs.FileSystem.from_uri(address if "://" in address else os.path.abspath(address))
     infos = system.get_file_info(pyarrow.fs.FileSelector(path, recursive=True, allow_not_found=True))
     names = sorted(PurePosixPath(info.path).relative_to(path) for info in infos if info.is_file)
     return system, [f"{path}/{name}" for name in names if read.is_data(name)]
 
 
-def convert_files(paths: list[str], system: pyarrow.fs.FileSystem, work: Work) -> Totals:
+def convert_files(paths: list[str], system, work: Work) -> Totals:
     """Convert the rows of files, which are tasks of a Ray cluster."""
     import ray
 

@@ -45,6 +45,7 @@ ANY_MACHINE = {
 def parse_arguments(yaml: str, overrides: list[str]):
     """(model, data, training) arguments, as LlamaFactory parses them, less what depends on the machine."""
     config = read_config(yaml, overrides)
+    print("loading LlamaFactory …", file=sys.stderr, flush=True)
     from llamafactory.hparams import get_train_args
 
     refuse_mistakes(config)
@@ -151,7 +152,8 @@ def training_sets(model_args, data_args, training_args) -> tuple[list[TrainingSe
         return tokenized_sets(Path(data_args.tokenized_path), data_args.max_samples), tokens
     remembers = copy.copy(tokenizer)
     same = served.added_tokens_decoder == tokenizer.added_tokens_decoder and not tokenizer.split_special_tokens
-    remembers.encode = tokens if same else remembering(tokenizer.encode)
+    encode = tokens if same else remembering(functools.partial(tokenizer.encode, add_special_tokens=False))
+    remembers.encode = lambda text, add_special_tokens: encode(text)  # by LlamaFactory it is false
     names, sets = [*(data_args.dataset or []), *(data_args.eval_dataset or [])], []
     for name, attributes in zip(names, get_dataset_list(names, data_args.dataset_dir)):
         trains = len(sets) < len(data_args.dataset or [])
@@ -247,7 +249,7 @@ class Built:
 
 def all_built(its: TrainingSet):
     """Yield (token ids, labels) of each sample, int32 arrays, made over processes, a trajectory at a time."""
-    of_trajectory = [*zip(its.provenance["source"], its.provenance["trajectory"])]
+    of_trajectory = [*zip(its.provenance["source"][:], its.provenance["trajectory"][:])]
     groups = itertools.groupby(range(len(of_trajectory)), key=of_trajectory.__getitem__)
     positions = ([*group] for _, group in groups)
     with progress(f"tokenize {its.name}", " samples", len(its.provenance)) as bar:
@@ -269,7 +271,7 @@ def compare_with_its_loader(its: TrainingSet, attributes, parts: dict, model_arg
     from datasets import Dataset
     from llamafactory.data import get_dataset
 
-    kinds = [(as_, len(turns) > 1) for as_, turns in zip(its.provenance["served_as"], its.provenance["turns"])]
+    kinds = [(as_, len(turns) > 1) for as_, turns in zip(its.provenance["served_as"][:], its.provenance["turns"][:])]
     each = COMPARED // len(set(kinds))
     chosen = [at for kind in sorted(set(kinds)) for at in [at for at, its in enumerate(kinds) if its == kind][:each]]
     model_args, data_args = copy.copy(model_args), copy.copy(data_args)

@@ -123,19 +123,19 @@ def says(value) -> bool:
 
 
 def remembering(encode, characters: int = 1 << 22):
-    """encode(text, …) -> token ids, which tokenizes no text again; all is forgotten after so many characters."""
+    """encode(text) -> token ids, which tokenizes no text again; all is forgotten after so many characters."""
     known, held = {}, 0
 
-    def remembered(text: str, **options) -> list[int]:
+    def remembered(text: str) -> list[int]:
         nonlocal held
-        key = text, *options.items()
-        if key not in known:
+        ids = known.get(text)
+        if ids is None:
             if held > characters:
                 known.clear()
                 held = 0
             held += len(text)
-            known[key] = encode(text, **options)
-        return known[key]
+            ids = known[text] = encode(text)
+        return ids
 
     return remembered
 
@@ -153,7 +153,7 @@ class Tokens:
         self.of_stretch = remembering(self.of_whole)
         self.proven = 0  # characters of the longest text of which it was seen
 
-    def __call__(self, text: str, add_special_tokens: bool = False) -> list[int]:
+    def __call__(self, text: str) -> list[int]:
         ids = [*itertools.chain.from_iterable(map(self.of_stretch, _MARKS.split(text)))]
         if len(text) > 2 * self.proven:
             self.proven = len(text)

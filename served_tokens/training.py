@@ -40,6 +40,10 @@ def read_config(yaml: str, overrides: list[str]) -> dict:
         config = OmegaConf.to_container(OmegaConf.merge(OmegaConf.load(yaml), OmegaConf.from_cli(overrides)))
     except Exception as error:  # of two libraries, of many kinds
         sys.exit(f"{yaml}, or an override, is no YAML of `key: value`: {' '.join(str(error).split())}")
+    folder = Path(str(config.get("output_dir") or "."))
+    for path in (folder, *folder.parents):
+        if path.is_file():
+            sys.exit(f"output_dir={folder}: {path} is a file; set output_dir to a folder")
     if config.get("tokenized_path") and Path(config["tokenized_path"]).exists():
         return config  # LlamaFactory looks for no data set then
     for key in ("dataset", "eval_dataset"):

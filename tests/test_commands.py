@@ -33,6 +33,14 @@ def test_pipe_that_is_closed_ends_a_script_without_a_trace(tmp_path):
     assert (tmp_path / "y.jsonl").exists()
 
 
+def test_full_disk_ends_a_script_with_one_line(tmp_path):
+    write_jsonl(tmp_path / "x.jsonl", ROWS)
+    command = [sys.executable, ROOT / "step1_apply_tool_template.py", "x.jsonl", "y.jsonl"]
+    with open("/dev/full", "w") as full:
+        process = subprocess.run(command, cwd=tmp_path, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert "No space left on device" in process.stderr and "Traceback" not in process.stderr
+
+
 def test_name_of_a_data_set_that_is_a_number_and_a_yaml_behind_overrides_are_taken(run, pipeline, tiny_model):
     pipeline(golden()[:3], name="7")
     overrides = "dataset_dir=.", "dataset=7", f"model_name_or_path={tiny_model}", "preprocessing_num_workers=8"

@@ -59,7 +59,7 @@ def print_command(script: Path, *words: str) -> None:
 
 
 def run(main) -> None:
-    """Run a script: what the terminal cannot show is escaped, and a pipe that is closed ends it without a trace."""
+    """Run a script: what the terminal cannot show is escaped; a closed pipe or a full disk ends it without a trace."""
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")
     try:
@@ -68,6 +68,8 @@ def run(main) -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except OSError as error:
+        sys.exit(f"{sys.argv[0]}: {error}")
 
 
 def exit_on_signals() -> None:

@@ -131,6 +131,8 @@ def finish_rejects(work: Work, totals: Totals) -> None:
         print(f"{many(totals.set_aside, 'row')} set aside with reasons: {shown(path)}", file=sys.stderr)
     for reason, rows in totals.reasons.most_common(SHOWN_REASONS):
         print(f"  {many(rows, 'row')}: {totals.first[reason]}", file=sys.stderr)
+    if more := totals.set_aside - sum(rows for _, rows in totals.reasons.most_common(SHOWN_REASONS)):
+        print(f"  {many(more, 'row')} for other reasons, all in that file", file=sys.stderr)
 
 
 def in_processes(function, items, num_proc: int):

@@ -191,7 +191,7 @@ def compare_with_server(
 
     For the others see `questions_about` and `request_for`.
     """
-    compared = Compared(sum(map(len, provenance["turns"])))
+    compared = Compared(sum(map(len, provenance["turns"][:])))
     with progress("ask the server", " turns", min(max_turns, compared.prompts)) as bar:
         for question in questions_about(provenance, built, max_turns, truth):
             compared.asked += 1

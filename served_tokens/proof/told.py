@@ -25,7 +25,7 @@ class Claim:
 def claims_of(provenance, trajectories: str | None) -> tuple[dict[Place, list[Claim]], dict[str, Reading]]:
     """({trajectory: what its samples claim}, {file: how step 1 read it}); trajectories: the file read in its place."""
     claims, told = defaultdict(list), {}
-    for position, sample in enumerate(provenance):
+    for position, sample in enumerate(provenance.to_list()):
         source = trajectories or sample["source"]
         if not (source and sample["turns"] and sample["trajectory"] is not None and sample["served_as"] in SERVED_AS):
             raise SystemExit(

@@ -23,7 +23,7 @@ def what_mends(found: Findings, provenance, truth: Truth, data_args) -> str:
         return "; ".join(causes)
     if data_args.tokenized_path:
         return "is it the model of step 2 --tokens, and are the trajectories those of step 1?"
-    served_as, merged = set(provenance["served_as"]), any(len(turns) > 1 for turns in provenance["turns"])
+    served_as, merged = set(provenance["served_as"][:]), any(len(turns) > 1 for turns in provenance["turns"][:])
     fits = "qwen3_nothink" if "template" in served_as else "qwen3"
     blocks = TEMPLATES[data_args.template].format_user.slots if data_args.template in TEMPLATES else BLOCK_START
     mends = {
@@ -45,7 +45,7 @@ def what_mends(found: Findings, provenance, truth: Truth, data_args) -> str:
 def made_of_others(provenance, truth: Truth) -> list[str]:
     """What step 1 made the samples of that is not what they are compared with."""
     causes, template, model = [], fingerprint(truth.render), truth.tokenizer.name_or_path
-    for source, told in dict(zip(provenance["source"], provenance["reading"])).items():
+    for source, told in dict(zip(provenance["source"][:], provenance["reading"][:])).items():
         file, made_of = truth.trajectories or source, json.loads(told)
         if made_of.get("sha256") not in (None, digest_of(file)):
             causes.append(f"{file} has changed since step 1 read it; run both steps again")
@@ -116,9 +116,10 @@ def print_findings(found: Findings, max_samples: int | None) -> None:
     if found.recorded_turns:
         exact, turns = found.exact_by_record, found.recorded_turns
         print(f"  {exact:>8} exact by record, of {turns} turns whose token ids a server recorded")
-    same = found.rows_read_twice - found.read_otherwise
-    rows = many(len(found.tasks), "row")
-    print(f"  {same:>8} of {rows} with samples the check reads by its own rules too, with the same result")
+    same, rows = found.rows_read_twice - found.read_otherwise, len(found.tasks)
+    print(f"  {same:>8} of {many(rows, 'row')} with samples the check reads by its own rules too, with the same result")
+    if others := rows - found.rows_read_twice:
+        print(f"  {others:>8} in shapes that it has no such rules for: it looks for each of their texts")
     print(f"  the longest sample has {max(found.lengths, default=0)} tokens")
     for line in found.reasoned.lines():
         print(f"  {line}")

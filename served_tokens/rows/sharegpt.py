@@ -17,7 +17,7 @@ def as_openai(left: dict) -> dict:
     if who == "function_call":
         value = left.get("value")
         thought, closed, calls = value.rpartition("</think>") if isinstance(value, str) else ("", "", value)
-        calls = decoded(calls, "value is", (list, dict))
+        calls = decoded(calls, "the calls in the value of a function_call are", (list, dict))
         calls = calls if isinstance(calls, list) else [calls]
         left["value"] = thought + closed
         left["tool_calls"] = one_of({"value": calls, "tool_calls": left.get("tool_calls")}, "a call")

@@ -153,7 +153,7 @@ def test_report_of_a_passed_check_counts_every_sample_and_the_cost_of_those_that
     assert page.locator("h2").all_text_contents()[:2] == ["samples", "samples_val (for evaluation)"]
     assert page.locator("#sample option").count() == 5
     assert page.text_content("#viewer h2 + p").startswith("5 of 5 samples")
-    assert cells(page)["of a sample"] == ["18"] * 5  # shortest, mean, median, 95th percentile, longest
+    assert cells(page)["of a sample as it is served"] == ["18"] * 5  # shortest, mean, median, 95th percentile, longest
     trained = dict(texts(page, "section:first-of-type .tiles div", "dt, dd"))
     assert cells(page)["held out"] == [str(5 - int(trained["samples"])), "turns", "to be evaluated"]
     assert 0 < int(trained["samples"]) < 5 and cells(page)["tokens"][0] == str(3 * int(trained["tokens"]))  # 3 epochs
