@@ -5,6 +5,7 @@ import time
 
 import pytest
 from conftest import assistant, call, tool, user, write_jsonl
+from datasets import Dataset
 from small_server import MODELS, a_server, serving
 
 from served_tokens.marks import Tokens
@@ -81,9 +82,9 @@ def test_a_trained_prompt_is_what_stands_before_the_supervised_run_of_its_turn(t
     row = {"messages": [user("q"), assistant("a"), user("r"), assistant("b"), user("s"), assistant("c")]}
     path = str(write_jsonl(tmp_path / "rows.jsonl", [{"messages": []}, row]))
     told = json.dumps({"server_style": "sglang", "echo": "none"})
-    provenance = [{"source": path, "trajectory": 1, "turns": [1, 3, 5], "served_as": "template", "reading": told}]
+    sample = {"source": path, "trajectory": 1, "turns": [1, 3, 5], "served_as": "template", "reading": told}
     cut = [{"input_ids": [1, 2, 3, 4, 5, 6], "labels": [-100, -100, 3, 4, -100, 6]}]
-    asked = [*asking.questions_about(provenance, cut, 3, truth)]
+    asked = [*asking.questions_about(Dataset.from_list([sample]), cut, 3, truth)]
     assert [(one.place, one.turn, one.trained) for one in asked] == [
         (f"{path}: row 1, turn 1", 1, [1, 2]),
         (f"{path}: row 1, turn 3", 3, [1, 2, 3, 4, 5]),
