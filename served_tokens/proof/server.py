@@ -9,7 +9,7 @@ a GPU, and `vllm serve --enable-scale-out`). Where there is none, the chat itsel
 import contextlib
 import json
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field, replace
 
 import httpx
@@ -55,31 +55,25 @@ class Question:
     trained: list[int]  # its token ids
 
 
-def questions_about(chosen: set[tuple[int, int]], provenance, built, truth: Truth):
-    """Yield a `Question` for each chosen turn, less those that LlamaFactory cut off.
+def questions_about(provenance, built, most: int, truth: Truth):
+    """Yield a `Question` for each turn, or for so many that are evenly spread, less those that LlamaFactory cut off.
 
-    chosen: (position of a sample, turn) of each. provenance, built: what step 2 says of each sample, and what
-    LlamaFactory made of it.
+    provenance, built: what step 2 says of each sample, and what LlamaFactory made of it.
     """
     claims, readings = claims_of(provenance, truth.trajectories)
+    every = [(place, claim, turn) for place in claims for claim in claims[place] for turn in claim.turns]
+    asked, number = defaultdict(list), min(most, len(every))
+    for place, claim, turn in (every[index * len(every) // number] for index in range(number)):
+        asked[place].append((claim, turn))
     for source, reading in readings.items():
         for index, row in read_rows(source):
             place = Place(source, index)
-            asked = [(claim, turn) for claim in claims.get(place, ()) for turn in claim.turns]
-            for claim, turn in asked:
-                if (claim.position, turn) not in chosen:
-                    continue
+            for claim, turn in asked.get(place, ()):
                 trained = built[claim.position]
                 spans = dict(zip(claim.turns, supervised_spans(trained["labels"])))
                 if turn in spans:
-                    yield Question(
-                        place=f"{place}, turn {turn}",
-                        row=row,
-                        reading=reading,
-                        turn=turn,
-                        served_as=claim.served_as,
-                        trained=trained["input_ids"][: spans[turn][0]],
-                    )
+                    ids, name = trained["input_ids"][: spans[turn][0]], f"{place}, turn {turn}"
+                    yield Question(name, row=row, reading=reading, turn=turn, served_as=claim.served_as, trained=ids)
 
 
 def request_for(question: Question, reasoning_field: str | None, truth: Truth) -> dict:
@@ -193,16 +187,13 @@ class Compared:
 def compare_with_server(
     server: Server, provenance, built, max_turns: int, reasoning_field: str | None, truth: Truth
 ) -> Compared:
-    """Ask the server for at most `max_turns` prompts, evenly spread; ends with one line where it stops answering.
+    """Ask the server for at most `max_turns` prompts; ends with one line where it stops answering.
 
     For the others see `questions_about` and `request_for`.
     """
-    turns = [(position, turn) for position, its_turns in enumerate(provenance["turns"][:]) for turn in its_turns]
-    asked = min(max_turns, len(turns))
-    chosen = {turns[index * len(turns) // asked] for index in range(asked)}
-    compared = Compared(len(turns))
-    with progress("ask the server", " turns", asked) as bar:
-        for question in questions_about(chosen, provenance, built, truth):
+    compared = Compared(sum(map(len, provenance["turns"][:])))
+    with progress("ask the server", " turns", min(max_turns, compared.prompts)) as bar:
+        for question in questions_about(provenance, built, max_turns, truth):
             compared.asked += 1
             served = prompt_ids(server, request_for(question, reasoning_field, truth))
             if isinstance(served, str):

@@ -18,8 +18,6 @@ from served_tokens.report.cost import TOKENS_A_SECOND, Schedule, costs_by_way
 from served_tokens.report.tokens import ShownSample, viewer_data, visible
 from served_tokens.rows.notes import listed
 
-HERE = Path(__file__).parent
-
 
 @dataclass(frozen=True)
 class Checked:
@@ -39,7 +37,7 @@ def report_page(checked: Checked, samples: list[ShownSample], decode, special: s
     decode: decode(token ids) -> text; special: ids of the tokens that mark structure.
     """
     options = {"autoescape": True, "undefined": jinja2.StrictUndefined, "trim_blocks": True, "finalize": _shown}
-    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(HERE), **options)
+    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), **options)
     for function in (checksum, histograms, length_statistics, listed, ticks):
         environment.globals[function.__name__] = function
     training = [found for found in checked.found if found.trains]

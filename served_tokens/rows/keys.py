@@ -16,6 +16,10 @@ FIELDS = {
     **dict.fromkeys(("role", "content", "reasoning_content", "tool_calls", "weight"), "message"),
     "arguments": "call",
 }
+OTHER_NAMES = {  # that shapes have for fields: {level: {key: field}}
+    "call": dict.fromkeys(("args", "input", "parameters"), "arguments"),
+    "tool": dict.fromkeys(("input_schema", "inputSchema"), "parameters"),
+}
 # Keys that say nothing of what the model sees or writes. Where their values hold a message, it is found all the same.
 KNOWN_WORDS = {
     "row": "id uuid index idx timestamp date created created_at model model_name object system_fingerprint provider "
@@ -92,7 +96,7 @@ class Reader:
     unknown: dict = field(default_factory=dict)  # {"message.note": what to do about it, or "" for a name alone}
 
     def opened(self, value, level: str) -> dict:
-        """A copy to take out of, with the keys of --read-as renamed; raises TrajectoryError where it is no object."""
+        """A copy to take out of, its other names renamed; raises TrajectoryError where it is no object."""
         if not isinstance(value := in_json(value), dict):
             raise TrajectoryError(f"a {level} is not an object but {kind_of(value)}")
         left = dict(value)
@@ -100,9 +104,9 @@ class Reader:
             its_level, _, key = name.partition(".")
             if its_level == level:
                 left.pop(key, None)
-        for key, its_field in self.read_as:
-            if FIELDS[its_field] == level:
-                rename(left, key, its_field)
+        read_as = {key: its_field for key, its_field in self.read_as if FIELDS[its_field] == level}
+        for key, its_field in (OTHER_NAMES.get(level, {}) | read_as).items():
+            rename(left, key, its_field)
         return left
 
     def read(self, value, level: str, keys: tuple) -> dict:
@@ -119,12 +123,14 @@ class Reader:
         """
         cut = None
         for key, value in left.items():
-            if not says(value) or (key in ENDS and end_of(value) in FINISHED):
+            name, end = f"{level}.{key}", end_of(value) if key in ENDS else None
+            if not says(value) or end in FINISHED:
                 continue
-            name = f"{level}.{key}"
             inside = [] if name in REPEATING else list(objects_in(value))
-            cut_here = cut_off([{key: value}, *inside]) if level in ("row", "message") else None
-            cut = cut or cut_here
+            ends = [end, *(end_of(its[key]) for its in inside for key in ENDS if key in its)]
+            cut_here = next(filter(CUT.__contains__, ends), None) if level in ("row", "message") else None
+            if cut_here and not cut:
+                cut = f"their finish_reason is {cut_here}, so they were cut off"
             if cut_here and key in ENDS:
                 continue
             holds = next(filter(None, (_held(its, turn or {}) for its in inside)), None)
@@ -184,12 +190,6 @@ def objects_in(value):
     if isinstance(value, list):
         for item in value:
             yield from objects_in(item)
-
-
-def cut_off(objects: list[dict]) -> str | None:
-    """Why an answer is no whole one, as a finish_reason or the like in any of the objects says, or None."""
-    ends = (end_of(its[key]) for its in objects for key in ENDS if key in its)
-    return next((f"their finish_reason is {end}, so they were cut off" for end in ends if end in CUT), None)
 
 
 def end_of(reason) -> str | None:

@@ -13,18 +13,14 @@ from served_tokens.rows.keys import Reader, one_of
 from served_tokens.rows.servers import FUNCTION_KINDS
 
 OLD_API = "calls of OpenAI's old API, function_call"
-ARGUMENTS = ("args", "input", "parameters")  # other names of them
-SCHEMAS = ("input_schema", "inputSchema")  # of Anthropic and MCP
-SWITCHES = ("weight", "loss", "train", "loss_mask", "trainable")  # of OpenAI, ms-swift, axolotl and others
+LOSS_SWITCHES = ("weight", "loss", "train", "loss_mask", "trainable")  # of OpenAI, ms-swift, axolotl and others
 # Why a turn is context only.
 SWITCHED_OFF = "their weight, loss or train says not to train on them"
 NOT_WHOLE = {  # keys that are true of a turn which is no whole answer
     **dict.fromkeys(("prefix", "partial"), "they are a prefix that the model was asked to go on from"),
-    **dict.fromkeys(
-        ("truncated", "is_truncated", "interrupted", "incomplete", "is_partial"), "they say that they were cut off"
-    ),
+    **dict.fromkeys(("truncated", "is_truncated", "interrupted", "incomplete", "is_partial"), "they were cut off"),
 }
-OF_TURNS = frozenset((*SWITCHES, *keys.ENDS, *NOT_WHOLE))
+OF_TURNS = frozenset((*LOSS_SWITCHES, *keys.ENDS, *NOT_WHOLE))
 
 
 @dataclass
@@ -55,8 +51,6 @@ def tools_of(tools, name: str, reader: Reader) -> list[dict]:
             tool["function"] = reader.opened(tool["function"], "tool")
         else:
             tool = {"type": "function", "function": {key: its for key, its in tool.items() if key != "type"}}
-        for key in SCHEMAS:
-            keys.rename(tool["function"], key, "parameters")
         if not reader.style.prints_tools_as_sent:
             for its, shown in ((tool, ("type", "function")), (tool["function"], FUNCTION_KINDS)):
                 reader.closed({key: value for key, value in its.items() if key not in shown}, "tool")
@@ -132,9 +126,7 @@ def _reasoning(left: dict, parts: anthropic.Parts, reader: Reader) -> dict:
     if all(isinstance(text, str) for text in details):
         readings["its details"] = "".join(details)
     elif not any(readings.values()):
-        raise TrajectoryError(
-            "reasoning_details holds a summary or what is encrypted, and no reasoning stands beside it"
-        )
+        raise TrajectoryError("reasoning_details holds a summary or is encrypted, and no reasoning stands beside it")
     return readings
 
 
@@ -146,8 +138,6 @@ def call_of(call, reader: Reader) -> dict:
         for key in body.keys() & left.keys():
             body[key] = one_of({key: body[key], f"{key} beside the function": left[key]}, f"a call's {key}")
         left |= body
-    for key in ARGUMENTS:
-        keys.rename(left, key, "arguments")
     read = {key: left.pop(key) for key in ("id", "type") if key in left}
     name, arguments = left.pop("name", None), left.pop("arguments", None)
     if not isinstance(name, str):
@@ -163,12 +153,10 @@ def _called(call: dict) -> tuple:
 
 def _why_not_trained(left: dict) -> str | None:
     """By its loss switch, or as it says that it is no whole answer; raises TrajectoryError for what is not known."""
-    said = {key: left.pop(key) for key in SWITCHES if left.get(key) is not None}
+    said = {key: left.pop(key) for key in LOSS_SWITCHES if left.get(key) is not None}
     for key, value in said.items():
         if value not in (0, 1):
-            raise TrajectoryError(
-                f"{key} is {value!r}; a turn is trained whole (1 or true) or it is not (0 or false): write one of these"
-            )
+            raise TrajectoryError(f"{key} is {value!r}; write 1 or true to train the turn, 0 or false to leave it out")
     trained = one_of(said, "whether the turn is trained")
     flags = [key for key in NOT_WHOLE if isinstance(left.get(key), bool) and left.pop(key)]
     if said and not trained:

@@ -27,10 +27,7 @@ UNCLOSED = "they open a <think> and do not close it, so they were cut off"
 EMPTY = "they have neither text nor calls"
 EMPTY_BEFORE_ANOTHER = "has neither text nor calls, and another answer follows it; join the two"
 LAST_IS_USER = "they follow right on another turn, which the server shows them as a user message"
-NO_TOOLS = (
-    "calls tools and offers none, so it was served with others; add them to the row, or keep it by "
-    "--allow-calls-without-tools where the system text holds them"
-)
+NO_TOOLS = "calls tools and offers none; add them to the row, or keep it by --allow-calls-without-tools"
 
 
 @dataclass(frozen=True)
@@ -100,13 +97,8 @@ def read_trajectory(row: dict, reading: Reading = AS_IT_IS, control_tokens: tupl
         given.thinking = kwargs.get("enable_thinking")
     elif "enable_thinking" in kwargs:
         kwargs["enable_thinking"] = given.thinking
-    trajectory = Trajectory(
-        messages=messages,
-        tools=tools,
-        template_kwargs=kwargs,
-        given=given,
-        not_trained=not_trained | given.not_trained,
-    )
+    context = not_trained | given.not_trained
+    trajectory = Trajectory(messages, tools, template_kwargs=kwargs, given=given, not_trained=context)
     if not trajectory.turns:
         raise TrajectoryError("the trajectory has no assistant message, so there is nothing to train on")
     for before, turn in itertools.pairwise(trajectory.turns):
@@ -132,8 +124,7 @@ def _refuse_control_tokens(values, control_tokens: tuple) -> None:
     text = "\n".join(value if isinstance(value, str) else _json(value) for value in values)
     if found := next((token for token in control_tokens if token in text), None):
         raise TrajectoryError(
-            f"the text holds the control token {found}, which could forge a message; take it out of the row, or "
-            "keep it by --allow-control-tokens of step 1"
+            f"the text holds the control token {found}; take it out, or keep it by --allow-control-tokens of step 1"
         )
 
 
@@ -154,8 +145,7 @@ def _served_message(message: dict, style: Style) -> dict:
         reasoning, served["content"] = _reasoning_and_answer(given, served["content"])
         if "<tool_response>" in served["content"] or "<tool_response>" in reasoning:
             raise TrajectoryError(
-                "has the output of a tool inside the answer (<tool_response>), which would be trained as the model's "
-                "own words; convert it to messages"
+                "has the output of a tool inside the answer (<tool_response>); convert it to a message of role tool"
             )
         if reasoning:
             served["reasoning_content"] = reasoning
@@ -180,8 +170,7 @@ def _reasoning_and_answer(reasoning: str, content: str) -> tuple[str, str]:
     other = OTHER_THINKING.match(content)
     if other and not content.lstrip().startswith("<think>"):
         raise TrajectoryError(
-            f"its answer opens with {other[0].strip()}: reasoning that would be trained as text; convert it "
-            "to reasoning_content"
+            f"opens with {other[0].strip()}: reasoning that would be trained as text; convert it to reasoning_content"
         )
     before, close, answer = content.partition("</think>")
     if not close:

@@ -57,13 +57,13 @@ def check_with(checked):
     return check_with
 
 
-@pytest.mark.parametrize("echo", ["none", "vllm", "vllm-stream"])
-def test_a_server_that_renders_the_same_is_exact(check_with, rendering, echo):
+@pytest.mark.parametrize("echo, turns", [("none", 3), ("vllm", 3), ("vllm-stream", 3), ("none", 2)])
+def test_a_server_that_renders_the_same_is_exact_in_the_turns_that_it_is_asked_for(check_with, rendering, echo, turns):
     with serving(a_server(rendering())) as url:
-        process = check_with(url, echo=echo)
+        process = check_with(url, ROWS, "--max-turns", turns, echo=echo)
     assert (
-        f"samples: asked the server\n  asked                   3  of 3 prompts at {url}\n"
-        "  exact by server         3  (100.00%)\ntook: loading "
+        f"samples: asked the server\n  asked                   {turns}  of 3 prompts at {url}\n"
+        f"  exact by server         {turns}  (100.00%)\ntook: loading "
     ) in process.stdout
 
 
@@ -76,13 +76,6 @@ def test_prompts_of_token_ids_are_asked_for_too(run, tmp_path, rendering, tiny_m
         said = run("check_training_tokens.py", ROOT / "qwen3_full_sft.yaml", *hint, "--server", url).stdout
     assert "train: asked the server\n  asked                   3  of 3 prompts" in said
     assert "  exact by server         3  (100.00%)" in said
-
-
-def test_max_turns_bounds_what_is_asked_and_says_of_how_many(check_with, rendering):
-    with serving(a_server(rendering())) as url:
-        output = check_with(url, ROWS, "--max-turns", "2").stdout
-    assert "  asked                   2  of 3 prompts at " in output
-    assert "  exact by server         2  (100.00%)\n" in output
 
 
 STYLE = "tools or text parts are written otherwise; step 1 --server-style"

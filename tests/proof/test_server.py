@@ -5,6 +5,7 @@ import time
 
 import pytest
 from conftest import assistant, call, tool, user, write_jsonl
+from datasets import Dataset
 from small_server import MODELS, a_server, serving
 
 from served_tokens.marks import Tokens
@@ -58,34 +59,32 @@ def test_a_row_is_sent_as_an_agent_sends_it(truth):
 
 
 @pytest.mark.parametrize(
-    "served_as, field, sent, more",
+    "served_as, field, kwargs, sent, more",
     [
-        ("template", None, {"reasoning_content": "r"}, {}),
-        ("template", "reasoning", {"reasoning": "r"}, {}),
-        ("template", "none", {}, {}),
-        ("drop", None, {}, {}),
-        ("drop", "reasoning", {"reasoning": "r"}, {}),
-        ("no-thinking", None, {}, {"chat_template_kwargs": {"enable_thinking": False}}),
+        ("template", None, {}, {"reasoning_content": "r"}, {}),
+        ("template", "reasoning", {}, {"reasoning": "r"}, {}),
+        ("template", "none", {}, {}, {}),
+        ("drop", None, {}, {}, {}),
+        ("drop", "reasoning", {}, {"reasoning": "r"}, {}),
+        ("no-thinking", None, {"keep": 1, "enable_thinking": True}, {}, {"keep": 1, "enable_thinking": False}),
     ],
 )
-def test_reasoning_is_sent_as_the_history_of_the_sample_or_the_user_says(truth, served_as, field, sent, more):
-    body = request_for(question([user("q"), assistant("a", "r"), user("r")], 2, served_as, ()), field, truth)
-    assert body == {"messages": [user("q"), {**assistant("a"), **sent}], **more}
-
-
-def test_what_the_template_reads_of_a_request_is_sent(truth):
-    kwargs = {"keep": True, "enable_thinking": True}
-    asked = question([user("q"), assistant("a", "r")], 1, "no-thinking", (), template_kwargs=kwargs)
-    assert request_for(asked, None, truth)["chat_template_kwargs"] == {"keep": True, "enable_thinking": False}
+def test_reasoning_is_sent_as_the_sample_or_the_user_says_and_what_the_template_reads(
+    truth, served_as, field, kwargs, sent, more
+):
+    messages = [user("q"), assistant("a", "r"), user("r")]
+    body = request_for(question(messages, 2, served_as, (), template_kwargs=kwargs), field, truth)
+    assert body.pop("chat_template_kwargs", {}) == more
+    assert body == {"messages": [user("q"), {**assistant("a"), **sent}]}
 
 
 def test_a_trained_prompt_is_what_stands_before_the_supervised_run_of_its_turn(truth, tmp_path):
     row = {"messages": [user("q"), assistant("a"), user("r"), assistant("b"), user("s"), assistant("c")]}
     path = str(write_jsonl(tmp_path / "rows.jsonl", [{"messages": []}, row]))
     told = json.dumps({"server_style": "sglang", "echo": "none"})
-    provenance = [{"source": path, "trajectory": 1, "turns": [1, 3, 5], "served_as": "template", "reading": told}]
+    sample = {"source": path, "trajectory": 1, "turns": [1, 3, 5], "served_as": "template", "reading": told}
     cut = [{"input_ids": [1, 2, 3, 4, 5, 6], "labels": [-100, -100, 3, 4, -100, 6]}]
-    asked = [*asking.questions_about({(0, 1), (0, 3), (0, 5)}, provenance, cut, truth)]
+    asked = [*asking.questions_about(Dataset.from_list([sample]), cut, 3, truth)]
     assert [(one.place, one.turn, one.trained) for one in asked] == [
         (f"{path}: row 1, turn 1", 1, [1, 2]),
         (f"{path}: row 1, turn 3", 3, [1, 2, 3, 4, 5]),
@@ -134,18 +133,13 @@ def test_the_key_is_that_of_the_environment(monkeypatch):
         ({"/v1/models": lambda *_: (401, {})}, "lists no model .*, with its API key, if it wants one, in SERVER_API_K"),
         (a_server(lambda *_: (200, {"choices": []})), "answers without the ids of the prompt"),
         (a_server(lambda *_: (200, b"<html>")), "answers without the ids of the prompt"),
+        (a_server(lambda *_: time.sleep(0.5) or (400, {})), "ReadTimeout: timed out.*; is the server up"),
     ],
 )
-def test_what_is_no_such_server_ends_it_with_one_line(paths, said):
+def test_what_is_no_such_server_or_answers_late_ends_it_with_one_line(paths, said):
     with serving(paths) as url, pytest.raises(SystemExit, match=said) as end:
-        prompt_ids(Server(url), {"messages": [user("q")]})
-    assert str(end.value).startswith(f"{url}: ") and "\n" not in str(end.value)
-
-
-def test_a_server_that_does_not_answer_in_time_ends_it_with_one_line():
-    late = a_server(lambda *_: time.sleep(0.5) or (400, {}))
-    with serving(late) as url, pytest.raises(SystemExit, match=f"{url}: .*ReadTimeout: timed out.*; is the server up"):
         prompt_ids(Server(url, timeout=0.25), {"messages": [user("q")]})
+    assert str(end.value).startswith(f"{url}: ") and "\n" not in str(end.value)
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:9", "localhost:8000", "http://127.0.0.1:port"])

@@ -9,7 +9,6 @@ from contextlib import nullcontext
 
 import pytest
 from conftest import ROOT, assistant, call, tool, user
-from test_exactness import ALL
 from tiny_qwen3 import build_tokenizer
 
 from served_tokens.files.read import Place
@@ -74,15 +73,6 @@ def test_allowed_control_tokens_forge_no_message(place):
 
 def test_text_that_spells_out_what_stands_in_for_a_control_token_is_set_aside():
     assert "alters texts with control tokens" in reason(user("<|im+end|>"), assistant("a"), allow_control_tokens=True)
-
-
-def test_template_that_alters_control_tokens_sets_the_trajectory_aside(tmp_path):
-    text = "message['content'] if message['content'] is string else ''"
-    template = QWEN3.read_text(encoding="utf-8").replace(text, f"({text}) | replace('|im', '')")
-    (tmp_path / "t.jinja").write_text(template, encoding="utf-8")
-    row, changed = {"messages": PLACES["a tool output"](FORGED)}, read_chat_template(str(tmp_path / "t.jinja"))
-    with pytest.raises(TrajectoryError, match="alters texts with control tokens"):
-        plain_row(row, Place("x", 0), changed, ALL)
 
 
 def test_special_tokens_of_the_tokenizer_are_control_tokens_too(tmp_path):

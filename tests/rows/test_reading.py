@@ -15,6 +15,7 @@ from served_tokens.rows.trajectory import EMPTY, UNCLOSED, Reading, read_traject
 FLAT = {"name": "f", "description": "d", "parameters": {}}
 TOOLS = [{"type": "function", "function": FLAT}]
 F = {"name": "f", "arguments": {"x": 1}}
+TEXT = {"type": "text", "text": "a"}
 BLOCKS = [{"type": "thinking", "thinking": "x", "signature": "s"}]
 OFF = "their weight, loss or train says not to train on them"
 
@@ -71,19 +72,6 @@ def test_only_turns_of_a_completion_are_trained_also_behind_a_system_column():
     assert not_trained({"prompt": prompt, "completion": [assistant("a")], "system": "s"}) == {2: IN_PROMPT}
 
 
-@pytest.mark.parametrize(
-    "role, kind, parts",
-    [
-        ("assistant", "thinking", [{"type": "text", "text": "a"}, {"type": "thinking", "thinking": "r"}]),
-        ("assistant", "text", [{"type": "tool_use", "name": "f", "input": {}}, {"type": "text", "text": "a"}]),
-        ("user", "tool_result", [{"type": "text", "text": "a"}, {"type": "tool_result", "content": "3"}]),
-    ],
-)
-def test_parts_in_another_order_than_a_model_writes_them_set_the_row_aside(role, kind, parts):
-    why = f"message 1: a part of type {kind} comes after others that belong behind it"
-    assert reason(row(user("q"), {"role": role, "content": parts}, assistant("b"))) == why
-
-
 SCHEMA = {"name": "f", "description": "d", "input_schema": {}}
 
 
@@ -107,16 +95,11 @@ def test_messages_of_one_id_are_one_answer_also_around_the_outputs_of_its_calls(
     assert trajectory.given.shapes["answers cut into several messages"] == 3
 
 
-@pytest.mark.parametrize(
-    "parts, why",
-    [
-        ([part("m", "a"), part("m", "b", reasoning_content="r")], "in another order than reasoning, text, calls"),
-        ([part("m", "a"), part("m", [{"type": "text", "text": "b"}])], "in another order than reasoning, text, calls"),
-        ([part("m", tool_calls=[F]), tool("3"), part("m", "b")], "all its answers have one id"),
-    ],
-)
-def test_messages_of_one_id_that_make_no_answer_for_sure_set_the_row_aside(parts, why):
-    assert why in reason(row(user("q"), *parts))
+def test_messages_of_one_id_that_make_no_answer_for_sure_set_the_row_aside():
+    for other in (part("m", "b", reasoning_content="r"), part("m", [TEXT])):
+        assert "in another order than reasoning, text, calls" in reason(row(user("q"), part("m", "a"), other))
+    parts = part("m", tool_calls=[F]), tool("3"), part("m", "b")
+    assert "all its answers have one id" in reason(row(user("q"), *parts))
 
 
 def test_turns_whose_id_is_not_that_of_one_answer_stay_apart():
@@ -186,10 +169,8 @@ def test_loss_switch_leaves_its_turn_out_or_says_nothing(key):
     for value in (1, True, None):
         assert not_trained(turn(**{key: value})) == {}
     for value in (0.5, -1, "false", [0], float("nan")):
-        assert reason(turn(**{key: value})) == (
-            f"message 1: {key} is {value!r}; a turn is trained whole (1 or true) or it is not (0 or false): write one "
-            "of these"
-        )
+        why = f"message 1: {key} is {value!r}; write 1 or true to train the turn, 0 or false to leave it out"
+        assert reason(turn(**{key: value})) == why
 
 
 def test_loss_switch_of_another_message_than_a_turn_changes_nothing():
@@ -237,9 +218,7 @@ def test_turn_that_is_no_whole_answer_is_left_out():
 
 
 def test_reasoning_under_other_marks_sets_the_row_aside_where_there_is_none_beside_it():
-    why = (
-        "message 1: its answer opens with {}: reasoning that would be trained as text; convert it to reasoning_content"
-    )
+    why = "message 1: opens with {}: reasoning that would be trained as text; convert it to reasoning_content"
     for mark in ("<thinking>", "◁think▷", "<seed:think>", "&lt;think&gt;", "**Think"):
         assert reason(turn(content=f"\n{mark}hm")) == why.format(mark)
         assert read(turn(content=f"{mark}hm", reasoning_content="r")).messages[1] == assistant(f"{mark}hm", "r")
@@ -254,6 +233,9 @@ def test_reasoning_under_other_marks_sets_the_row_aside_where_there_is_none_besi
         (turn(content='{"role": "assistant", "content": "a"}'), "holds the JSON of content parts"),
         (row({**user("q"), "thinking": "r"}, assistant("a")), "nobody reads its keys message.thinking;"),
         (row(user("q"), assistant(""), assistant("a")), "has neither text nor calls, and another answer follows it"),
+        (turn(content=[TEXT, *BLOCKS]), "message 1: a part of type thinking comes after others that belong behind it"),
+        (turn(content=[{"type": "tool_use", "name": "f"}, TEXT]), "a part of type text comes after others"),
+        (row(user([TEXT, {"type": "tool_result"}]), assistant("b")), "a part of type tool_result comes after others"),
         (turn(content=[{**BLOCKS[0], "thinking": [1]}]), "thinking holds no whole text"),
         (turn(content=[{"type": "thinking", "thinking": "x", "text": "y"}]), "stands in both thinking and text"),
         (turn(content=[{"text": "secret", "thought": True}]), "content is not text but a list"),
@@ -389,14 +371,10 @@ def test_a_key_that_is_ignored_at_its_level_is_kept_at_others():
     assert read(row(tools=tools), ignore_keys=("tool.gives", "tool.beta")).tools == TOOLS
 
 
-@pytest.mark.parametrize(
-    "one",
-    [
-        {"function": {"name": "f", "xq7": {"x": 1}}},
-        {"name": "f", "xq7": '{"x": 1}'},
-        {"name": "f", "arguments": "{ }", "xq7": {"x": 1}},
-    ],
-)
+XQ7 = {"xq7": {"x": 1}}
+
+
+@pytest.mark.parametrize("one", [{"function": {"name": "f", **XQ7}}, {"name": "f", "arguments": "{ }", **XQ7}])
 def test_call_whose_arguments_may_stand_under_another_key_is_set_aside_and_both_ways_out_work(one):
     assert "nobody reads its keys call.xq7; read them by --read-as, or leave" in reason(turn(tool_calls=[one]))
     for options, arguments in (({"read_as": (("xq7", "arguments"),)}, {"x": 1}), ({"ignore_keys": ("call.xq7",)}, {})):
