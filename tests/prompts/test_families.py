@@ -1,5 +1,6 @@
 """Other models of the ChatML family, each by a small template that has the property in question, some by their own."""
 
+import json
 import subprocess
 import sys
 
@@ -64,12 +65,6 @@ QWEN35 = (
 NEEDS_QUERY = "{%- if query.last == messages | length -%}{{- raise_exception('No user query found.') -}}{%- endif -%}\n"
 QWEN35_STRICT = QWEN35.replace("{%- set opens_with_system", NEEDS_QUERY + "{%- set opens_with_system", 1)
 
-# A switch that keeps all reasoning; a token before the first block;
-# and a mark of its own where a turn shows no reasoning, which no target after an open think block can begin with.
-PRESERVES = QWEN35_STRICT.replace("{%- if loop.index0 > query.last and", "{%- if keep or loop.index0 > query.last and")
-OPENED = "{{- '<|endoftext|>' -}}\n" + QWEN3
-MARKED = QWEN35.replace("{{- text -}}", "{{- '<think></think>' ~ text -}}")
-
 ROWS = [
     {
         "tools": TOOLS,
@@ -122,16 +117,6 @@ def test_family_is_exact_through_both_scripts_and_the_check(run, check, step1, t
     assert TURNS - 2 <= supervised < TURNS  # one opens without a user block, one may hold a newline that is removed
 
 
-THINK, KEEP = ["--template-kwargs", '{"enable_thinking": true}'], ["--template-kwargs", '{"keep": true}']
-TOKENS = [  # a template as it is, step 1, step 2, samples: of turns that think, those of a chain are merged
-    pytest.param(QWEN35_STRICT, [], MERGE, 7, id="qwen3.5 merged"),
-    pytest.param(QWEN35_STRICT, [], NO_THINK, 10, id="qwen3.5 without thinking"),
-    pytest.param(PRESERVES, KEEP, MERGE, 5, id="thinking is preserved, merged"),
-    pytest.param(OPENED, [], MERGE, 7, id="a token opens the prompt"),
-    pytest.param(MARKED, [], MERGE[:2], 10, id="turns that show no reasoning have a mark"),
-]
-
-
 def check_ids(run, step1, folder, tokenizer, kwargs: list, options: list) -> str:
     """What the check says of samples of token ids by this tokenizer; kwargs: options of step 1, options: of step 2."""
     model = folder / "model"
@@ -143,13 +128,6 @@ def check_ids(run, step1, folder, tokenizer, kwargs: list, options: list) -> str
     return run("check_training_tokens.py", ROOT / "qwen3_full_sft.yaml", *settings).stdout
 
 
-@pytest.mark.parametrize("template, kwargs, options, samples", TOKENS)
-def test_token_ids_are_exact_and_no_template_is_edited(run, step1, tmp_path, template, kwargs, options, samples):
-    said = check_ids(run, step1, tmp_path, tiny_qwen3.build_tokenizer(template), kwargs, options)
-    assert f"turns in = {TURNS - 1} turns in samples + 1 left out" in said  # one comes before all queries
-    assert f"PASSED: {samples} of {samples} samples are exact" in said
-
-
 @pytest.fixture(scope="module")
 def own_templates(tmp_path_factory):
     """The folder of models' own chat templates in a TRL that is newer than LlamaFactory takes."""
@@ -159,22 +137,29 @@ def own_templates(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "name, kwargs, exact",
-    [
-        ("qwen3_5_think", [], TURNS - 1),  # one comes before all queries
-        ("qwen3_5_nothink", THINK, TURNS - 1),
-        ("qwen3_6", [], TURNS - 1),
-        ("qwen3_6", ["--template-kwargs", '{"preserve_thinking": true}'], TURNS - 1),
-        ("nemotron_3_nano", [], TURNS - 3),  # those have no reasoning
-        ("lfm2_2_5_v2", [], TURNS),
+    "name, kwargs, exact, merged",
+    [  # samples where each turn has one, and where those of a chain are one
+        ("qwen3_5_think", {}, TURNS - 1, 7),  # a turn comes before all queries
+        ("qwen3_5_nothink", {"enable_thinking": True}, TURNS - 1, 7),
+        ("qwen3_6", {}, TURNS - 1, 7),
+        ("qwen3_6", {"preserve_thinking": True}, TURNS - 1, 5),
+        ("nemotron_3_nano", {}, TURNS - 3, 5),  # three turns have no reasoning
+        ("lfm2_2_5_v2", {}, TURNS, 6),
     ],
 )
-def test_token_ids_are_exact_by_models_own_chat_templates(run, step1, tmp_path, own_templates, name, kwargs, exact):
+def test_token_ids_are_exact_by_models_own_chat_templates(
+    run, step1, tmp_path, own_templates, name, kwargs, exact, merged
+):
     tokenizer = tiny_qwen3.build_tokenizer((own_templates / f"{name}.jinja").read_text(encoding="utf-8"))
     tokenizer.add_special_tokens({"bos_token": "<|startoftext|>"})  # LFM2.5 opens with it
-    for history in ("drop", "template"):
-        said = check_ids(run, step1, tmp_path, tokenizer, kwargs, ["--history-thinking", history])
-        assert f"PASSED: {exact} of {exact} samples are exact" in said
+    for options, samples in ((MERGE[:0], exact), (MERGE[:2], exact), (MERGE, merged)):
+        said = check_ids(run, step1, tmp_path, tokenizer, ["--template-kwargs", json.dumps(kwargs)], options)
+        assert f"PASSED: {samples} of {samples} samples are exact" in said
+
+
+def test_token_ids_without_thinking_are_exact(run, step1, tmp_path):
+    said = check_ids(run, step1, tmp_path, tiny_qwen3.build_tokenizer(QWEN35_STRICT), [], NO_THINK)
+    assert f"turns in = {TURNS - 1} turns in samples + 1 left out" in said and "PASSED: 10 of 10 samples" in said
 
 
 @pytest.mark.parametrize("name", ["enable_thinkin", "messages"])
