@@ -2,6 +2,7 @@
 
     python check_training_tokens.py [qwen3_full_sft.yaml] [key=value …] [--trajectories FILE] [--max-samples N]
                                     [--trees] [--report FILE.html] | [--show ROW:TURN]
+    python check_training_tokens.py qwen3_full_sft.yaml dataset_dir=data dataset=mine_samples
 
 Takes the YAML and the overrides of `llamafactory-cli train`. LlamaFactory itself (its parser, converter, template and
 processor) makes the token ids of each sample. Beside it, the served prompt and the target of its turn are rendered from
@@ -37,7 +38,7 @@ from served_tokens.proof.findings import Findings
 from served_tokens.report.choice import samples_of_turn, samples_to_show
 from served_tokens.report.cost import Schedule
 from served_tokens.report.page import Checked, report_page
-from served_tokens.report.summary import SHOWN_MISMATCHES, print_findings, problems_of
+from served_tokens.report.summary import SHOWN_MISMATCHES, made_of_others, print_findings, problems_of
 from served_tokens.report.tokens import terminal_view
 from served_tokens.trees.check import AS_WRITTEN, TREES, check_rows
 from served_tokens.trees.files import own_options
@@ -71,11 +72,10 @@ def main() -> None:
         sets, encode = llamafactory.training_sets(model_args, data_args, training_args)
     tokenizer = encode.tokenizer
     steps = math.inf if args.trees else math.ceil(sum(its.total for its in sets if its.trains) / schedule.of_step)
-    earlier, afresh = training.earlier_training(training_args, config, steps)
-    if afresh:
-        problems.append(earlier)
-    elif earlier:
-        print(earlier)
+    files = [file for its in sets if its.trains for file in (its.path, *its.path.glob("*"))]
+    written = max(file.stat().st_mtime for file in files)
+    earlier, afresh = training.earlier_training(training_args, config, steps, written)
+    problems += [earlier] if afresh else []
     took.done("loading")
     if args.show:
         show(sets, args.show, tokenizer)
@@ -83,6 +83,9 @@ def main() -> None:
     if not tokenizer.chat_template:
         sys.exit(f"{model_args.model_name_or_path}: the tokenizer has no chat template to compare with")
     truth = Truth(encode, data_args.cutoff_len, args.trajectories, data_args.max_samples is not None)
+    asked = (
+        server.Server(args.server) if args.server else None
+    )  # before the work, so that a wrong address costs nothing
     found, of_samples = check_sets(sets, truth, data_args)
     problems += of_samples
     took.done("comparing")
@@ -90,15 +93,18 @@ def main() -> None:
         of_trees = check_trees(sets, found, own.get("row_tokens", data_args.cutoff_len), own.get("row_samples"))
         problems += of_trees if args.trees else []
         took.done("token trees")
-    if args.server:
-        problems += ask_server(sets, truth, args)
+    if asked:
+        problems += ask_server(asked, sets, truth, args)
         took.done("asking the server")
+    program = ["python", shown(ROOT / "train_on_trees.py")] if args.trees else ["llamafactory-cli", "train"]
+    way_on = training.training_command(program, args.yaml, [*args.overrides, *filter(None, [afresh])], config)
     if args.report:
         checked = Checked(
             command=command,
             model=model_args.model_name_or_path,
             cutoff_len=data_args.cutoff_len,
             problems=problems,
+            next=way_on if problems in ([], [earlier]) else "",
             found=found,
             schedule=schedule,
         )
@@ -108,16 +114,19 @@ def main() -> None:
         print(f"report: {shown(args.report)}")
         took.done("drawing the report")
     print(took)
-    program = ["python", shown(ROOT / "train_on_trees.py")] if args.trees else ["llamafactory-cli", "train"]
-    overrides = [*args.overrides, *filter(None, [afresh])]
-    verdict(found, problems, training.training_command(program, args.yaml, overrides, config), earlier)
+    verdict(found, problems, way_on, earlier)
 
 
 def parsed_arguments() -> argparse.Namespace:
     parser = CommandLine(__doc__)
     add = parser.group("what is read")
     add("yaml", nargs="?", default=shown(ROOT / "qwen3_full_sft.yaml"), metavar="YAML", help="of the training")
-    add("overrides", nargs="*", metavar="key=value", help="as for llamafactory-cli train")
+    add(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="as for llamafactory-cli train: dataset, template, cutoff_len, …",
+    )
     add("--trajectories", metavar="FILE", help="what step 1 read (default: where the samples say)")
     add = parser.group("limits")
     add("--max-samples", type=positive_count, metavar="N", help="check the first N samples of each data set only")
@@ -129,9 +138,14 @@ def parsed_arguments() -> argparse.Namespace:
     add("--max-turns", type=positive_count, default=server.TURNS_ASKED, metavar="N", help=asked)
     add("--trees", action="store_true", help="check the rows of train_on_trees.py too")
     add = parser.group("what is written")
-    add("--report", type=html_file, metavar="FILE.html", help="write what is found as a page, whether it passes or not")
+    add("--report", type=html_file, metavar="FILE.html", help="write what is found, of trees too, as a page")
     add("--gpus", type=positive_count, default=1, metavar="N", help="for the cost in the page (default: 1)")
-    add("--show", type=row_and_turn, metavar="ROW:TURN", help="print this sample; check nothing")
+    add(
+        "--show",
+        type=row_and_turn,
+        metavar="ROW:TURN",
+        help="print the sample of this message, both from 0; check nothing",
+    )
     args = parser.parse_intermixed_args()
     given = [args.yaml, *args.overrides]
     args.overrides, yamls = [text for text in given if "=" in text], [text for text in given if "=" not in text]
@@ -159,14 +173,8 @@ def html_file(text: str) -> Path:
 
 def show(sets: list[TrainingSet], place: tuple[int, int], tokenizer) -> None:
     """Print the samples that supervise a turn."""
-    colour = wants_colour(sys.stdout, os.environ)
     for sample in samples_of_turn(sets, *place):
-        print(terminal_view(sample, tokenizer.decode, set(tokenizer.added_tokens_decoder), colour))
-
-
-def wants_colour(stream, environment) -> bool:
-    """By https://no-color.org, where an empty NO_COLOR is none."""
-    return stream.isatty() and not environment.get("NO_COLOR")
+        print(terminal_view(sample, tokenizer.decode))
 
 
 def check_sets(sets: list[TrainingSet], truth: Truth, data_args) -> tuple[list[Findings], list[str]]:
@@ -189,7 +197,10 @@ def check_sets(sets: list[TrainingSet], truth: Truth, data_args) -> tuple[list[F
             path=its.path,
             total=its.total,
         )
-        check_dataset(findings, its.provenance, its.built, truth)
+        try:
+            check_dataset(findings, its.provenance, its.built, truth)
+        except SystemExit as error:  # samples of rows that are not there
+            raise SystemExit("; ".join(made_of_others(its.provenance, truth)) or error) from None
         found.append(findings)
         problems += [f"{its.name}: {problem}" for problem in problems_of(findings, its, truth, data_args)]
         print_findings(findings, data_args.max_samples)
@@ -221,9 +232,9 @@ def check_trees(sets: list[TrainingSet], found: list[Findings], row_tokens: int,
     return problems
 
 
-def ask_server(sets: list[TrainingSet], truth: Truth, args: argparse.Namespace) -> list[str]:
+def ask_server(asked: server.Server, sets: list[TrainingSet], truth: Truth, args: argparse.Namespace) -> list[str]:
     """Compare the prompts with those that a server makes, print the result, and say why not to train."""
-    asked, problems = server.Server(args.server), []
+    problems = []
     for its in sets:
         how = args.max_turns, args.reasoning_field, truth
         compared = server.compare_with_server(asked, its.provenance, its.built, *how)
@@ -234,11 +245,16 @@ def ask_server(sets: list[TrainingSet], truth: Truth, args: argparse.Namespace) 
     return problems
 
 
-def verdict(found: list[Findings], problems: list[str], command: str, mended: str) -> None:
-    """The last lines: whether to train, and by which command; ends with 1 where not to. `mended`: it has not that."""
+def verdict(found: list[Findings], problems: list[str], command: str, earlier: str) -> None:
+    """The last lines: whether to train, and by which command; ends with 1 where not to.
+
+    earlier: what is said of an earlier training; where it is a problem, the command mends that.
+    """
     if problems:
-        way_on = f"\nnext: {command}" if problems == [mended] else ""
+        way_on = f"\nnext: {command}" if problems == [earlier] else ""
         sys.exit("FAILED: " + "\nFAILED: ".join(problems) + way_on)
+    if earlier:
+        print(earlier)
     samples, total = sum(len(one.lengths) for one in found), sum(one.total for one in found)
     exact = sum(sum(one.exact) for one in found)
     of = f" for {samples} of {total} samples, which" if samples < total else f": {exact} of {samples} samples"

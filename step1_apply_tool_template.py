@@ -1,6 +1,7 @@
 """Step 1: structured trajectories -> plain messages, by the model's own chat template.
 
     python step1_apply_tool_template.py [INPUT] [OUTPUT] [--chat-template FILE_OR_MODEL]
+    python step1_apply_tool_template.py data/mine.jsonl
 
 INPUT   a .json, .jsonl, .jsonl.gz or .parquet file, a folder of them, or a Hugging Face data set id such as
         XXHStudyHard/EnvScaler-SFT-Traj-9K, also with a revision (ID@REVISION). Of a data set only the files that hold
@@ -9,9 +10,10 @@ INPUT   a .json, .jsonl, .jsonl.gz or .parquet file, a folder of them, or a Hugg
                            {"role": "assistant", "reasoning_content": "…", "content": "…", "tool_calls": […]},
                            {"role": "tool", "content": "…"}, …],
               "tools": […] or null, any other columns}
+        or as ShareGPT, Anthropic or TRL have it (docs/shapes.md).
 OUTPUT  a .jsonl or .json file: the same row with
         "messages": [{"role": "system" | "user" | "assistant", "content": "…"}, …]   (the blocks of the rendering)
-        "served":   what each turn's prompt looks like when the model is served (see `apply_chat_template`)
+        "served":   what each turn's prompt looks like when the model is served
 
 The one idea: every assistant message becomes its target, the text that the model generates at that turn, reasoning
 included. How that message looks later, as history in the prompts of other turns, is kept beside it as edits.

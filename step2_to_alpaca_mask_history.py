@@ -1,6 +1,7 @@
 """Step 2: plain messages -> prefix samples in alpaca format, for LlamaFactory's `mask_history`.
 
     python step2_to_alpaca_mask_history.py [INPUT] [OUTPUT] [--history-thinking drop|template] [--no-thinking]
+    python step2_to_alpaca_mask_history.py data/mine_apply_qwen3_template.jsonl
 
 INPUT   what step 1 wrote: "messages" of plain text, and "served".
 OUTPUT  a folder of Parquet files, or one .parquet, .jsonl or .json file: one sample per turn, in the order of
@@ -36,7 +37,7 @@ from served_tokens.files.write import accounted, shown
 from served_tokens.marks import many
 from served_tokens.samples.alpaca import sample_schema, training_settings
 from served_tokens.samples.dataset_info import name_of, read_dataset_info, register
-from served_tokens.samples.select import VALIDATION, Options, Selected, load_text, samples_of_row
+from served_tokens.samples.select import VALIDATION, Options, Selected, samples_of_row
 from served_tokens.samples.tokens import EVALUATED, HELD, PROVENANCE_FILE, TRAIN, load_encoder, save_tokens
 
 ROOT = Path(__file__).resolve().parent
@@ -189,6 +190,7 @@ def print_next(options: Options, counts: Selected, output: Path) -> None:
         told += [f"eval_dataset={name}{VALIDATION}"] if options.val_ratio else []
         told += [f"dataset={name}"] if name != SHIPPED.name else []
         told += training_settings(options.served_as, max(counts.given), not counts.not_thinking, options.merge_turns)
+    told += ["eval_strategy=epoch", "per_device_eval_batch_size=1"] if options.val_ratio else []
     told += [f"cutoff_len={options.cutoff_len}"] if options.cutoff_len else []
     told += [f"model_name_or_path={options.tokenizer}"] if options.tokenizer else []
     print_command(ROOT / "check_training_tokens.py", shown(ROOT / "qwen3_full_sft.yaml"), *told)
@@ -212,7 +214,7 @@ def main() -> None:
     outputs, schema = outputs_of(args.output, [args.input, *files], options), sample_schema(bool(args.tokens))
     convert = functools.partial(samples_of_row, options=options)
     with write.work_folder(args.output) as folder:
-        work = Work(convert, Selected, outputs, folder, schema, args.strict, load_text)
+        work = Work(convert, Selected, outputs, folder, schema, args.strict)
         totals = convert_files(files, work, args.num_proc, "step 2")
         finish_rejects(work, totals)
         finish(args, options, work, totals)

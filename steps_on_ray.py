@@ -63,6 +63,8 @@ def find_files(address: str) -> tuple:
     import pyarrow.fs
 
     system, path = pyarrow.fs.FileSystem.from_uri(address if "://" in address else os.path.abspath(address))
+    if system.get_file_info(path).is_file:
+        return system, [path]
     infos = system.get_file_info(pyarrow.fs.FileSelector(path, recursive=True, allow_not_found=True))
     names = sorted(PurePosixPath(info.path).relative_to(path) for info in infos if info.is_file)
     return system, [f"{path}/{name}" for name in names if read.is_data(name)]

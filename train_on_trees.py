@@ -31,6 +31,7 @@ from served_tokens import llamafactory, training
 from served_tokens.files.command_line import CommandLine, Took, run
 from served_tokens.files.read import checksum
 from served_tokens.marks import many
+from served_tokens.report.summary import settings_that_fit
 from served_tokens.trees.files import Written, own_options, rows_of_step, write_rows
 from served_tokens.trees.rows import Sample
 
@@ -124,9 +125,11 @@ def prepared(arguments: list[str]) -> list[str]:
     place, counts = rows_in_folder(config, model_args, data_args, training_args, limits)
     took.done("rows")
     for split, count in counts.items():
-        rows = f"{many(count.rows, 'row')} of at most {limits['row_tokens']:,}"
+        rows = f"{many(count.rows, 'row')} of at most {limits['row_tokens']:,} (or of one sample)"
         fewer = f"{count.row_tokens:,} in {rows}: {count.tokens / max(1, count.row_tokens):.1f} times fewer"
         print(f"{split}: {count.tokens:,} tokens of {many(count.samples, 'sample')} are {fewer}")
+    if not data_args.tokenized_path and max(count.longest for count in counts.values()) >= data_args.cutoff_len:
+        sys.exit(f"FAILED: samples are cut at cutoff_len={data_args.cutoff_len}; raise it, or step 2 --cutoff-len")
     batch = int(config.get("per_device_train_batch_size") or 8)  # LlamaFactory's own default
     samples = batch * training_args.gradient_accumulation_steps * devices
     count = counts.get("train", Written())
@@ -136,13 +139,14 @@ def prepared(arguments: list[str]) -> list[str]:
     print(f"gradient_accumulation_steps: {many(accumulation, 'row')}: a step holds {times}, on average")
     print(took)
     logging.disable(logging.NOTSET)
-    stop_where_nothing_is_done(training_args, math.ceil(count.rows / devices / accumulation), args, config)
+    steps_of_epoch = math.ceil(count.rows / devices / accumulation)
+    stop_where_nothing_is_done(training_args, steps_of_epoch, args, config, place.stat().st_mtime)
     return [args.yaml, *given, *overrides, f"tokenized_path={place}", f"gradient_accumulation_steps={accumulation}"]
 
 
-def stop_where_nothing_is_done(training_args, steps_of_epoch: float, args, config: dict) -> None:
+def stop_where_nothing_is_done(training_args, steps_of_epoch: float, args, config: dict, written: float = 0) -> None:
     """Stop where all steps of the training are done in its output_dir; say where it goes on, once that is known."""
-    said, afresh = training.earlier_training(training_args, config, steps_of_epoch)
+    said, afresh = training.earlier_training(training_args, config, steps_of_epoch, written)
     if afresh:
         command = training.training_command(["python", sys.argv[0]], args.yaml, [*args.overrides, afresh], config)
         sys.exit(f"FAILED: {said}\nnext: {command}")
@@ -210,6 +214,10 @@ def rows_in_folder(config: dict, model_args, data_args, training_args, limits: d
         sets, tokens = llamafactory.training_sets(model_args, data_args, training_args)
     tokenizer, splits = tokens.tokenizer, {}
     for its in sets:
+        if fit := settings_that_fit(its.provenance, data_args):
+            print(
+                f"{its.name}: {'; '.join(fit)}; check_training_tokens.py tells whether its samples are exact as it is"
+            )
         split = "train" if its.trains else "validation"
         if data_args.eval_on_each_dataset and not its.trains:
             split = f"validation_{its.name}"

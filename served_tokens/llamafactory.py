@@ -30,7 +30,10 @@ from served_tokens.training import read_config, refuse_mistakes
 
 COMPARED = 64  # samples of each data set that are made by LlamaFactory's loader too
 UNWRITABLE = "; can HF_HOME and HF_DATASETS_CACHE be written?"
-NO_TOKENIZER = "{}: no tokenizer to be had; set model_name_or_path to a model's folder, or to a Hub id within reach"
+NO_TOKENIZER = (
+    "{}: no tokenizer to be had; set model_name_or_path to a model's folder, or to a Hub id within reach "
+    "(quickstart.sh makes data/quickstart/model, to try data with)"
+)
 # What the machine that trains has and the one that checks may lack. No data depends on these.
 ANY_MACHINE = {
     **dict.fromkeys(("deepspeed", "fsdp", "tf32")),

@@ -24,7 +24,7 @@ def is_enabled(variable: str) -> bool:
 
 def meant(word: str, known) -> str:
     """What to add to an error about a word that is not known."""
-    near = difflib.get_close_matches(word, known, 1)
+    near = difflib.get_close_matches(word, known, 1, 0.75)
     return f"; did you mean {near[0]}?" if near else ""
 
 
@@ -84,30 +84,34 @@ def refuse_mistakes(config: dict) -> None:
         if key not in kinds and not is_enabled("ALLOW_EXTRA_ARGS"):
             sys.exit(f"{key}: LlamaFactory has no such setting{meant(key, kinds)}")
         takes = {kinds.get(key), *typing.get_args(kinds.get(key))}
-        if isinstance(value, str) and str not in takes and (of := takes & NUMBERS.keys()):
+        no_number = isinstance(value, str) and str not in takes
+        if (no_number or (isinstance(value, float) and float not in takes)) and (of := takes & NUMBERS.keys()):
             sys.exit(f"{key}={value}: is not {' or '.join(NUMBERS[one] for one in of)}")
+    for key in ("per_device_train_batch_size", "gradient_accumulation_steps"):
+        if isinstance(value := config.get(key), int) and value < 1:
+            sys.exit(f"{key}={value}: is no number above 0")
     if (template := config.get("template")) not in {None, *TEMPLATES}:
         sys.exit(f"template={template}: LlamaFactory has no such template{meant(template, TEMPLATES)}")
 
 
-def earlier_training(training_args, config: dict, steps_of_epoch: float = math.inf) -> tuple[str, str]:
+def earlier_training(
+    training_args, config: dict, steps_of_epoch: float = math.inf, written: float = 0
+) -> tuple[str, str]:
     """(what LlamaFactory would go on from, in its output_dir; the override to begin anew, where it must be set)
 
-    It must where LlamaFactory would do nothing, or go on from a training on other data sets. Both are "" where there
-    is nothing, or no look at it. steps_of_epoch: at the most.
+    It must where LlamaFactory would do nothing, or go on from a training of another model or on other data sets. Both
+    are "" where there is nothing, or no look at it. steps_of_epoch: at the most; written: when the samples were.
     """
     args, folder, resume = training_args, Path(training_args.output_dir), training_args.resume_from_checkpoint
-    if not args.do_train or resume is False or (resume is None and args.overwrite_output_dir):
+    if not args.do_train or resume is not None or args.overwrite_output_dir:
         return "", ""
     names = (f"{folder}-{number}" for number in itertools.count(2))
     afresh = next(f"output_dir={name}" for name in names if not Path(name).exists())
-    if resume:
-        afresh = "resume_from_checkpoint=false"
     numbers = [int(path.name[11:]) for path in folder.glob("checkpoint-*") if path.name[11:].isdecimal()]
     models = [path for pattern in ("*model.safetensors*", "*model.bin*") for path in folder.glob(pattern)]
-    if models and not (numbers or resume):
+    if models and not numbers:
         return f"output_dir: {folder} holds a model and no checkpoint, so LlamaFactory stops; set {afresh}", afresh
-    last = Path(resume) if isinstance(resume, str) else folder / f"checkpoint-{max(numbers, default=0)}"
+    last = folder / f"checkpoint-{max(numbers, default=0)}"
     if not (last / "trainer_state.json").is_file():
         return "", ""
     state, card = json.loads((last / "trainer_state.json").read_text(encoding="utf-8")), folder / "README.md"
@@ -120,7 +124,23 @@ def earlier_training(training_args, config: dict, steps_of_epoch: float = math.i
         return f"{said} would do nothing; set {afresh}", afresh
     if of and any(name not in of[1] for name in data_sets_of(config)):
         return f"{said} would go on from there on other data; set {afresh}", afresh
-    return f"{said} goes on from there; {afresh} begins anew", ""
+    if _is_of_another_model(last, config):
+        return f"{said} would go on with the weights of another model; set {afresh}", afresh
+    since = ", with samples written since then" if written > (last / "trainer_state.json").stat().st_mtime else ""
+    return f"{said} goes on from there{since}; {afresh} begins anew", ""
+
+
+def _is_of_another_model(checkpoint: Path, config: dict) -> bool:
+    """Whether the weights of a checkpoint have other sizes than those of the model; a LoRA's say nothing of that."""
+    from transformers import PretrainedConfig
+
+    sizes = ("model_type", "hidden_size", "num_hidden_layers")
+    with contextlib.suppress(OSError):  # of a model out of reach
+        its, models = (
+            PretrainedConfig.get_config_dict(str(of))[0] for of in (checkpoint, config["model_name_or_path"])
+        )
+        return any(its.get(size) != models.get(size) for size in sizes)
+    return False
 
 
 def without_a_gpu(config: dict) -> dict[str, str] | None:

@@ -164,19 +164,6 @@ def test_a_recorded_prompt_of_an_echoing_agent_comes_out_the_same(steps, check, 
 # ---------------------------------------------------------------- --server-style
 
 
-def test_tools_that_are_printed_otherwise_are_counted_and_named(run, tmp_path):
-    plain = {"name": "f", "description": "d", "parameters": {"type": "object", "properties": {}}}
-    undescribed = {key: plain[key] for key in ("name", "parameters")}
-    functions = [undescribed, {**plain, "strict": None}, dict(sorted(plain.items())), plain]
-    tools = [[{"type": "function", "function": function}] for function in functions]
-    write_jsonl(tmp_path / "rows.jsonl", [{"messages": [user("q"), assistant("a")], "tools": its} for its in tools])
-    told = "tools that the server prints otherwise than they are given (--server-style)"
-    output = run("step1_apply_tool_template.py", "rows.jsonl", "plain.jsonl").stdout
-    assert f"\n{told}: in another order (1), with description: null (1), without strict (1)\n" in output
-    output = run("step1_apply_tool_template.py", "rows.jsonl", "plain.jsonl", "--server-style", "template").stdout
-    assert told not in output
-
-
 # ---------------------------------------------------------------- developer messages
 
 

@@ -1,4 +1,5 @@
 import json
+import math
 import os
 import re
 import shlex
@@ -167,12 +168,11 @@ def test_what_is_named_next_runs_as_it_is_pasted_to_a_trained_model_and_so_does_
         ((6, 3.0), {"max_steps": 9}, "goes on"),
         ((6, 3.0), {"overwrite_output_dir": True}, ""),
         ((6, 3.0), {"resume_from_checkpoint": False}, ""),
-        ((6, 3.0), {"resume_from_checkpoint": True}, "would do nothing; set resume_from_checkpoint=false"),
         ((6, 3.0), {"do_train": False}, ""),
         (None, {}, "holds a model and no checkpoint, so LlamaFactory stops"),
     ],
 )
-def test_what_a_training_finds_in_its_output_dir_is_told(tmp_path, state, settings, says):
+def test_what_a_training_finds_in_its_output_dir_is_told(tmp_path, tiny_model, state, settings, says):
     (tmp_path / "model.safetensors").touch()
     if state:
         (tmp_path / "checkpoint-4").mkdir()
@@ -187,9 +187,13 @@ def test_what_a_training_finds_in_its_output_dir_is_told(tmp_path, state, settin
     assert says in said and bool(said) == bool(says) and ("anew" in said or not said) == (not afresh)
     assert settings or earlier_training(arguments, {}, steps_of_epoch=1)[1].endswith("-2")  # of a smaller data set
     if "goes on" in said:
-        assert (
-            "would go on from there on other data; set output_dir=" in earlier_training(arguments, {"dataset": "c"})[0]
-        )
+        of_others = {"dataset": "c"}, {"model_name_or_path": tiny_model}
+        (tmp_path / "checkpoint-10" / "config.json").write_text('{"hidden_size": 1}')
+        data, model = (earlier_training(arguments, config, written=math.inf)[0] for config in of_others)
+        assert "would go on from there on other data; set output_dir=" in data
+        assert "would go on with the weights of another model; set output_dir=" in model
+        written_since = earlier_training(arguments, {"model_name_or_path": "none/such"}, written=math.inf)[0]
+        assert "goes on from there, with samples written since then; output_dir=" in written_since
 
 
 def test_shipped_yaml_is_the_training_that_the_readme_promises(tiny_model):

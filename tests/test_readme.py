@@ -9,6 +9,8 @@ import sys
 import pytest
 from conftest import HANGS, ROOT, fill_hub_cache, read_jsonl
 
+from served_tokens.rows.trajectory import Reading, read_trajectory
+
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SCRIPTS = [path.name for path in ROOT.glob("*.py")]
 
@@ -70,3 +72,10 @@ def test_pages_are_short():
     words = {page.name: len(page.read_text(encoding="utf-8").split()) for page in PAGES}
     assert words.pop("README.md") < 1300
     assert {name: count for name, count in words.items() if count > 700} == {}
+
+
+def test_rows_that_the_docs_show_are_read():
+    texts = re.findall(r"```json\n(.*?)```", (ROOT / "docs" / "shapes.md").read_text(encoding="utf-8"), re.DOTALL)
+    rows = [json.loads(text.replace('"[…]"', "null")) for text in texts]
+    reading = Reading(allow_calls_without_tools=True)
+    assert [len(read_trajectory(row, reading).turns) for row in rows] == [2, 2, 1]

@@ -13,10 +13,11 @@ from served_tokens.files.write import shown
 
 
 class CommandLine(argparse.ArgumentParser):
-    """The parser of a script: its docstring is the help; a mistake is one line, not one under the usage."""
+    """The parser of a script: its docstring is the help, less its idea; a mistake is one line, without the usage."""
 
     def __init__(self, doc: str):
-        super().__init__(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+        doc = doc.partition("\n\nThe one idea")[0]
+        super().__init__(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
         # group(title): add_argument for what stands under a heading of the help
         self.group = functools.cache(lambda title: self.add_argument_group(title).add_argument)
 

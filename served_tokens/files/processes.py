@@ -46,7 +46,6 @@ class Work:
     folder: Path  # a work folder; in it is a folder for each output, with its parts
     schema: object = None  # of outputs that are Parquet
     strict: bool = False  # stop at the first row that is to be set aside
-    loads: Callable = json.loads  # what reads the JSON of a line
 
     def finish(self, stream: str) -> Path | None:
         """Give an output its name, and return it. Where it has no rows, the file of an earlier run goes."""
@@ -92,7 +91,7 @@ def convert_chunk(work: Work, named: tuple[str, list]) -> Totals:
     totals, made = Totals(work.counts(), rows_in=len(chunk)), defaultdict(list)
     for place, raw in chunk:
         try:
-            counts, rows = work.convert(parse_row(raw, work.loads), place)
+            counts, rows = work.convert(parse_row(raw), place)
         except (TrajectoryError, RecursionError) as error:
             reason = TOO_DEEP if isinstance(error, RecursionError) else str(error)[:SHOWN_REASON]
             if work.strict:
@@ -102,7 +101,7 @@ def convert_chunk(work: Work, named: tuple[str, list]) -> Totals:
             totals.set_aside += 1
             kind = re.sub(r"\d+", "#", reason)
             totals.reasons[kind] += 1
-            totals.first.setdefault(kind, f"{reason} (first in {place})")
+            totals.first.setdefault(kind, f"{reason} (first in {place}, counted from 0)")
             totals.unread.update(getattr(error, "keys", ()))
         else:
             totals.counts.add(counts)

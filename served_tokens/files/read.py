@@ -152,11 +152,11 @@ def first_columns(file, name: str) -> list[str]:
     raise SystemExit(f"{name}: has no row")
 
 
-def parse_row(raw, loads=json.loads) -> dict:
+def parse_row(raw) -> dict:
     """A row of a reader; raises TrajectoryError."""
     if isinstance(raw, bytes):
         try:
-            raw = loads(raw)
+            raw = json.loads(raw)
         except (ValueError, RecursionError) as error:
             raise TrajectoryError(f"the row is not valid JSON ({error}); a line of .jsonl is one row") from None
     if not isinstance(raw, dict):

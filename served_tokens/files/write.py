@@ -8,14 +8,11 @@ import re
 import tempfile
 from pathlib import Path
 
-import orjson
-
 from served_tokens.marks import many
 
 ROW_GROUP = 512  # rows
 # Most text of a sample is that of the samples before it too: as a dictionary, a row group holds each text once.
 PARQUET = {"compression": "zstd", "dictionary_pagesize_limit": 1 << 25}
-TEXTS = ("messages", "served")  # columns of step 1: texts, small integers and null, which orjson writes too, but faster
 TEXT = (".json", ".jsonl")
 FILES = (*TEXT, ".parquet", "")  # the last: a folder of Parquet files, whose name has no extension
 PARTS = r"\d[\d-]*(of-\d+)?\.parquet"  # the names in such a folder
@@ -134,14 +131,4 @@ def packed(rows: list, output: Path, schema) -> bytes:
 
 def json_row(row: dict) -> bytes:
     """A row as a line of JSON: what is no JSON as text, half characters as escapes, all others as they are."""
-    columns = (_json(key) + b": " + _json(value, key in TEXTS) for key, value in row.items())
-    return b"{" + b", ".join(columns) + b"}\n"
-
-
-def _json(value, holds_texts: bool = False) -> bytes:
-    if holds_texts or isinstance(value, str):
-        try:
-            return orjson.dumps(value)
-        except orjson.JSONEncodeError:
-            pass  # half a character, or what is no JSON
-    return json.dumps(value, ensure_ascii=False, default=str).encode(errors="backslashreplace")
+    return json.dumps(row, ensure_ascii=False, default=str).encode(errors="backslashreplace") + b"\n"

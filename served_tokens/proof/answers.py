@@ -46,7 +46,6 @@ def note_answer(found: Findings, known: dict[bytes, list[Answer]], answer: Answe
         return
     for other in others:
         if other.answer == answer.answer and other.thinks != answer.thinks:
-            found.with_and_without += 1
             with_it, without = (answer, other) if answer.thinks else (other, answer)
             if with_it.ends_row and not without.ends_row:
                 found.reasoning_lost += 1

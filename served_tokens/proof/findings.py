@@ -61,6 +61,5 @@ class Findings(Learnt):
     supervised_turns: int = 0
     other_targets: int = 0  # prompts that are trained to another target too
     first_other_targets: str = ""  # where the first of them stands
-    with_and_without: int = 0  # of these, to the same answer with and without reasoning
-    reasoning_lost: int = 0  # of these, where the one without is a past turn
+    reasoning_lost: int = 0  # of these, to the same answer without reasoning in a past turn
     first_reasoning_lost: str = ""  # where the first two of them stand

@@ -6,7 +6,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
-from served_tokens.files.read import LEFT_OUT, Place, format_of, read_rows
+from served_tokens.files.read import ADDRESS, LEFT_OUT, Place, format_of, read_rows
 from served_tokens.proof.turn import SERVED_AS
 from served_tokens.rows.servers import STYLES
 from served_tokens.rows.trajectory import Reading
@@ -33,6 +33,8 @@ def claims_of(provenance, trajectories: str | None) -> tuple[dict[Place, list[Cl
             raise SystemExit(
                 f"sample {position} does not say which turns of which trajectory it is; write it with step 2"
             )
+        if not (source in told or format_of(source) is None or ADDRESS.match(source) or Path(source).exists()):
+            raise SystemExit(f"{source}: is not there, and step 1 read it; name it by --trajectories FILE")
         told[source] = sample["reading"]
         claim = Claim(position=position, turns=sample["turns"], served_as=sample["served_as"])
         claims[Place(source, sample["trajectory"])].append(claim)

@@ -46,15 +46,14 @@ def choice_of_samples(found: Findings, number: int) -> dict[int, str]:
 
 def samples_of_turn(sets: list[TrainingSet], trajectory: int, turn: int) -> list[ShownSample]:
     """The samples that supervise a turn, of data sets of this trajectory; ends with what there is where none does."""
-    of_turn, supervised, last = [], set(), 0
+    of_turn, supervised = [], set()
     for its in sets:
         for position, (of, turns) in enumerate(zip(its.provenance["trajectory"][:], its.provenance["turns"][:])):
             supervised.update(turns if of == trajectory else ())
-            last = max(last, of)
             if of == trajectory and turn in turns:
                 of_turn.append(ShownSample(its.name, its.provenance[position], its.built[position]))
     if not of_turn:
-        those = ", ".join(map(str, sorted(supervised))) or f"none (the last row with samples is {last})"
+        those = ", ".join(map(str, sorted(supervised))) or "none; is the row set aside, or are its turns left out?"
         sys.exit(
             f"--show {trajectory}:{turn}: no sample supervises message {turn} of row {trajectory}, both counted "
             f"from 0; those that are supervised: {those}"

@@ -27,6 +27,7 @@ class Checked:
     model: str
     cutoff_len: int
     problems: list[str]  # why the check failed; none where it passed
+    next: str  # the command that trains, where it passed
     found: list[Findings]  # of each data set
     schedule: Schedule
 

@@ -12,23 +12,29 @@ from served_tokens.proof.findings import Findings
 from served_tokens.rows.notes import NOT_SHOWN, listed
 
 SHOWN_MISMATCHES, SHOWN_KEYS = 3, 10
-TOO_LONG = "step 2 --cutoff-len N --tokenizer MODEL leaves out what is over cutoff_len, or raise cutoff_len"
+TOO_LONG = "raise cutoff_len above {}, or leave out what is longer by step 2 --cutoff-len N --tokenizer MODEL"
 
 
 def what_mends(found: Findings, provenance, truth: Truth, data_args) -> str:
     """What makes the samples exact, as far as it is known."""
-    from llamafactory.data.template import TEMPLATES
-
     if causes := made_of_others(provenance, truth):
         return "; ".join(causes)
     if data_args.tokenized_path:
         return "is it the model of step 2 --tokens, and are the trajectories those of step 1?"
+    too_long = [TOO_LONG.format(max(found.lengths))] if found.cut else []
+    asked = "are the settings those that step 2 ended with, and the chat template and trajectories those of step 1?"
+    return "; ".join(too_long + settings_that_fit(provenance, data_args)) or asked
+
+
+def settings_that_fit(provenance, data_args) -> list[str]:
+    """What to set where LlamaFactory may not train samples as they are."""
+    from llamafactory.data.template import TEMPLATES
+
     served_as, merged = set(provenance["served_as"][:]), any(len(turns) > 1 for turns in provenance["turns"][:])
     fits = "qwen3_nothink" if "template" in served_as else "qwen3"
     blocks = TEMPLATES[data_args.template].format_user.slots if data_args.template in TEMPLATES else BLOCK_START
     mends = {
         f"template {data_args.template} writes no {BLOCK_START}; set template={fits}": BLOCK_START not in str(blocks),
-        TOO_LONG: found.cut,
         "set template=qwen3_nothink": "template" in served_as and data_args.template == "qwen3",
         "set mask_history=false": merged and data_args.mask_history,
         "set mask_history=true": not (merged or data_args.mask_history),
@@ -37,9 +43,7 @@ def what_mends(found: Findings, provenance, truth: Truth, data_args) -> str:
         "set enable_thinking=false": "no-thinking" in served_as and data_args.enable_thinking is not False,
         "set preserve_thinking=false": getattr(data_args, "preserve_thinking", False),
     }
-    known = [mend for mend, helps in mends.items() if helps]
-    asked = "are the settings those that step 2 ended with, and the chat template and trajectories those of step 1?"
-    return "; ".join(known) or asked
+    return [mend for mend, helps in mends.items() if helps]
 
 
 def made_of_others(provenance, truth: Truth) -> list[str]:
@@ -108,7 +112,6 @@ def print_findings(found: Findings, max_samples: int | None) -> None:
             found.other_targets,
             f"of the prompts are answered in two ways by the rows: {found.first_other_targets}",
         ),
-        (found.with_and_without, "of them to the same answer with and without reasoning"),
     ]
     for number, said in lines:
         if number:
@@ -117,9 +120,11 @@ def print_findings(found: Findings, max_samples: int | None) -> None:
         exact, turns = found.exact_by_record, found.recorded_turns
         print(f"  {exact:>8} exact by record, of {turns} turns whose token ids a server recorded")
     same, rows = found.rows_read_twice - found.read_otherwise, len(found.tasks)
-    print(f"  {same:>8} of {many(rows, 'row')} with samples the check reads by its own rules too, with the same result")
+    if found.rows_read_twice:
+        of = many(rows, "row")
+        print(f"  {same:>8} of {of} with samples the check reads by its own rules too, with the same result")
     if others := rows - found.rows_read_twice:
-        print(f"  {others:>8} in shapes that it has no such rules for: it looks for each of their texts")
+        print(f"  {others:>8} in shapes that the check has no rules of its own for: it looks for each of their texts")
     print(f"  the longest sample has {max(found.lengths, default=0)} tokens")
     for line in found.reasoned.lines():
         print(f"  {line}")

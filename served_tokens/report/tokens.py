@@ -74,19 +74,14 @@ def runs(sample: ShownSample, limit: int):
         start = end
 
 
-def terminal_view(sample: ShownSample, decode, special: set[int], colour: bool) -> str:
-    """The whole sample as text: what is supervised is green and underlined, or in ⟦…⟧ without colour."""
-    marked = "green, underlined" if colour else "in ⟦…⟧"
-    numbers = f"{sample.tokens:,} tokens, {sample.supervised:,} supervised ({marked})"
-    text = []
+def terminal_view(sample: ShownSample, decode) -> str:
+    """The whole sample as text: what is supervised is in ⟦…⟧."""
+    text = (
+        f"{sample.told['source']}: {sample.place}: {sample.tokens:,} tokens, {sample.supervised:,} supervised (⟦…⟧)\n\n"
+    )
     for is_supervised, _, ids in runs(sample, sample.tokens):
-        parts = []
-        for is_special, group in itertools.groupby(ids, special.__contains__):
-            style = ";".join((["4", "32"] if is_supervised else []) + (["1", "35"] if is_special else []))
-            part = visible(decode(list(group)))
-            parts.append(f"\x1b[{style}m{part}\x1b[0m" if colour and style else part)
-        text += ["⟦", *parts, "⟧"] if is_supervised and not colour else parts
-    return visible(f"{sample.told['source']}: {sample.place}: {numbers}") + "\n\n" + "".join(text)
+        text += f"⟦{decode(ids)}⟧" if is_supervised else decode(ids)
+    return visible(text)
 
 
 def viewer_data(samples: list[ShownSample], decode, special: set[int]) -> dict:

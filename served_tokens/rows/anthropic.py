@@ -11,7 +11,7 @@ MEDIA = frozenset(
 )
 CONVERTED = {  # parts of shapes that are not read: what they must be converted to
     **dict.fromkeys(("tool-call", "functionCall"), "convert calls to tool_calls"),
-    "redacted_thinking": "its reasoning is not to be had: take the part out, and leave the turn out by weight: 0",
+    "redacted_thinking": 'its reasoning is not to be had: take the part out, and give the message "weight": 0',
     **dict.fromkeys(("reasoningContent", "thinking", "reasoning"), "convert reasoning to reasoning_content"),
 }
 ORDER = {"tool_result": 0, "thinking": 0, "reasoning": 0, "text": 1, "tool_use": 2}  # in which they come in a message
@@ -34,7 +34,8 @@ def parts_of(content: list, role: str, reader: Reader) -> Parts:
     for part in content:
         kind = _type_of(part) if _type_of(part) in kinds else "text"
         if ORDER[kind] < last:
-            raise TrajectoryError(f"a part of type {kind} comes after others that belong behind it")
+            order = "write reasoning, text and calls, or outputs and text, in this order"
+            raise TrajectoryError(f"a part of type {kind} comes after others that belong behind it; {order}")
         last = ORDER[kind]
         if kind == "text":
             parts.texts.append(_text_part(part, reader))

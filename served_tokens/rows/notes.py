@@ -1,7 +1,6 @@
 """What of a trajectory is served as it is and may still be a mistake in the data: counted, and named by step 1."""
 
 import hashlib
-import json
 import re
 from array import array
 from collections import Counter
@@ -14,6 +13,7 @@ from served_tokens.rows.trajectory import Trajectory
 UNKNOWN_TOOL = "tool calls that name a tool which their row does not offer: {}"
 CALL_AS_TEXT = "turns with a call as text, <tool_call>… or the like, not in tool_calls: {}; it is trained as that text"
 NO_CALL = "tool outputs without a tool call: {}; where it is a text in the turn before, it is trained as that text"
+OTHER_ID = "tool outputs whose id is that of no call before them: {}; they are served in the order in which they stand"
 TOOLS_TWICE = "rows with tools both in the system text and beside it, so that their prompts hold them twice: {}"
 TWO_ANSWERS = "turns right behind another turn: {}; where both are parts of one answer, join them"
 SAYS_NONE = 'turns with "None" or the like as text or reasoning: {}; it is trained as that text, so write null'
@@ -25,7 +25,7 @@ NULL_SCHEMAS = "rows with null properties in tools: {}; Arrow fills them in, so 
 NO_REASONING = "no turn has reasoning: step 2 --no-thinking makes samples for a model that does not think"
 SOME_REASONING = (
     "{} of {} turns have no reasoning ({}): trained, they teach the model not to think; step 2 --require-reasoning "
-    "leaves them out, and --turns last trains the last turn of each row only, for logs with a row for each call"
+    "leaves them out"
 )
 NOT_SHOWN = "keys that are no part of the conversation, so in no sample, and in how many rows"
 CALL_LIKE = re.compile(
@@ -72,7 +72,6 @@ class Noted(Counts):
     known: Counter = field(default_factory=Counter)  # {"message.usage": trajectories}, which nobody reads
     notes: Counter = field(default_factory=Counter)  # {what may be a mistake: how often}
     first: dict = field(default_factory=dict)  # {the same: where}
-    printed: Counter = field(default_factory=Counter)  # {how a server prints tools otherwise: trajectories}
     digests: array = field(default_factory=lambda: array("Q"))  # of plain messages, so that equal ones are found
 
     def lines(self) -> list[str]:
@@ -82,9 +81,6 @@ class Noted(Counts):
         lines += [f"{NOT_SHOWN}: {listed(self.known)}"] if self.known else []
         lines += self.reasoned.lines()
         lines += [note.format(f"{number}, first in {self.first[note]}") for note, number in (+self.notes).items()]
-        if self.printed:
-            ways = listed(self.printed)
-            lines.append(f"tools that the server prints otherwise than they are given (--server-style): {ways}")
         if equal := len(self.digests) - len(set(self.digests)):
             lines.append(f"{many(equal, 'row has', 'rows have')} the same messages and tools as another row")
         return lines
@@ -108,7 +104,6 @@ def noted(trajectory: Trajectory) -> Noted:
         shapes=Counter(given.shapes),
         known=Counter(given.known.keys()),
         notes=_mistakes(messages, [tool["function"] for tool in tools]),
-        printed=Counter(printed_otherwise(given.tools or [], tools)),
     )
 
 
@@ -118,23 +113,10 @@ def digest(plain: list[dict]) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest())
 
 
-def printed_otherwise(given: list[dict], served: list[dict]) -> set[str]:
-    """The ways in which a server prints tools otherwise than they are given."""
-    ways = set()
-    for tool, shown in zip(given, served):
-        for old, new in ((tool, shown), (tool["function"], shown["function"])):
-            ways |= {f"without {key}" for key in old if key not in new}
-            ways |= {f"with {key}: {json.dumps(new[key])}" for key in new if key not in old}
-            if "parameters" in old and old["parameters"] != new.get("parameters"):
-                ways.add("with other parameters")
-            if [key for key in old if key in new] != [key for key in new if key in old]:
-                ways.add("in another order")
-    return ways
-
-
 def _mistakes(messages: list[dict], functions: list[dict]) -> Counter:
     """{what may be a mistake in messages, and in the functions of tools: how often}"""
     notes, waiting, role_before = Counter(), 0, None  # waiting: calls whose output is still to come
+    ids = {None}  # of calls
     schemas = {str(function.get("name")): _properties(function) for function in functions}
     notes[NULL_SCHEMAS] += any(None in properties.values() for properties in schemas.values())
     for message in messages:
@@ -145,8 +127,10 @@ def _mistakes(messages: list[dict], functions: list[dict]) -> Counter:
             notes[CALL_AS_TEXT] += CALL_LIKE.search(content) is not None
             notes[TWO_ANSWERS] += role_before == "assistant"
             waiting += len(calls)
+            ids.update(call.get("id") for call in calls)
         elif role == "tool":
             notes[NO_CALL] += not waiting
+            notes[OTHER_ID] += len(ids) > 1 and message.get("tool_call_id") not in ids
             notes[WRAPPED] += content.lstrip().startswith("<tool_response>")
             waiting = max(0, waiting - 1)
         elif role == "system" and functions:

@@ -32,6 +32,7 @@ class Read:
     tools: list | None = None  # of a system message
     answer: str | None = None  # the id of the answer that a turn is a part of
     recorded: dict = field(default_factory=dict)  # the token ids that a server recorded of the turn
+    place: str = "column system"  # where in the row it is, for people
 
     @property
     def is_turn(self) -> bool:
@@ -51,6 +52,7 @@ def tools_of(tools, name: str, reader: Reader) -> list[dict]:
             tool["function"] = reader.opened(tool["function"], "tool")
         else:
             tool = {"type": "function", "function": {key: its for key, its in tool.items() if key != "type"}}
+            reader.shapes["tools without `function`"] += 1
         if not reader.style.prints_tools_as_sent:
             for its, shown in ((tool, ("type", "function")), (tool["function"], FUNCTION_KINDS)):
                 reader.closed({key: value for key, value in its.items() if key not in shown}, "tool")
@@ -82,6 +84,9 @@ def message_of(left: dict, reader: Reader) -> list[Read]:
     elif isinstance(message["content"], list):
         parts = anthropic.parts_of(message["content"], role, reader)
         message["content"] = parts.texts
+        reader.shapes["messages with blocks as Anthropic has them"] += bool(
+            parts.thoughts or parts.calls or parts.outputs
+        )
     if role == "assistant":
         _complete_turn(read, left, parts, reader)
         return [read]

@@ -22,6 +22,7 @@ class Shaped:
     """A row in the one shape (see `openai`)."""
 
     messages: list[dict]
+    places: list[str]  # where in the row each message is, for people
     tools: list[dict] | None  # None where there are none
     not_trained: dict[int, str]  # {position of a turn in messages: why it is context only}
     thinking: bool | None  # what the row says of `enable_thinking`
@@ -61,6 +62,7 @@ def in_one_shape(row: dict, reader: Reader) -> Shaped:
     reads = _developer_at_the_front(reads, reader)
     return Shaped(
         messages=[read.message for read in reads],
+        places=[read.place for read in reads],
         tools=one_of(tools, "tools"),
         not_trained={position: read.not_trained for position, read in enumerate(reads) if read.not_trained},
         thinking=thinking,
@@ -83,6 +85,7 @@ def _all_read(left: dict, reader: Reader) -> list[Read]:
         except TrajectoryError as error:
             raise TrajectoryError(f"message {position}: {error}") from None
         for read in its_reads:
+            read.place = f"message {position}"
             if position < in_prompt and read.is_turn:
                 read.not_trained = read.not_trained or IN_PROMPT
         reads += its_reads

@@ -86,7 +86,7 @@ def read_trajectory(row: dict, reading: Reading = AS_IT_IS, control_tokens: tupl
             messages.append(_served_message(message, style))
             _refuse_control_tokens(messages[-1].values(), tokens)
         except TrajectoryError as error:
-            raise TrajectoryError(f"message {position}: {error}") from None
+            raise TrajectoryError(f"{given.places[position]}: {error}") from None
         if why := _unfinished(messages[-1]):
             not_trained[position] = why
     tools = [style.tool(tool) for tool in given.tools or ()] or None
@@ -103,7 +103,7 @@ def read_trajectory(row: dict, reading: Reading = AS_IT_IS, control_tokens: tupl
         raise TrajectoryError("the trajectory has no assistant message, so there is nothing to train on")
     for before, turn in itertools.pairwise(trajectory.turns):
         if turn == before + 1 and not_trained.get(before) == EMPTY:  # no server made such a prompt
-            raise TrajectoryError(f"message {before}: {EMPTY_BEFORE_ANOTHER}")
+            raise TrajectoryError(f"{given.places[before]}: {EMPTY_BEFORE_ANOTHER}")
         if turn == before + 1 and style.last_is_user:
             trajectory.not_trained.setdefault(turn, LAST_IS_USER)
     if not (tools or reading.allow_calls_without_tools) and any("tool_calls" in message for message in messages):

@@ -1,11 +1,8 @@
 """The samples of a row of step 1: which turns get one, which are left out and why, and what is counted of it."""
 
-import json
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-
-import orjson
 
 from served_tokens.files.read import LEFT_OUT, Place
 from served_tokens.marks import HELD_OUT, Counts, TrajectoryError
@@ -112,11 +109,3 @@ def _as_wanted(messages: list[dict], served: dict, options: Options) -> dict:
 def _reasons(target: str) -> bool:
     """Whether a target of step 1 reasons before it answers."""
     return target.startswith("<think>") and bool(target.removeprefix("<think>").partition("</think>")[0].strip())
-
-
-def load_text(raw: bytes):
-    """json.loads, several times faster: orjson reads long integers as floats, of which samples hold none."""
-    try:
-        return orjson.loads(raw)
-    except ValueError:  # it refuses NaN, which may stand in other columns
-        return json.loads(raw)

@@ -20,12 +20,13 @@ MULTIPLE = 128  # tokens; a block of flex_attention
 
 @dataclass
 class Written:
-    """Of a split: how many samples and rows, and how many tokens all of them hold."""
+    """Of a split: how many samples and rows, how many tokens all of them hold."""
 
     samples: int = 0
     tokens: int = 0
     rows: int = 0
     row_tokens: int = 0
+    longest: int = 0  # tokens of a sample
 
 
 def own_options(overrides: list[str]) -> tuple[list[str], dict[str, int]]:
@@ -92,6 +93,7 @@ def _write_split(path: Path, samples: Iterable[Sample], limits: dict, pad_token:
         for sample in samples:
             count.samples += 1
             count.tokens += len(sample.ids)
+            count.longest = max(count.longest, len(sample.ids))
             yield sample
 
     with ArrowWriter(path=str(path), writer_batch_size=BATCH) as writer:

@@ -25,8 +25,8 @@ ROWS = [
     {"messages": [user("q"), assistant("b", "r")]},
 ]
 PROBLEM = (
-    "samples: 2 of 4 samples are exact, so the model would not be trained on what it is served with; step 2 "
-    "--cutoff-len N --tokenizer MODEL leaves out what is over cutoff_len, or raise cutoff_len; "
+    "samples: 2 of 4 samples are exact, so the model would not be trained on what it is served with; raise "
+    "cutoff_len above 664, or leave out what is longer by step 2 --cutoff-len N --tokenizer MODEL; "
     "set preserve_thinking=false"
 )
 

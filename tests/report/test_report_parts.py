@@ -5,12 +5,10 @@ import json
 import subprocess
 from array import array
 from collections import Counter
-from types import SimpleNamespace
 
 import pytest
 from datasets import Dataset
 
-import check_training_tokens as check
 from served_tokens.files.read import checksum
 from served_tokens.llamafactory import TrainingSet
 from served_tokens.proof.findings import Findings
@@ -64,7 +62,9 @@ def test_turn_without_a_sample_is_named_with_those_that_have_one():
     assert [sample.told["turns"] for sample in samples_of_turn(sets, 3, 6)] == [[6]]
     with pytest.raises(SystemExit, match=r"--show 3:5: no sample supervises message 5 of row 3, .*: 2, 4, 6$"):
         samples_of_turn(sets, 3, 5)
-    with pytest.raises(SystemExit, match=r"those that are supervised: none \(the last row with samples is 3\)$"):
+    with pytest.raises(
+        SystemExit, match=r"those that are supervised: none; is the row set aside, or are its turns left out\?$"
+    ):
         samples_of_turn(sets, 9, 5)
 
 
@@ -140,7 +140,7 @@ def test_no_text_of_the_data_is_read_as_html(tmp_path):
         getattr(found, name)[HOSTILE] = 1
     found.ways = dict.fromkeys((AS_WRITTEN, TREES), (1, 2))
     sample = shown([1, 2], [-100, 2], HOSTILE, name=HOSTILE, why=HOSTILE, at=1, mismatch=HOSTILE)
-    checked = Checked(HOSTILE, HOSTILE, 8, [HOSTILE], [found], Schedule(1, -1, 1, 1, 1))
+    checked = Checked(HOSTILE, HOSTILE, 8, [HOSTILE], HOSTILE, [found], Schedule(1, -1, 1, 1, 1))
     page = report_page(checked, [sample], lambda ids: HOSTILE, set())
     assert page.count("<script") == page.count("</script") == 2 and "<img" not in page
     assert "{{ 7 * 7 }}" in page and r"\x1b[31m \ud800" in page and page.encode()
@@ -149,19 +149,9 @@ def test_no_text_of_the_data_is_read_as_html(tmp_path):
 def test_control_characters_and_lone_surrogates_do_not_reach_the_terminal():
     texts = {1: "\x1b]0;title\x07\u202e\ud800", 2: "b\tc\n"}
     sample = shown([1, 2], [-100, 2], "x\x1b")
-
-    def view(colour: bool) -> str:
-        return terminal_view(sample, lambda ids: "".join(texts[i] for i in ids), {2}, colour)
-
+    view = terminal_view(sample, lambda ids: "".join(texts[i] for i in ids))
     said, text = "x\\x1b: row 0, turn 1: 2 tokens, 1 supervised", "\\x1b]0;title\\x07\\u202e\\ud800"
-    assert view(colour=False) == f"{said} (in ⟦…⟧)\n\n{text}⟦b\tc\n⟧"
-    assert view(colour=True) == f"{said} (green, underlined)\n\n{text}\x1b[4;32;1;35mb\tc\n\x1b[0m"
-
-
-def test_colour_is_for_terminals_unless_no_color_is_set():
-    terminal, file = (SimpleNamespace(isatty=lambda answer=answer: answer) for answer in (True, False))
-    assert check.wants_colour(terminal, {}) and check.wants_colour(terminal, {"NO_COLOR": ""})
-    assert not check.wants_colour(terminal, {"NO_COLOR": "1"}) and not check.wants_colour(file, {})
+    assert view == f"{said} (⟦…⟧)\n\n{text}⟦b\tc\n⟧"
 
 
 @pytest.mark.parametrize(
