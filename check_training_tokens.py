@@ -33,7 +33,7 @@ from served_tokens.files.write import shown, whole_file
 from served_tokens.llamafactory import TrainingSet
 from served_tokens.marks import many
 from served_tokens.proof import server
-from served_tokens.proof.compare import Truth, check_dataset
+from served_tokens.proof.compare import OtherRows, Truth, check_dataset
 from served_tokens.proof.findings import Findings
 from served_tokens.report.choice import samples_of_turn, samples_to_show
 from served_tokens.report.cost import Schedule
@@ -199,8 +199,8 @@ def check_sets(sets: list[TrainingSet], truth: Truth, data_args) -> tuple[list[F
         )
         try:
             check_dataset(findings, its.provenance, its.built, truth)
-        except SystemExit as error:  # samples of rows that are not there
-            raise SystemExit("; ".join(made_of_others(its.provenance, truth)) or error) from None
+        except OtherRows as error:
+            raise SystemExit("; ".join([*made_of_others(its.provenance, truth), str(error)])) from None
         found.append(findings)
         problems += [f"{its.name}: {problem}" for problem in problems_of(findings, its, truth, data_args)]
         print_findings(findings, data_args.max_samples)

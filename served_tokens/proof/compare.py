@@ -29,6 +29,10 @@ HALF = re.compile("[\ud800-\udfff]")  # of a character
 ROWS_AT_ONCE = 8  # trajectories that a process checks at a time
 
 
+class OtherRows(SystemExit):
+    """Samples are of rows or turns that the file does not have, so it is not what step 1 read."""
+
+
 @dataclass(frozen=True)
 class Truth:
     """What samples are compared with."""
@@ -89,7 +93,7 @@ def check_dataset(found: Findings, provenance, built, truth: Truth) -> None:
             bar.update(len(part.results))
     turns = set(found.supervised)
     for place in sorted(claims.keys() - {Place(source, row) for source, row, _ in turns}):
-        raise SystemExit(
+        raise OtherRows(
             f"{place.source}: has no usable row {place.row}, of which there are samples, so it is not what "
             "step 1 read; run both steps again, or name the file that step 1 read by --trajectories"
         )
@@ -159,7 +163,7 @@ def _check_trajectory(part: Part, place: Place, raw, trajectory: Trajectory, sam
         turn, position, trained = claim.turns[-1], claim.position, samples.built[claim.position]
         where = f"{place}, turn {turn} (--show {place.row}:{turn})"
         if not set(turns) >= set(claim.turns):
-            raise SystemExit(f"{where}: no such turn; name the file that step 1 read by --trajectories")
+            raise OtherRows(f"{where}: no such turn; name the file that step 1 read by --trajectories")
         learnt.supervised += [(*place, turn) for turn in claim.turns]
         length = len(trained["input_ids"])
         learnt.tokens += length

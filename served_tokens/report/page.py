@@ -12,6 +12,7 @@ from pathlib import Path
 import jinja2
 
 from served_tokens.files.read import checksum
+from served_tokens.marks import many
 from served_tokens.proof.findings import Findings
 from served_tokens.report.charts import histograms, length_statistics, ticks
 from served_tokens.report.cost import TOKENS_A_SECOND, Schedule, costs_by_way
@@ -39,7 +40,7 @@ def report_page(checked: Checked, samples: list[ShownSample], decode, special: s
     """
     options = {"autoescape": True, "undefined": jinja2.StrictUndefined, "trim_blocks": True, "finalize": _shown}
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), **options)
-    for function in (checksum, histograms, length_statistics, listed, ticks):
+    for function in (checksum, histograms, length_statistics, listed, many, ticks):
         environment.globals[function.__name__] = function
     training = [found for found in checked.found if found.trains]
     return environment.get_template("report.html.jinja").render(

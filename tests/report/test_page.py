@@ -26,7 +26,7 @@ ROWS = [
 ]
 PROBLEM = (
     "samples: 2 of 4 samples are exact, so the model would not be trained on what it is served with; raise "
-    "cutoff_len above 664, or leave out what is longer by step 2 --cutoff-len N --tokenizer MODEL; "
+    "cutoff_len above 619, or leave out what is longer by step 2 --cutoff-len N --tokenizer MODEL; "
     "set preserve_thinking=false"
 )
 
@@ -116,7 +116,8 @@ def style(page, selector: str, name: str) -> str:
 
 def test_report_of_a_failed_check_says_so_at_the_top_and_counts_each_fault(page, failed):
     assert page.title() == "FAILED: training tokens of samples"
-    assert page.text_content("header h1 + *").split("\n") == ["FAILED", PROBLEM, ""]
+    aside = "samples: 1 row set aside, 2 turns left out"
+    assert page.text_content("header h1 + *").split("\n") == ["FAILED", PROBLEM, aside, ""]
     found, tiles = cells(page), dict(texts(page, ".tiles div", "dt, dd"))
     assert (tiles["trajectories"], tiles["turns"], tiles["samples"]) == ("4", "6", "4")
     assert found["exact"] == ["2", "samples", "50.00%"]
@@ -128,7 +129,7 @@ def test_report_of_a_failed_check_says_so_at_the_top_and_counts_each_fault(page,
     assert "; 1 like this: message 0: unknown role '<b>narrator'" in found["set aside"][2]
     digest = hashlib.sha256((failed / "samples.parquet").read_bytes()).hexdigest()
     assert page.text_content("details .file") == f"samples.parquet: SHA-256 {digest}"
-    tokens = int(tiles["tokens"].replace(",", ""))
+    tokens = int(tiles["tokens, as trained"].replace(",", ""))
     assert found["steps"][0] == "3" and found["samples or rows per step"][0] == "64"  # 4 samples, 3 epochs, 1 x 32 x 2
     assert found["tokens"][0] == f"{3 * tokens:,}" and len(found["tokens"]) == 2  # as samples and trees
     assert found["hours"] == ["0.00", "0.00"]
@@ -156,7 +157,8 @@ def test_report_of_a_passed_check_counts_every_sample_and_the_cost_of_those_that
     assert cells(page)["of a sample as it is served"] == ["18"] * 5  # shortest, mean, median, 95th percentile, longest
     trained = dict(texts(page, "section:first-of-type .tiles div", "dt, dd"))
     assert cells(page)["held out"] == [str(5 - int(trained["samples"])), "turns", "to be evaluated"]
-    assert 0 < int(trained["samples"]) < 5 and cells(page)["tokens"][0] == str(3 * int(trained["tokens"]))  # 3 epochs
+    epochs_tokens = str(3 * int(trained["tokens, as trained"]))
+    assert 0 < int(trained["samples"]) < 5 and cells(page)["tokens"][0] == epochs_tokens
     assert seen.errors == []
 
 
@@ -224,7 +226,7 @@ def test_tokens_that_are_not_drawn_are_opened_and_those_that_the_page_lacks_are_
     monkeypatch.setattr(tokens, "TOKENS_IN_PAGE", 24_000)
     told = {"source": "x.jsonl", "trajectory": 3, "turns": [2, 4]}
     trained = {"input_ids": [1] * 25_000, "labels": [-100] * 24_999 + [1]}
-    checked = Checked("", "", 1, [], [], Schedule(1, -1, 1, 1, 1, packing=True))
+    checked = Checked("", "", 1, [], "", [], Schedule(1, -1, 1, 1, 1, packing=True))
     page = report_page(checked, [tokens.ShownSample("x", told, trained)], lambda ids: "a", set())
     (tmp_path / "x.html").write_text(page, encoding="utf-8")
     page = open_page(tmp_path / "x.html")
@@ -283,6 +285,6 @@ def test_page_is_usable_by_keyboard_names_its_parts_fits_a_phone_and_follows_the
 def test_sample_is_shown_with_brackets_where_the_output_is_no_terminal(capsys, failed, tiny_model):
     assert check_here(failed, tiny_model, "--show", "4:1") is None
     assert capsys.readouterr().out == (
-        "rows.jsonl: row 4, turn 1: 18 tokens, 9 supervised (in ⟦…⟧)\n\n"
+        "rows.jsonl: row 4, turn 1: 18 tokens, 9 supervised (⟦…⟧)\n\n"
         "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n⟦<think>\nr\n</think>\n\nb<|im_end|>\n⟧\n"
     )
