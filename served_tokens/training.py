@@ -135,7 +135,7 @@ def _is_of_another_model(checkpoint: Path, config: dict) -> bool:
     from transformers import PretrainedConfig
 
     sizes = ("model_type", "hidden_size", "num_hidden_layers")
-    with contextlib.suppress(OSError):  # of a model out of reach
+    with contextlib.suppress(OSError, KeyError):  # of a model out of reach, or of none
         its, models = (
             PretrainedConfig.get_config_dict(str(of))[0] for of in (checkpoint, config["model_name_or_path"])
         )
