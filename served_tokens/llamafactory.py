@@ -30,10 +30,7 @@ from served_tokens.training import read_config, refuse_mistakes
 
 COMPARED = 64  # samples of each data set that are made by LlamaFactory's loader too
 UNWRITABLE = "; can HF_HOME and HF_DATASETS_CACHE be written?"
-NO_TOKENIZER = (
-    "{}: no tokenizer to be had; set model_name_or_path to a model's folder, or to a Hub id within reach "
-    "(quickstart.sh makes data/quickstart/model, to try data with)"
-)
+NO_TOKENIZER = "{}: no tokenizer to be had; set model_name_or_path to a model's folder, or to a Hub id within reach"
 # What the machine that trains has and the one that checks may lack. No data depends on these.
 ANY_MACHINE = {
     **dict.fromkeys(("deepspeed", "fsdp", "tf32")),
@@ -48,10 +45,9 @@ ANY_MACHINE = {
 def parse_arguments(yaml: str, overrides: list[str]):
     """(model, data, training) arguments, as LlamaFactory parses them, less what depends on the machine."""
     config = read_config(yaml, overrides)
-    print("loading LlamaFactory …", file=sys.stderr, flush=True)
+    refuse_mistakes(config)
     from llamafactory.hparams import get_train_args
 
-    refuse_mistakes(config)
     with tempfile.TemporaryDirectory() as nowhere, refusals():
         output = config.get("output_dir") or "trainer_output"  # its default
         config = {**config, **ANY_MACHINE, "output_dir": nowhere}
@@ -253,10 +249,9 @@ class Built:
 def all_built(its: TrainingSet):
     """Yield (token ids, labels) of each sample, int32 arrays, made over processes, a trajectory at a time."""
     of_trajectory = [*zip(its.provenance["source"][:], its.provenance["trajectory"][:])]
-    groups = itertools.groupby(range(len(of_trajectory)), key=of_trajectory.__getitem__)
-    positions = ([*group] for _, group in groups)
+    groups = (group for _, group in itertools.groupby(range(len(of_trajectory)), key=of_trajectory.__getitem__))
     with progress(f"tokenize {its.name}", " samples", len(its.provenance)) as bar:
-        for made in in_processes(functools.partial(_arrays, its.built), positions, os.cpu_count()):
+        for made in in_processes(functools.partial(_arrays, its.built), map(list, groups), os.cpu_count()):
             yield from made
             bar.update(len(made))
 

@@ -76,6 +76,7 @@ def _find_data_set(name: str, folder: str) -> None:
 
 def refuse_mistakes(config: dict) -> None:
     """Stop at a key or a template that LlamaFactory does not know, and at a text where it takes a number."""
+    print("loading LlamaFactory …", file=sys.stderr, flush=True)
     from llamafactory.data.template import TEMPLATES
     from llamafactory.hparams.parser import _TRAIN_ARGS
 

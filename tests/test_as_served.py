@@ -161,11 +161,7 @@ def test_a_recorded_prompt_of_an_echoing_agent_comes_out_the_same(steps, check, 
     assert EXACT(53 - len(left_out)) in check("samples", "template=qwen3_nothink")
 
 
-# ---------------------------------------------------------------- --server-style
-
-
 # ---------------------------------------------------------------- developer messages
-
 
 DEV = {"role": "developer", "content": "dev"}
 

@@ -192,8 +192,8 @@ def test_what_a_training_finds_in_its_output_dir_is_told(tmp_path, tiny_model, s
         data, model = (earlier_training(arguments, config, written=math.inf)[0] for config in of_others)
         assert "would go on from there on other data; set output_dir=" in data
         assert "would go on with the weights of another model; set output_dir=" in model
-        written_since = earlier_training(arguments, {"model_name_or_path": "none/such"}, written=math.inf)[0]
-        assert "goes on from there, with samples written since then; output_dir=" in written_since
+        said = earlier_training(arguments, {"model_name_or_path": "none/such"}, written=math.inf)[0]
+        assert "goes on from there, with samples written since then; output_dir=" in said
 
 
 def test_shipped_yaml_is_the_training_that_the_readme_promises(tiny_model):

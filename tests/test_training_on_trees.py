@@ -262,7 +262,7 @@ def test_another_run_may_write_the_same_rows_meanwhile(tmp_path, monkeypatch):
         replace(source, target)
 
     monkeypatch.setattr(os, "replace", late)
-    assert write_one_row() == write_one_row() == {"train": Written(1, 3, 1, 3)}
+    assert write_one_row() == write_one_row() == {"train": Written(1, 3, 1, 3, 3)}
     assert len(load_from_disk(str(tmp_path / "rows"))["train"]) == 1
 
 

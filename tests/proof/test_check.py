@@ -166,8 +166,7 @@ def test_data_set_that_step_2_did_not_write_is_named(failed, tmp_path):
     ],
 )
 def test_setting_that_llamafactory_refuses_is_a_clear_error(pipeline, failed, overrides, reason):
-    said = failed(pipeline(golden()[:1]), *overrides).stderr
-    assert said.removeprefix("loading LlamaFactory …\n").startswith(reason)
+    assert failed(pipeline(golden()[:1]), *overrides).stderr.removeprefix("loading LlamaFactory …\n").startswith(reason)
 
 
 def test_cause_of_samples_that_differ_is_named(pipeline, failed, tmp_path):
