@@ -73,7 +73,7 @@ def main() -> None:
     tokenizer = encode.tokenizer
     steps = math.inf if args.trees else math.ceil(sum(its.total for its in sets if its.trains) / schedule.of_step)
     files = [file for its in sets if its.trains for file in (its.path, *its.path.glob("*"))]
-    written = max(file.stat().st_mtime for file in files)
+    written = max((file.stat().st_mtime for file in files), default=0)
     earlier, afresh = training.earlier_training(training_args, config, steps, written)
     problems += [earlier] if afresh else []
     took.done("loading")
@@ -251,10 +251,12 @@ def verdict(found: list[Findings], problems: list[str], command: str, earlier: s
     earlier: what is said of an earlier training; where it is a problem, the command mends that.
     """
     if problems:
-        way_on = f"\nnext: {command}" if problems == [earlier] else ""
+        way_on = f"\nnothing else is wrong\nnext: {command}" if problems == [earlier] else ""
         sys.exit("FAILED: " + "\nFAILED: ".join(problems) + way_on)
     if earlier:
         print(earlier)
+    if aside := sum(one.reasons.total() for one in found if one.trains):
+        print(f"not trained: {many(aside, 'row')} set aside, see above")
     samples, total = sum(len(one.lengths) for one in found), sum(one.total for one in found)
     exact = sum(sum(one.exact) for one in found)
     of = f" for {samples} of {total} samples, which" if samples < total else f": {exact} of {samples} samples"

@@ -64,7 +64,7 @@ def find_files(address: str) -> tuple:
 
     system, path = pyarrow.fs.FileSystem.from_uri(address if "://" in address else os.path.abspath(address))
     if system.get_file_info(path).is_file:
-        return system, [path]
+        return system, [path] if read.is_data(PurePosixPath(PurePosixPath(path).name)) else []
     infos = system.get_file_info(pyarrow.fs.FileSelector(path, recursive=True, allow_not_found=True))
     names = sorted(PurePosixPath(info.path).relative_to(path) for info in infos if info.is_file)
     return system, [f"{path}/{name}" for name in names if read.is_data(name)]

@@ -105,7 +105,7 @@ def prepared(arguments: list[str]) -> list[str]:
     logging.disable(logging.WARNING)  # what LlamaFactory says of the settings, it says again when it trains
     add = parser.group("what is read")
     add("yaml", metavar="YAML", help="of the training")
-    add("overrides", nargs="*", metavar="key=value", help="as for llamafactory-cli train, and ours")
+    add("overrides", nargs="*", default=[], metavar="key=value", help="as for llamafactory-cli train, and ours")
     args = parser.parse_args(arguments)
     given, own = own_options(args.overrides)
     config = training.read_config(args.yaml, given)  # before the imports, so that a mistake costs nothing
@@ -129,7 +129,7 @@ def prepared(arguments: list[str]) -> list[str]:
         fewer = f"{count.row_tokens:,} in {rows}: {count.tokens / max(1, count.row_tokens):.1f} times fewer"
         print(f"{split}: {count.tokens:,} tokens of {many(count.samples, 'sample')} are {fewer}")
     if not data_args.tokenized_path and max(count.longest for count in counts.values()) >= data_args.cutoff_len:
-        sys.exit(f"FAILED: samples are cut at cutoff_len={data_args.cutoff_len}; raise it, or step 2 --cutoff-len")
+        sys.exit(f"FAILED: samples may be cut at cutoff_len={data_args.cutoff_len}; raise it, or step 2 --cutoff-len")
     batch = int(config.get("per_device_train_batch_size") or 8)  # LlamaFactory's own default
     samples = batch * training_args.gradient_accumulation_steps * devices
     count = counts.get("train", Written())
@@ -214,7 +214,7 @@ def rows_in_folder(config: dict, model_args, data_args, training_args, limits: d
         sets, tokens = llamafactory.training_sets(model_args, data_args, training_args)
     tokenizer, splits = tokens.tokenizer, {}
     for its in sets:
-        if fit := settings_that_fit(its.provenance, data_args):
+        if (fit := settings_that_fit(its.provenance, data_args)) and not data_args.tokenized_path:
             print(
                 f"{its.name}: {'; '.join(fit)}; check_training_tokens.py tells whether its samples are exact as it is"
             )

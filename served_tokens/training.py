@@ -90,7 +90,7 @@ def refuse_mistakes(config: dict) -> None:
             sys.exit(f"{key}={value}: is not {' or '.join(NUMBERS[one] for one in of)}")
     for key in ("per_device_train_batch_size", "gradient_accumulation_steps"):
         if isinstance(value := config.get(key), int) and value < 1:
-            sys.exit(f"{key}={value}: is no number above 0")
+            sys.exit(f"{key}={value}: must be above 0")
     if (template := config.get("template")) not in {None, *TEMPLATES}:
         sys.exit(f"template={template}: LlamaFactory has no such template{meant(template, TEMPLATES)}")
 
@@ -140,7 +140,7 @@ def _is_of_another_model(checkpoint: Path, config: dict) -> bool:
         its, models = (
             PretrainedConfig.get_config_dict(str(of))[0] for of in (checkpoint, config["model_name_or_path"])
         )
-        return any(its.get(size) != models.get(size) for size in sizes)
+        return bool(its) and any(its.get(size) != models.get(size) for size in sizes)
     return False
 
 

@@ -188,6 +188,7 @@ def test_what_a_training_finds_in_its_output_dir_is_told(tmp_path, tiny_model, s
     assert settings or earlier_training(arguments, {}, steps_of_epoch=1)[1].endswith("-2")  # of a smaller data set
     if "goes on" in said:
         of_others = {"dataset": "c"}, {"model_name_or_path": tiny_model}
+        assert "goes on" in earlier_training(arguments, {"model_name_or_path": tiny_model})[0]  # a LoRA has no config
         (tmp_path / "checkpoint-10" / "config.json").write_text('{"hidden_size": 1}')
         data, model = (earlier_training(arguments, config, written=math.inf)[0] for config in of_others)
         assert "would go on from there on other data; set output_dir=" in data

@@ -76,5 +76,5 @@ def test_pages_are_short():
 
 def test_rows_that_the_docs_show_are_read():
     texts = re.findall(r"```json\n(.*?)```", (ROOT / "docs" / "shapes.md").read_text(encoding="utf-8"), re.DOTALL)
-    rows = [json.loads(text.replace('"[…]"', "null")) for text in texts]
+    rows = [json.loads(text) for text in texts]
     assert [len(read_trajectory(row, Reading(allow_calls_without_tools=True)).turns) for row in rows] == [2, 2, 1]

@@ -62,7 +62,7 @@ def find_files(source: str) -> list[str]:
 def is_data(path: Path) -> bool:
     """Whether a file of a folder is read: not what a script writes beside its output, nor what is hidden."""
     hidden = any(part.startswith((".", "_")) for part in path.parts)
-    return bool(format_of(path)) and not hidden and not path.name.endswith((REJECTS, LEFT_OUT))
+    return bool(format_of(path)) and not hidden and not path.name.endswith((REJECTS, LEFT_OUT, "dataset_info.json"))
 
 
 def open_data(source: str):
@@ -158,7 +158,9 @@ def parse_row(raw) -> dict:
         try:
             raw = json.loads(raw)
         except (ValueError, RecursionError) as error:
-            raise TrajectoryError(f"the row is not valid JSON ({error}); a line of .jsonl is one row") from None
+            raise TrajectoryError(
+                f"the row is not valid JSON ({error}); a line of .jsonl is one row, a list is .json"
+            ) from None
     if not isinstance(raw, dict):
         raise TrajectoryError(f"the row is not an object but {kind_of(raw)}")
     return raw
@@ -181,7 +183,7 @@ def _read_lines(file, name: str):
 def _read_json(file, name: str):
     """The rows of an array, read as a stream: the text in memory grows with the longest row, not with the file."""
     decode, skip = json.JSONDecoder().raw_decode, re.compile(r"\s*").match
-    invalid = "no array of rows, as [{…}, {…}]; a .jsonl file holds a row per line"
+    invalid = "no array of rows, as [{…}, {…}]; what is no list goes into a .jsonl file, a row on each line"
     try:
         file = io.TextIOWrapper(file, encoding="utf-8-sig")
         text, size = file.read(FIRST_READ).lstrip(), FIRST_READ

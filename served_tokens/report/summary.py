@@ -124,7 +124,7 @@ def print_findings(found: Findings, max_samples: int | None) -> None:
         of = many(rows, "row")
         print(f"  {same:>8} of {of} with samples the check reads by its own rules too, with the same result")
     if others := rows - found.rows_read_twice:
-        print(f"  {others:>8} in shapes that the check has no rules of its own for: it looks for each of their texts")
+        print(f"  {others:>8} in other shapes: the check looks for each of their texts (docs/check.md)")
     print(f"  the longest sample has {max(found.lengths, default=0)} tokens")
     for line in found.reasoned.lines():
         print(f"  {line}")

@@ -16,10 +16,7 @@ FIELDS = {
     **dict.fromkeys(("role", "content", "reasoning_content", "tool_calls", "weight"), "message"),
     "arguments": "call",
 }
-OTHER_NAMES = {  # that shapes have for fields: {level: {key: field}}
-    "call": dict.fromkeys(("args", "input", "parameters"), "arguments"),
-    "tool": dict.fromkeys(("input_schema", "inputSchema"), "parameters"),
-}
+OF_ARGUMENTS = [(key, "arguments") for key in ("args", "input", "parameters")]  # other names of them in a call
 # Keys that say nothing of what the model sees or writes. Where their values hold a message, it is found all the same.
 KNOWN_WORDS = {
     "row": "id uuid index idx timestamp date created created_at model model_name object system_fingerprint provider "
@@ -104,9 +101,9 @@ class Reader:
             its_level, _, key = name.partition(".")
             if its_level == level:
                 left.pop(key, None)
-        read_as = {key: its_field for key, its_field in self.read_as if FIELDS[its_field] == level}
-        for key, its_field in (OTHER_NAMES.get(level, {}) | read_as).items():
-            rename(left, key, its_field)
+        for key, its_field in [*self.read_as, *OF_ARGUMENTS]:
+            if FIELDS[its_field] == level:
+                rename(left, key, its_field)
         return left
 
     def read(self, value, level: str, keys: tuple) -> dict:

@@ -13,7 +13,6 @@ from served_tokens.rows.trajectory import Trajectory
 UNKNOWN_TOOL = "tool calls that name a tool which their row does not offer: {}"
 CALL_AS_TEXT = "turns with a call as text, <tool_call>… or the like, not in tool_calls: {}; it is trained as that text"
 NO_CALL = "tool outputs without a tool call: {}; where it is a text in the turn before, it is trained as that text"
-OTHER_ID = "tool outputs whose id is that of no call before them: {}; they are served in the order in which they stand"
 TOOLS_TWICE = "rows with tools both in the system text and beside it, so that their prompts hold them twice: {}"
 TWO_ANSWERS = "turns right behind another turn: {}; where both are parts of one answer, join them"
 SAYS_NONE = 'turns with "None" or the like as text or reasoning: {}; it is trained as that text, so write null'
@@ -95,7 +94,7 @@ def noted(trajectory: Trajectory) -> Noted:
     """What is to be known of a trajectory before it is rendered."""
     messages, tools, given = trajectory.messages, trajectory.tools or [], trajectory.given
     reasoned = Reasoned()
-    for turn in trajectory.turns:
+    for turn in set(trajectory.turns) - trajectory.not_trained.keys():
         reasoned.count(messages[turn])
     return Noted(
         trajectories=1,
@@ -116,7 +115,6 @@ def digest(plain: list[dict]) -> int:
 def _mistakes(messages: list[dict], functions: list[dict]) -> Counter:
     """{what may be a mistake in messages, and in the functions of tools: how often}"""
     notes, waiting, role_before = Counter(), 0, None  # waiting: calls whose output is still to come
-    ids = {None}  # of calls
     schemas = {str(function.get("name")): _properties(function) for function in functions}
     notes[NULL_SCHEMAS] += any(None in properties.values() for properties in schemas.values())
     for message in messages:
@@ -127,10 +125,8 @@ def _mistakes(messages: list[dict], functions: list[dict]) -> Counter:
             notes[CALL_AS_TEXT] += CALL_LIKE.search(content) is not None
             notes[TWO_ANSWERS] += role_before == "assistant"
             waiting += len(calls)
-            ids.update(call.get("id") for call in calls)
         elif role == "tool":
             notes[NO_CALL] += not waiting
-            notes[OTHER_ID] += len(ids) > 1 and message.get("tool_call_id") not in ids
             notes[WRAPPED] += content.lstrip().startswith("<tool_response>")
             waiting = max(0, waiting - 1)
         elif role == "system" and functions:

@@ -53,6 +53,8 @@ def tools_of(tools, name: str, reader: Reader) -> list[dict]:
         else:
             tool = {"type": "function", "function": {key: its for key, its in tool.items() if key != "type"}}
             reader.shapes["tools without `function`"] += 1
+        for key in ("input_schema", "inputSchema"):  # of Anthropic and MCP
+            keys.rename(tool["function"], key, "parameters")
         if not reader.style.prints_tools_as_sent:
             for its, shown in ((tool, ("type", "function")), (tool["function"], FUNCTION_KINDS)):
                 reader.closed({key: value for key, value in its.items() if key not in shown}, "tool")
@@ -84,9 +86,8 @@ def message_of(left: dict, reader: Reader) -> list[Read]:
     elif isinstance(message["content"], list):
         parts = anthropic.parts_of(message["content"], role, reader)
         message["content"] = parts.texts
-        reader.shapes["messages with blocks as Anthropic has them"] += bool(
-            parts.thoughts or parts.calls or parts.outputs
-        )
+        if parts.thoughts or parts.calls or parts.outputs:
+            reader.shapes["messages with blocks as Anthropic has them"] += 1
     if role == "assistant":
         _complete_turn(read, left, parts, reader)
         return [read]

@@ -98,7 +98,9 @@ def _conversation(left: dict, reader: Reader) -> tuple[list, int]:
     if len(found) == 2:
         raise TrajectoryError(f"has {' beside '.join(found)}; leave one out by --ignore-key row.{found[1]}")
     if not found and says(left.get("completion")) and says(left.get("prompt")):
-        prompt, completion = (decoded(left.pop(key), f"column {key} is") for key in ("prompt", "completion"))
+        prompt, completion = (
+            decoded(left.pop(key), f"column {key} (a list of messages) is") for key in ("prompt", "completion")
+        )
         reader.shapes["prompt and completion"] += 1
         return prompt + completion, len(prompt)
     column = found[0] if found else "messages"
@@ -176,7 +178,7 @@ def _developer_at_the_front(reads: list[Read], reader: Reader) -> list[Read]:
         raise TrajectoryError("a developer message is not shown in its place; send it with the role system")
     texts = [text_of(reads[place].message["content"], reader.style) for place in places]
     others = [read for place, read in enumerate(reads) if place not in places]
-    return [Read({"role": "system", "content": "\n\n".join(texts)}), *others]
+    return [Read({"role": "system", "content": "\n\n".join(texts)}, place=reads[places[0]].place), *others]
 
 
 def _add_records(left: dict, turns: list[Read]) -> None:

@@ -160,7 +160,7 @@ def test_data_set_that_step_2_did_not_write_is_named(failed, tmp_path):
         (["cutoff_len=4k"], "cutoff_len=4k: is not a whole number"),
         ([f"output_dir={__file__}/x"], f"output_dir={__file__}/x: {__file__} is a file; set output_dir to a folder"),
         (["cutoff_len=4.5"], "cutoff_len=4.5: is not a whole number"),
-        (["gradient_accumulation_steps=0"], "gradient_accumulation_steps=0: is no number above 0"),
+        (["gradient_accumulation_steps=0"], "gradient_accumulation_steps=0: must be above 0"),
         (["bf16=flase"], "bf16=flase: is not true or false"),
         (["model_name_or_path=/none"], "/none: no tokenizer to be had; set model_name_or_path to a model's folder, or"),
     ],
