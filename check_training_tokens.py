@@ -83,9 +83,8 @@ def main() -> None:
     if not tokenizer.chat_template:
         sys.exit(f"{model_args.model_name_or_path}: the tokenizer has no chat template to compare with")
     truth = Truth(encode, data_args.cutoff_len, args.trajectories, data_args.max_samples is not None)
-    asked = (
-        server.Server(args.server) if args.server else None
-    )  # before the work, so that a wrong address costs nothing
+    # before the work, so that a wrong address costs nothing
+    asked = server.Server(args.server) if args.server else None
     found, of_samples = check_sets(sets, truth, data_args)
     problems += of_samples
     took.done("comparing")
@@ -121,12 +120,8 @@ def parsed_arguments() -> argparse.Namespace:
     parser = CommandLine(__doc__)
     add = parser.group("what is read")
     add("yaml", nargs="?", default=shown(ROOT / "qwen3_full_sft.yaml"), metavar="YAML", help="of the training")
-    add(
-        "overrides",
-        nargs="*",
-        metavar="key=value",
-        help="as for llamafactory-cli train: dataset, template, cutoff_len, …",
-    )
+    settings = "as for llamafactory-cli train: dataset, template, cutoff_len, …"
+    add("overrides", nargs="*", metavar="key=value", help=settings)
     add("--trajectories", metavar="FILE", help="what step 1 read (default: where the samples say)")
     add = parser.group("limits")
     add("--max-samples", type=positive_count, metavar="N", help="check the first N samples of each data set only")
@@ -140,12 +135,8 @@ def parsed_arguments() -> argparse.Namespace:
     add = parser.group("what is written")
     add("--report", type=html_file, metavar="FILE.html", help="write what is found, of trees too, as a page")
     add("--gpus", type=positive_count, default=1, metavar="N", help="for the cost in the page (default: 1)")
-    add(
-        "--show",
-        type=row_and_turn,
-        metavar="ROW:TURN",
-        help="print the sample of this message, both from 0; check nothing",
-    )
+    shown_one = "print the sample of this message, both counted from 0; check nothing"
+    add("--show", type=row_and_turn, metavar="ROW:TURN", help=shown_one)
     args = parser.parse_intermixed_args()
     given = [args.yaml, *args.overrides]
     args.overrides, yamls = [text for text in given if "=" in text], [text for text in given if "=" not in text]

@@ -158,9 +158,8 @@ def parse_row(raw) -> dict:
         try:
             raw = json.loads(raw)
         except (ValueError, RecursionError) as error:
-            raise TrajectoryError(
-                f"the row is not valid JSON ({error}); a line of .jsonl is one row, a list is .json"
-            ) from None
+            way_out = "a line of .jsonl is one row, a list is .json"
+            raise TrajectoryError(f"the row is not valid JSON ({error}); {way_out}") from None
     if not isinstance(raw, dict):
         raise TrajectoryError(f"the row is not an object but {kind_of(raw)}")
     return raw
