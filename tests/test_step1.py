@@ -70,7 +70,7 @@ def test_exit_code_says_when_nothing_is_left_and_an_earlier_output_stays(run, tm
         (["missing.jsonl"], "missing.jsonl: no such file"),
         (["a.txt"], "a.txt: unknown file type '.txt'"),
         (["empty"], "empty: the folder holds no .json, .jsonl, .jsonl.gz, .parquet file"),
-        (["a.json"], "a.json: no array of rows, as [{…}, {…}]; what is no list goes into a .jsonl file, a row on each line"),
+        (["a.json"], "a.json: no array of rows, as [{…}, {…}]; what is no list is .jsonl, a row on each line"),
         (["x.jsonl", "folder.jsonl"], "folder.jsonl: cannot be written"),
         (["x.jsonl", "x.jsonl/y.jsonl"], "x.jsonl/y.jsonl: cannot be written (File exists); name another output"),
         (["--chat-template", "none.jinja"], "cannot read the chat template"),

@@ -182,7 +182,7 @@ def _read_lines(file, name: str):
 def _read_json(file, name: str):
     """The rows of an array, read as a stream: the text in memory grows with the longest row, not with the file."""
     decode, skip = json.JSONDecoder().raw_decode, re.compile(r"\s*").match
-    invalid = "no array of rows, as [{…}, {…}]; what is no list goes into a .jsonl file, a row on each line"
+    invalid = "no array of rows, as [{…}, {…}]; what is no list is .jsonl, a row on each line"
     try:
         file = io.TextIOWrapper(file, encoding="utf-8-sig")
         text, size = file.read(FIRST_READ).lstrip(), FIRST_READ
