@@ -203,7 +203,7 @@ def main() -> None:
     parser.group("what is read")("input", nargs="?", default=shown(DEFAULT_INPUT), metavar="INPUT", help=made)
     add_options(parser)
     parser.add_limits()
-    output = "default: a folder beside INPUT, its name without _plain and with _samples, or _tokens"
+    output = "default: a folder beside INPUT; of data/mine_apply_qwen3_template.jsonl data/mine_samples"
     parser.group("what is written")("output", nargs="?", type=Path, metavar="OUTPUT", help=output)
     args = parser.parse_intermixed_args()
     args.output = args.output or default_output(args.input, "_tokens" if args.tokens else "_samples")

@@ -34,7 +34,7 @@ def training_cost(rows: int, tokens: int, schedule: Schedule) -> dict[str, int]:
     steps, epochs = math.ceil(schedule.epochs * steps_of_epoch), schedule.epochs
     if schedule.max_steps > 0:
         steps, epochs = schedule.max_steps, schedule.max_steps / steps_of_epoch
-    return {"steps": steps, "samples or rows per step": schedule.of_step, "tokens": round(tokens * epochs)}
+    return {"steps": steps, "samples or rows per step": min(schedule.of_step, rows), "tokens": round(tokens * epochs)}
 
 
 def costs_by_way(training: list[Findings], schedule: Schedule, cutoff_len: int) -> dict[str, dict[str, int]]:

@@ -97,7 +97,6 @@ CASES = [  # a template, step 2, overrides
     pytest.param(INSTRUCT_2507, [], NOTHINK, id="instruct-2507"),
     pytest.param(INSTRUCT_2507, MERGE, [*NOTHINK, "mask_history=false"], id="instruct-2507 merged"),
     pytest.param(THINKING_2507, [], PARSED, id="thinking-2507"),
-    pytest.param(THINKING_2507, MERGE[:2], PARSED, id="thinking-2507 template"),
     pytest.param(THINKING_2507, MERGE, [*PARSED, "mask_history=false"], id="thinking-2507 merged"),
     pytest.param(QWEN35_STRICT, NO_THINK, NO_THINKING, id="qwen3.5 without thinking"),
 ]

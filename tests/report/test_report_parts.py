@@ -116,7 +116,7 @@ def test_costs_of_token_trees_stand_beside_those_of_the_samples_unless_they_are_
         return {way: (cost["steps"], cost["tokens"], cost["samples or rows per step"]) for way, cost in costs.items()}
 
     assert told(packing=False) == {AS_WRITTEN: (4, 1280, 32), TREES: (4, 200, 2)}
-    assert told(packing=True) == {AS_WRITTEN: (2, 1280, 32)}  # 640 tokens in packs of 50 are 13 samples
+    assert told(packing=True) == {AS_WRITTEN: (2, 1280, 13)}  # 640 tokens in packs of 50 are 13 samples
 
 
 def test_checksum_of_a_folder_is_that_of_the_sorted_lines_of_sha256sum(tmp_path):

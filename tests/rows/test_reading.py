@@ -417,7 +417,8 @@ def test_the_line_of_step_1_leaves_all_unknown_keys_out_when_it_is_pasted(run, t
 def test_what_is_left_out_and_counted_is_said_by_step_1(run, tmp_path):
     rows = [turn(weight=0), turn(weight=0), row(user("q"), assistant("a"), user("q2"), assistant("b", "r"), cost=1)]
     rows += [row(user("q"), assistant("", "r", [{**F, "name": "g"}] * 2))] * 2
-    rows.append(row(user("q"), assistant("", "r", [F]), tool("x"), assistant("a", "r"), tools=[FLAT]))
+    other = {**tool("x"), "tool_call_id": "2"}
+    rows.append(row(user("q"), assistant("", "r", [{**F, "id": "1"}]), other, assistant("a", "r"), tools=[FLAT]))
     write_jsonl(tmp_path / "x.jsonl", rows)
     said = run("step1_apply_tool_template.py", "x.jsonl", "y.jsonl").stdout
     for line in (
@@ -428,10 +429,11 @@ def test_what_is_left_out_and_counted_is_said_by_step_1(run, tmp_path):
         "keys that are no part of the conversation, so in no sample, and in how many rows: row.cost (1)",
         "1 of 6 turns have no reasoning (1 of 3 that answer, 0 of 3 that call tools): trained, they teach",
         "tool calls that name a tool which their row does not offer: 4, first in x.jsonl: row 3 (counted from 0)",
+        "tool outputs whose id is not that of the call whose turn it is: 1, first in x.jsonl: row 5 (counted from 0)",
         "2 rows have the same messages and tools as another row",
     ):
         assert f"{line}" in said
-    assert len(said.splitlines()) == 9
+    assert len(said.splitlines()) == 10
 
 
 @pytest.mark.parametrize("wrong", ["thought", "=content", "a=b=c"])
