@@ -215,9 +215,8 @@ def rows_in_folder(config: dict, model_args, data_args, training_args, limits: d
     tokenizer, splits = tokens.tokenizer, {}
     for its in sets:
         if (fit := settings_that_fit(its.provenance, data_args)) and not data_args.tokenized_path:
-            print(
-                f"{its.name}: {'; '.join(fit)}; check_training_tokens.py tells whether its samples are exact as it is"
-            )
+            tells = "check_training_tokens.py tells whether its samples are exact as it is"
+            print(f"{its.name}: {'; '.join(fit)}; {tells}")
         split = "train" if its.trains else "validation"
         if data_args.eval_on_each_dataset and not its.trains:
             split = f"validation_{its.name}"

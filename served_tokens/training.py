@@ -85,8 +85,7 @@ def refuse_mistakes(config: dict) -> None:
         if key not in kinds and not is_enabled("ALLOW_EXTRA_ARGS"):
             sys.exit(f"{key}: LlamaFactory has no such setting{meant(key, kinds)}")
         takes = {kinds.get(key), *typing.get_args(kinds.get(key))}
-        no_number = isinstance(value, str) and str not in takes
-        if (no_number or (isinstance(value, float) and float not in takes)) and (of := takes & NUMBERS.keys()):
+        if type(value) in {str, float} - takes and (of := takes & NUMBERS.keys()):
             sys.exit(f"{key}={value}: is not {' or '.join(NUMBERS[one] for one in of)}")
     for key in ("per_device_train_batch_size", "gradient_accumulation_steps"):
         if isinstance(value := config.get(key), int) and value < 1:
@@ -95,16 +94,14 @@ def refuse_mistakes(config: dict) -> None:
         sys.exit(f"template={template}: LlamaFactory has no such template{meant(template, TEMPLATES)}")
 
 
-def earlier_training(
-    training_args, config: dict, steps_of_epoch: float = math.inf, written: float = 0
-) -> tuple[str, str]:
+def earlier_training(args, config: dict, steps_of_epoch: float = math.inf, written: float = 0) -> tuple[str, str]:
     """(what LlamaFactory would go on from, in its output_dir; the override to begin anew, where it must be set)
 
     It must where LlamaFactory would do nothing, or go on from a training of another model or on other data sets. Both
     are "" where there is nothing, or no look at it. steps_of_epoch: at the most; written: when the samples were.
     """
-    args, folder, resume = training_args, Path(training_args.output_dir), training_args.resume_from_checkpoint
-    if not args.do_train or resume is not None or args.overwrite_output_dir:
+    folder = Path(args.output_dir)
+    if not args.do_train or args.resume_from_checkpoint is not None or args.overwrite_output_dir:
         return "", ""
     names = (f"{folder}-{number}" for number in itertools.count(2))
     afresh = next(f"output_dir={name}" for name in names if not Path(name).exists())
@@ -137,9 +134,8 @@ def _is_of_another_model(checkpoint: Path, config: dict) -> bool:
 
     sizes = ("model_type", "hidden_size", "num_hidden_layers")
     with contextlib.suppress(OSError, KeyError):  # of a model out of reach, or of none
-        its, models = (
-            PretrainedConfig.get_config_dict(str(of))[0] for of in (checkpoint, config["model_name_or_path"])
-        )
+        folders = str(checkpoint), config["model_name_or_path"]
+        its, models = (PretrainedConfig.get_config_dict(folder)[0] for folder in folders)
         return bool(its) and any(its.get(size) != models.get(size) for size in sizes)
     return False
 

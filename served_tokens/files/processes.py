@@ -128,9 +128,10 @@ def finish_rejects(work: Work, totals: Totals) -> None:
     """Give the rows that are set aside their file, and say why so many are."""
     if path := work.finish(REJECTS):
         print(f"{many(totals.set_aside, 'row')} set aside with reasons: {shown(path)}", file=sys.stderr)
-    for reason, rows in totals.reasons.most_common(SHOWN_REASONS):
+    most = totals.reasons.most_common(SHOWN_REASONS)
+    for reason, rows in most:
         print(f"  {many(rows, 'row')}: {totals.first[reason]}", file=sys.stderr)
-    if more := totals.set_aside - sum(rows for _, rows in totals.reasons.most_common(SHOWN_REASONS)):
+    if more := totals.set_aside - sum(rows for _, rows in most):
         print(f"  {many(more, 'row')} for other reasons, all in that file", file=sys.stderr)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jinja2
+import jinja2.ext
 import jinja2.sandbox
 
 from served_tokens.marks import BLOCK_END, BLOCK_START, CONTROL_TOKENS, TrajectoryError
@@ -16,8 +17,6 @@ from served_tokens.marks import BLOCK_END, BLOCK_START, CONTROL_TOKENS, Trajecto
 QWEN3 = Path(__file__).resolve().parents[2] / "chat_templates" / "qwen3.jinja"
 RENDERS_KEPT = 64  # in a process, of a template with other kwargs each: those of rows may be many
 OPENING = re.compile(r"(<[^<>\s]+>)?")  # what may come before the first block: a token such as <s>
-# `{% generation %}…{% endgeneration %}`, which some templates put around what is trained, renders its body.
-GENERATION = re.compile(r"({%[-+]?\s*)(end)?generation\b")
 QUERY = {"role": "user", "content": "q"}
 NOT_CHATML = f"the chat template is not ChatML: it does not render {BLOCK_START}role … {BLOCK_END} blocks"
 
@@ -61,12 +60,11 @@ def load_chat_template(template: ChatTemplate, kwargs: str = "{}"):
     render raises TrajectoryError, and so does this where the template refuses the kwargs, those of requests as JSON.
     """
     make = jinja2.Environment if template.trusted else jinja2.sandbox.ImmutableSandboxedEnvironment
-    environment = make(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
+    environment = make(trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, jinja2.ext.loopcontrols])
     environment.filters["tojson"] = functools.partial(json.dumps, ensure_ascii=False)
     environment.globals.update(raise_exception=_raise_exception, strftime_now=time.strftime, documents=None)
     try:
-        text = GENERATION.sub(lambda tag: tag[1] + ("endif" if tag[2] else "if true"), template.text)
-        compiled = environment.from_string(text)
+        compiled = environment.from_string(template.text)
     except Exception as error:  # a template may fail in any way, here and below
         raise SystemExit(f"{template.name}: not a valid Jinja template ({error})") from None
 
@@ -118,6 +116,16 @@ def split_blocks(rendered: str) -> list[tuple[str, str]]:
             raise TrajectoryError(NOT_CHATML)
         split.append((role, text.removesuffix(BLOCK_END + "\n")))
     return split
+
+
+class _GenerationTag(jinja2.ext.Extension):
+    """`{% generation %}…{% endgeneration %}`, which some templates put around assistant text, renders its body."""
+
+    tags = frozenset({"generation"})
+
+    def parse(self, parser):
+        next(parser.stream)
+        return parser.parse_statements(["name:endgeneration"], drop_needle=True)
 
 
 def _raise_exception(message: str):

@@ -76,9 +76,8 @@ def runs(sample: ShownSample, limit: int):
 
 def terminal_view(sample: ShownSample, decode) -> str:
     """The whole sample as text: what is supervised is in ⟦…⟧."""
-    text = (
-        f"{sample.told['source']}: {sample.place}: {sample.tokens:,} tokens, {sample.supervised:,} supervised (⟦…⟧)\n\n"
-    )
+    numbers = f"{sample.tokens:,} tokens, {sample.supervised:,} supervised (⟦…⟧)"
+    text = f"{sample.told['source']}: {sample.place}: {numbers}\n\n"
     for is_supervised, _, ids in runs(sample, sample.tokens):
         text += f"⟦{decode(ids)}⟧" if is_supervised else decode(ids)
     return visible(text)

@@ -13,9 +13,7 @@ from served_tokens.rows.trajectory import Trajectory
 UNKNOWN_TOOL = "tool calls that name a tool which their row does not offer: {}"
 CALL_AS_TEXT = "turns with a call as text, <tool_call>… or the like, not in tool_calls: {}; it is trained as that text"
 NO_CALL = "tool outputs without a tool call: {}; where it is a text in the turn before, it is trained as that text"
-OTHER_ID = (
-    "tool outputs whose id is not that of the call whose turn it is: {}; prompts show outputs in their order alone"
-)
+SWAP = "tool outputs whose id is not that of the call whose turn it is: {}; prompts show outputs in their order alone"
 TOOLS_TWICE = "rows with tools both in the system text and beside it, so that their prompts hold them twice: {}"
 TWO_ANSWERS = "turns right behind another turn: {}; where both are parts of one answer, join them"
 SAYS_NONE = 'turns with "None" or the like as text or reasoning: {}; it is trained as that text, so write null'
@@ -132,7 +130,7 @@ def _mistakes(messages: list[dict], functions: list[dict]) -> Counter:
             notes[NO_CALL] += not waiting
             notes[WRAPPED] += content.lstrip().startswith("<tool_response>")
             expected, given = waiting.pop(0) if waiting else None, message.get("tool_call_id")
-            notes[OTHER_ID] += bool(expected and given and expected != given)
+            notes[SWAP] += bool(expected and given and expected != given)
         elif role == "system" and functions:
             notes[TOOLS_TWICE] += "<tools>" in content
         for name, arguments in ((call["function"]["name"], call["function"]["arguments"]) for call in calls):

@@ -98,9 +98,8 @@ def _conversation(left: dict, reader: Reader) -> tuple[list, int]:
     if len(found) == 2:
         raise TrajectoryError(f"has {' beside '.join(found)}; leave one out by --ignore-key row.{found[1]}")
     if not found and says(left.get("completion")) and says(left.get("prompt")):
-        prompt, completion = (
-            decoded(left.pop(key), f"column {key} (a list of messages) is") for key in ("prompt", "completion")
-        )
+        label = "column {} (a list of messages) is".format
+        prompt, completion = (decoded(left.pop(key), label(key)) for key in ("prompt", "completion"))
         reader.shapes["prompt and completion"] += 1
         return prompt + completion, len(prompt)
     column = found[0] if found else "messages"
